@@ -1,0 +1,134 @@
+"""Initial distributions of weights, as `jax.nn.initializers` functions.
+
+An initializer is a function `(key, shape, dtype) -> array` of a typed key, a shape
+`[..., fan_out]` whose leading axes make up the fan-in, and a floating-point dtype
+(by default float32, or float64 under x64). So `[in, out]` dense kernels and
+`[height, width, in, out]` convolution kernels work alike.
+
+Legend for shapes: N units, K replaced units.
+"""
+
+from collections.abc import Mapping
+import math
+from types import MappingProxyType
+
+import jax
+from jax.nn.initializers import Initializer
+from jax.typing import DTypeLike
+
+GAINS: Mapping[str, float] = MappingProxyType(
+    {
+        "elu": math.sqrt(2),
+        "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
+        "linear": 1.0,
+        "relu": math.sqrt(2),
+        "sigmoid": 1.0,
+        "swish": math.sqrt(2),
+        "tanh": 5 / 3,
+    }
+)
+"""Gain of each activation, as the paper sets them; leaky ReLU has slope 0.01."""
+
+
+def kaiming_uniform(activation: str) -> Initializer:
+    """Uniform weights whose spread keeps the scale of the signal after an activation.
+
+    Draws from U(-b, b) with `b = gain * sqrt(3 / fan_in)`: the standard deviation is
+    `gain / sqrt(fan_in)`.
+
+    Args:
+      activation: the activation after the layer, a key of `GAINS`; `"linear"`
+        for an output layer.
+
+    Returns:
+      An initializer `(key, shape, dtype) -> array` of that shape and dtype. It raises
+      ValueError for a shape of rank below 2, which has no fan-in.
+
+    Raises:
+      ValueError: if `activation` is not a key of `GAINS`.
+
+    Source: He et al., Delving deep into rectifiers, ICCV 2015; gains as in Dohare et
+    al., Loss of plasticity in deep continual learning, Nature 2024.
+    """
+    if activation not in GAINS:
+        choices = ", ".join(repr(name) for name in GAINS)
+        raise ValueError(f"unknown activation {activation!r}: choose one of {choices}")
+    gain = GAINS[activation]
+
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+    ) -> jax.Array:
+        bound = gain * math.sqrt(3 / _fan_in(shape))
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def uniform_fan_in(fan_in: int | None = None) -> Initializer:
+    """Uniform weights within `1 / sqrt(fan_in)`, PyTorch's default for its layers.
+
+    Draws from U(-b, b) with `b = 1 / sqrt(fan_in)`. The paper's convolutional network
+    uses it for weights and biases.
+
+    Args:
+      fan_in: inputs of each unit. By default the product of all axes of the shape but
+        the last; a bias, whose shape does not tell, needs it given.
+
+    Returns:
+      An initializer `(key, shape, dtype) -> array` of that shape and dtype. Without
+      `fan_in` it raises ValueError for a shape of rank below 2.
+
+    Source: `torch.nn.Linear` and `torch.nn.Conv2d`, `reset_parameters`.
+    """
+
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+    ) -> jax.Array:
+        bound = 1 / math.sqrt(_fan_in(shape) if fan_in is None else fan_in)
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def full_width(initializer: Initializer, num_units: int) -> Initializer:
+    """Let an initializer that looks at fan-out draw a few columns of a kernel.
+
+    Glorot's bound for a `[fan_in, K]` draw is wider than for the full kernel, so fresh
+    incoming weights of K replaced units would not come from the initial distribution.
+    The wrapped initializer draws a full kernel and returns its first K columns, at the
+    cost of a full kernel of random numbers. The initializers of this module look at
+    fan-in only and do not need it.
+
+    Args:
+      initializer: draws a kernel `[..., fan_in, N]`.
+      num_units: N, the layer's width.
+
+    Returns:
+      An initializer that, asked for shape `[..., fan_in, K]`, returns the first K
+      columns of a `[..., fan_in, N]` draw. It raises ValueError for K above N.
+
+    Example:
+      `full_width(jax.nn.initializers.glorot_uniform(), num_units=256)`
+    """
+
+    def init(
+        key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
+    ) -> jax.Array:
+        *leading, num_columns = shape
+        if num_columns > num_units:
+            raise ValueError(
+                f"asked for {num_columns} columns of a kernel of {num_units} units: "
+                "pass the layer's width as num_units"
+            )
+        return initializer(key, (*leading, num_units), dtype)[..., :num_columns]
+
+    return init
+
+
+def _fan_in(shape: tuple[int, ...]) -> int:
+    if len(shape) < 2:
+        raise ValueError(
+            f"shape {tuple(shape)} has no fan-in: a kernel has shape [..., fan_in, "
+            "fan_out]; initialize a bias with zeros or uniform_fan_in(fan_in)"
+        )
+    return math.prod(shape[:-1])

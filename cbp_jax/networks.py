@@ -1,0 +1,171 @@
+"""The paper's networks, as flax.linen modules that also return their activations."""
+
+from collections.abc import Callable, Mapping, Sequence
+import math
+from types import MappingProxyType
+
+from flax import linen as nn
+import jax
+
+from cbp_jax.initializers import kaiming_uniform, uniform_fan_in
+from cbp_jax.units import Initializer, UnitGroup, sequential_units
+
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "relu": nn.relu,
+        "leaky_relu": nn.leaky_relu,
+        "tanh": nn.tanh,
+        "sigmoid": nn.sigmoid,
+        "elu": nn.elu,
+        "swish": nn.swish,
+        "linear": lambda x: x,
+    }
+)
+
+
+def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Returns the activation of that name.
+
+    Raises:
+      ValueError: unknown name; the message lists the choices.
+    """
+    if name not in ACTIVATIONS:
+        raise ValueError(
+            f"activation must be one of {list(ACTIVATIONS)}, got {name!r}."
+        )
+    return ACTIVATIONS[name]
+
+
+class MLP(nn.Module):
+    """Multilayer perceptron of the paper's online problems.
+
+    Layers are named `dense_0`, `dense_1` ... and `head`. Weights are Kaiming-uniform
+    with the activation's gain (gain 1 for the head), biases zero.
+
+    Attributes:
+      hidden_units: width of each hidden layer, in order; empty for a linear model.
+      num_outputs: number of outputs.
+      activation: a name in `ACTIVATIONS`.
+    """
+
+    hidden_units: Sequence[int]
+    num_outputs: int
+    activation: str = "relu"
+
+    @nn.compact
+    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Maps inputs `[batch, inputs]` to outputs and features.
+
+        Returns:
+          Outputs `[batch, num_outputs]`, and a dict of the activations of each hidden
+          layer, `[batch, units]`, by layer name.
+        """
+        activation = activation_function(self.activation)
+        features = {}
+        hidden = inputs
+        for index, width in enumerate(self.hidden_units):
+            name = f"dense_{index}"
+            kernel_init = kaiming_uniform(self.activation)
+            hidden = nn.Dense(width, kernel_init=kernel_init, name=name)(hidden)
+            features[name] = hidden = activation(hidden)
+        head_init = kaiming_uniform("linear")
+        return nn.Dense(self.num_outputs, kernel_init=head_init, name="head")(
+            hidden
+        ), features
+
+    def units(self) -> tuple[UnitGroup, ...]:
+        """Returns the hidden layers as unit groups; empty for a linear model."""
+        names = [f"dense_{index}" for index in range(len(self.hidden_units))]
+        return sequential_units((*names, "head")) if names else ()
+
+    def initializer(self) -> Initializer:
+        """Returns the distribution of the hidden layers' weights."""
+        return kaiming_uniform(self.activation)
+
+
+class ConvNet(nn.Module):
+    """The paper's network for Continual ImageNet.
+
+    Convolutions `conv_0` (32 of 5x5), `conv_1` (64 of 3x3), `conv_2` (128 of 3x3),
+    without padding, each followed by the activation and a 2x2 max-pool; then `dense_0`
+    and `dense_1` of 128 units and `head`. Weights and biases are uniform within
+    1 / sqrt(fan_in). A 32x32 image leaves a 2x2 map of 128 channels.
+
+    Attributes:
+      num_outputs: number of classes.
+      activation: a name in `ACTIVATIONS`.
+      conv_channels: channels of each convolution.
+      conv_sizes: kernel sizes (height and width) of each convolution.
+      dense_units: widths of the dense hidden layers.
+      conv_general_dilated: replacement of `jax.lax.conv_general_dilated`, None for it.
+    """
+
+    num_outputs: int = 2
+    activation: str = "relu"
+    conv_channels: Sequence[int] = (32, 64, 128)
+    conv_sizes: Sequence[int] = (5, 3, 3)
+    dense_units: Sequence[int] = (128, 128)
+    conv_general_dilated: Callable[..., jax.Array] | None = None
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Maps images `[batch, height, width, channels]` to outputs and features.
+
+        Returns:
+          Outputs `[batch, num_outputs]`, and a dict of activations by layer name:
+          `[batch, height, width, channels]` after pooling for convolutions,
+          `[batch, units]` for dense layers.
+        """
+        activation = activation_function(self.activation)
+        features = {}
+        hidden = images
+        for index, (channels, size) in enumerate(
+            zip(self.conv_channels, self.conv_sizes, strict=True)
+        ):
+            name = f"conv_{index}"
+            convolution = nn.Conv(
+                channels,
+                (size, size),
+                padding="VALID",
+                kernel_init=uniform_fan_in(),
+                bias_init=_bias_init(size * size * hidden.shape[-1]),
+                conv_general_dilated=self.conv_general_dilated,
+                name=name,
+            )
+            hidden = nn.max_pool(activation(convolution(hidden)), (2, 2), (2, 2))
+            features[name] = hidden
+        hidden = hidden.reshape(*hidden.shape[:-3], -1)
+        for index, width in enumerate(self.dense_units):
+            name = f"dense_{index}"
+            hidden = activation(_uniform_dense(width, hidden, name))
+            features[name] = hidden
+        return _uniform_dense(self.num_outputs, hidden, "head"), features
+
+    def units(self) -> tuple[UnitGroup, ...]:
+        """Returns all hidden layers as unit groups."""
+        convolutions = [f"conv_{index}" for index in range(len(self.conv_channels))]
+        dense = [f"dense_{index}" for index in range(len(self.dense_units))]
+        return sequential_units((*convolutions, *dense, "head"))
+
+    def initializer(self) -> Initializer:
+        """Returns the distribution of the hidden layers' weights."""
+        return uniform_fan_in()
+
+
+def _uniform_dense(width: int, inputs: jax.Array, name: str) -> jax.Array:
+    return nn.Dense(
+        width,
+        kernel_init=uniform_fan_in(),
+        bias_init=_bias_init(inputs.shape[-1]),
+        name=name,
+    )(inputs)
+
+
+def _bias_init(fan_in: int) -> Initializer:
+    """Uniform within 1 / sqrt(fan_in), which a bias's own shape cannot tell."""
+    bound = 1 / math.sqrt(fan_in)
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: object) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init

@@ -1,0 +1,153 @@
+"""Optimizers that know about units."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cbp_jax.replacement import at_least_float32, average_weight
+from cbp_jax.resolution import resolve_units
+from cbp_jax.units import PyTree, UnitGroup
+
+
+class AdamWithUnitCountsState(NamedTuple):
+    """State of `scale_by_adam_with_unit_counts`."""
+
+    count: jax.Array  # int32 scalar, updates so far.
+    mu: PyTree  # First moments, like the params.
+    nu: PyTree  # Second moments, like the params.
+
+
+def adam_with_unit_counts(
+    learning_rate: optax.ScalarOrSchedule,
+    units: Sequence[UnitGroup],
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    *,
+    eps_before_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adam whose bias correction counts the updates of each weight since its birth.
+
+    Adam divides its moments by :math:`1 - \beta^t` with one :math:`t` for all weights.
+    A weight whose moments continual backprop has just zeroed then moves several times
+    too far. Here :math:`t` is the weight's own: the weight from unit i to unit j is as
+    old as the younger of the two, so one age per unit, which continual backprop has
+    anyway, replaces one count per weight. Inputs and outputs of the network are as old
+    as the optimizer.
+
+    Use as base optimizer of `continual_backprop`, which passes the ages; on its own, or
+    in front of `replace_units`, it is Adam.
+
+    Args:
+      learning_rate: step size, or a schedule of the optimizer's count of updates.
+      units: the unit groups given to `continual_backprop`.
+      b1: decay rate of the first moments.
+      b2: decay rate of the second moments.
+      eps: added to the square root of the second moment.
+      eps_before_correction: add it to the square root of the moment that is not yet
+        corrected for its count, as the authors' code and the end of section 2 of the
+        Adam paper do; False adds it after the correction, as `optax.adam` does.
+
+    Returns:
+      An optax transformation. Its update takes the keyword `unit_ages`: for each
+      group's name the updates since its units were born, int32 [N], without this one.
+
+    Raises:
+      ValueError: a group does not fit the params, see `cbp_jax.sequential_units`.
+
+    References:
+      Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Dohare et al.,
+      `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_, 2023, whose code keeps a
+      count per weight.
+    """
+    return optax.chain(
+        scale_by_adam_with_unit_counts(
+            units, b1, b2, eps, eps_before_correction=eps_before_correction
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def scale_by_adam_with_unit_counts(
+    units: Sequence[UnitGroup],
+    b1: float | jax.Array = 0.9,
+    b2: float | jax.Array = 0.999,
+    eps: float | jax.Array = 1e-8,
+    *,
+    eps_before_correction: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    """The scaling of `adam_with_unit_counts`, without the learning rate.
+
+    Args:
+      units: see `adam_with_unit_counts`.
+      b1: see `adam_with_unit_counts`.
+      b2: see `adam_with_unit_counts`.
+      eps: see `adam_with_unit_counts`.
+      eps_before_correction: see `adam_with_unit_counts`.
+
+    Returns:
+      An optax transformation, see `adam_with_unit_counts`.
+    """
+    units = tuple(units)
+
+    def init(params: PyTree) -> AdamWithUnitCountsState:
+        # map_params calls init with a placeholder to see which fields are params.
+        if jax.tree.leaves(params):
+            resolve_units(units, params)
+        return AdamWithUnitCountsState(
+            count=jnp.zeros((), jnp.int32),
+            mu=optax.tree.zeros_like(params),
+            nu=optax.tree.zeros_like(params),
+        )
+
+    def update(
+        updates: PyTree,
+        state: AdamWithUnitCountsState,
+        params: PyTree | None = None,
+        *,
+        unit_ages: Mapping[str, jax.Array] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, AdamWithUnitCountsState]:
+        del params, extra_args
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        counts = _weight_counts(units, updates, state.count, unit_ages or {})
+
+        def scale(count: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
+            dtype = at_least_float32(mu.dtype)
+            first = mu / average_weight(count, b1, dtype)
+            second_weight = average_weight(count, b2, dtype)
+            added = eps / jnp.sqrt(second_weight) if eps_before_correction else eps
+            return (first / (jnp.sqrt(nu / second_weight) + added)).astype(mu.dtype)
+
+        updates = jax.tree.map(scale, counts, mu, nu)
+        return updates, AdamWithUnitCountsState(
+            optax.safe_increment(state.count), mu, nu
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _weight_counts(
+    units: Sequence[UnitGroup],
+    tree: PyTree,
+    count: jax.Array,
+    unit_ages: Mapping[str, jax.Array],
+) -> PyTree:
+    """Returns for each leaf the updates of each weight, this one included.
+
+    The arrays only broadcast against the leaves, so they stay small until used.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    counts = [count for _ in leaves]
+    for group in resolve_units(units, tree):
+        if group.name not in unit_ages:
+            continue
+        age = unit_ages[group.name]
+        for place in group.places:
+            own = place.spread(age, leaves[place.leaf].ndim)
+            counts[place.leaf] = jnp.minimum(counts[place.leaf], own)
+    return treedef.unflatten([optax.safe_increment(leaf) for leaf in counts])

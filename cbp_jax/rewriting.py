@@ -1,0 +1,139 @@
+"""New values for replaced units: in the updates, and in any tree like the params.
+
+Shapes: N units of a group, K replaced at most in one step.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from cbp_jax.resolution import KERNEL_AXES, ResolvedGroup, UnitAxis, resolve_units
+from cbp_jax.units import PyTree, UnitGroup
+
+
+def reset_units(
+    tree: PyTree,
+    units: Sequence[UnitGroup],
+    replaced: Mapping[str, jax.Array],
+    fresh: PyTree | None = None,
+) -> PyTree:
+    """Resets the entries of replaced units in any tree shaped like the params.
+
+    For per-unit state that the transform does not own: an average of the params, a
+    gradient accumulator, eligibility traces. The entries are the units' columns of
+    `incoming`, their rows of `outgoing`, their biases and normalization parameters.
+
+    Args:
+      tree: pytree with the structure and shapes of the params.
+      units: the groups given to the transform.
+      replaced: for each group's name the indices of its replaced units, int32 [K], with
+        N where unused: `ContinualBackpropState.replaced`. Groups not named are left.
+      fresh: tree to take the entries' new values from; None sets them to 0.
+
+    Returns:
+      A tree like `tree`.
+
+    Raises:
+      ValueError: a group does not fit the tree, see `continual_backprop`.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    fresh_leaves = None if fresh is None else treedef.flatten_up_to(fresh)
+    for group in resolve_units(units, tree):
+        if group.name not in replaced:
+            continue
+        mask = replaced_mask(replaced[group.name], group.num_units)
+        for place in group.places:
+            leaf = leaves[place.leaf]
+            value = 0 if fresh_leaves is None else fresh_leaves[place.leaf]
+            leaves[place.leaf] = jnp.where(place.spread(mask, leaf.ndim), value, leaf)
+    return treedef.unflatten(leaves)
+
+
+def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
+    """Turns indices int32 [K], N where unused, into a mask bool [N]."""
+    indices = jnp.arange(num_units, dtype=replaced.dtype)
+    return jnp.any(indices[:, None] == replaced, axis=1)
+
+
+def rewrite_updates(
+    group: ResolvedGroup,
+    mask: jax.Array,
+    replaced: jax.Array,
+    fresh: Sequence[jax.Array],
+    leaves: Sequence[jax.Array],
+    update_leaves: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Makes the updates lead the replaced units of a group to their new weights.
+
+    A select is fused into the update and costs no pass over memory; a scatter would
+    have to write the updates out first.
+
+    Args:
+      group: the resolved group.
+      mask: its replaced units, bool [N].
+      replaced: their indices, int32 [K].
+      fresh: for each incoming leaf the fresh weights, K along the unit axis.
+      leaves: the params before the step, flattened.
+      update_leaves: the updates, flattened.
+
+    Returns:
+      The new updates, flattened.
+    """
+    update_leaves = list(update_leaves)
+
+    def lead_to(value: jax.Array, place: UnitAxis) -> None:
+        old, update = leaves[place.leaf], update_leaves[place.leaf]
+        update_leaves[place.leaf] = jnp.where(
+            place.spread(mask, old.ndim), (value - old).astype(update.dtype), update
+        )
+
+    for place, columns in zip(group.incoming, fresh, strict=True):
+        lead_to(_lay_columns(columns, place.axis, replaced, group.num_units), place)
+    for place, value in zip(group.vectors, group.vector_values, strict=True):
+        lead_to(jnp.asarray(value, leaves[place.leaf].dtype), place)
+    for place in group.outgoing:
+        lead_to(jnp.zeros((), leaves[place.leaf].dtype), place)
+    return update_leaves
+
+
+def transfer_means(
+    group: ResolvedGroup,
+    mask: jax.Array,
+    mean_activation: jax.Array,
+    new_leaves: Sequence[jax.Array],
+    update_leaves: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Adds what replaced units gave on average to their consumers' biases.
+
+    Args:
+      group: the resolved group.
+      mask: its replaced units, bool [N].
+      mean_activation: its corrected mean activations, [N].
+      new_leaves: the params after the base optimizer's step, flattened.
+      update_leaves: the updates, flattened.
+
+    Returns:
+      The new updates, flattened.
+    """
+    update_leaves = list(update_leaves)
+    lost = jnp.where(mask, mean_activation, 0)
+    for place, bias in zip(group.outgoing, group.outgoing_bias, strict=True):
+        kernel = new_leaves[place.leaf].astype(lost.dtype)
+        output_axis = KERNEL_AXES[place.layout][1] % kernel.ndim
+        others = tuple(axis for axis in range(kernel.ndim) if axis != output_axis)
+        moved = jnp.sum(kernel * place.spread(lost, kernel.ndim), axis=others)
+        update = update_leaves[bias]
+        update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
+    return update_leaves
+
+
+def _lay_columns(
+    columns: jax.Array, axis: int, replaced: jax.Array, num_units: int
+) -> jax.Array:
+    """Puts K fresh columns where their units are; other columns are arbitrary."""
+    if replaced.size == 1:
+        return columns
+    indices = jnp.arange(num_units, dtype=replaced.dtype)
+    slot = jnp.argmax(indices[:, None] == replaced, axis=1)
+    return jnp.take(columns, slot, axis=axis)

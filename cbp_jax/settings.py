@@ -1,0 +1,86 @@
+"""The options of continual backprop, checked."""
+
+from collections.abc import Sequence
+import math
+from typing import Any, NamedTuple
+
+import jax
+
+from cbp_jax.resolution import ResolvedGroup
+from cbp_jax.units import Initializer, UnitGroup
+from cbp_jax.utility import UtilityFn
+
+
+class Settings(NamedTuple):
+    """The options of `continual_backprop` that decide who is replaced by what."""
+
+    replacement_rate: float | jax.Array
+    decay_rate: float | jax.Array
+    maturity_threshold: int | float | jax.Array
+    utility_fn: UtilityFn
+    initializer: Initializer
+    budget: str
+    count: str
+    max_per_step: int | None
+    bias_correction: bool
+
+    @property
+    def utility_decay(self) -> float | jax.Array:
+        """Decay of the utilities' running average: 0 if it has no memory."""
+        is_memoryless = getattr(self.utility_fn, "memoryless", False)
+        return 0.0 if is_memoryless else self.decay_rate
+
+    def rate_of(self, group: UnitGroup) -> float | jax.Array:
+        """Returns the group's own replacement rate, or the common one."""
+        own = group.replacement_rate
+        return self.replacement_rate if own is None else own
+
+    def bound(self, group: ResolvedGroup) -> int:
+        """Returns K, the most units of the group that are replaced in one step."""
+        rate = self.rate_of(group.group)
+        if _is_traced(rate):
+            return min(self.max_per_step, group.num_units)
+        needed = max(1, math.ceil(float(rate) * group.num_units))
+        return min(needed, self.max_per_step or needed)
+
+    def check(self, units: Sequence[UnitGroup]) -> None:
+        """Raises ValueError for an option out of range or unknown."""
+        _check_range("replacement_rate", self.replacement_rate, 0, 1)
+        _check_range("decay_rate", self.decay_rate, 0, 1, open_end=True)
+        _check_range("maturity_threshold", self.maturity_threshold, 0, math.inf)
+        check_choice("budget", self.budget, ("accumulate", "bernoulli"))
+        check_choice("count", self.count, ("eligible", "all"))
+        if self.max_per_step is not None and self.max_per_step < 1:
+            raise ValueError(
+                f"max_per_step must be at least 1, got {self.max_per_step}."
+            )
+        for group in units:
+            rate = self.rate_of(group)
+            _check_range(f"replacement_rate of unit group {group.name!r}", rate, 0, 1)
+            if self.max_per_step is None and _is_traced(rate):
+                raise ValueError(
+                    f"The replacement_rate of unit group {group.name!r} is traced, so "
+                    "the number of units replaced in a step has no static bound. Pass "
+                    "max_per_step: 1, or ceil(largest rate x units)."
+                )
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raises ValueError if the value is not one of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
+
+
+def _check_range(
+    name: str, value: Any, low: float, high: float, open_end: bool = False
+) -> None:
+    if _is_traced(value):
+        return
+    inside = low <= value < high if open_end else low <= value <= high
+    if not inside:
+        end = ")" if open_end else "]"
+        raise ValueError(f"{name} must be in [{low}, {high}{end}, got {value}.")
+
+
+def _is_traced(value: Any) -> bool:
+    return isinstance(value, jax.core.Tracer)

@@ -1,0 +1,97 @@
+"""Where groups of hidden units live in a params tree.
+
+Works on any pytree of arrays. A leaf is named by its path, the keys joined by `/`: the
+flax params `{"dense_0": {"kernel": ...}}` hold the leaf `dense_0/kernel`. A path that
+leads to a subtree with a single leaf (an `nnx.Param`, say) names that leaf.
+
+Shapes: N units of a group, P positions of a flattened map, K replaced at once.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Paths = str | Sequence[str] | None
+Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
+
+
+class UnitGroup(NamedTuple):
+    """A group of hidden units: the leaves of a params tree that belong to them.
+
+    Each field of paths takes one path, a sequence of paths, or None for no leaf. With
+    the default layout the last axis of `incoming`, `bias`, `norm_scale` and `norm_bias`
+    indexes the N units, and the second-last axis of `outgoing` indexes them, times the
+    P positions of a spatial map that was flattened in between (channel fastest).
+
+    Attributes:
+      name: the group's key in `features`.
+      incoming: kernels into the units, `[..., fan_in, N]`. Several where branches are
+        added up, as at the end of a residual block.
+      bias: biases of the units, `[N]`, set to 0 at a reset.
+      outgoing: kernels that read the units, `[..., P * N, outputs]`: one for each
+        consumer, so a unit that feeds a branch and a shortcut names both.
+      outgoing_bias: biases of the consumers, `[outputs]`, in the order of `outgoing`.
+        Only `transfer_mean` uses them.
+      norm_scale: scales of a normalization of the units, `[N]`, set to 1 at a reset.
+      norm_bias: shifts of a normalization of the units, `[N]`, set to 0 at a reset.
+      replacement_rate: the group's own rate; 0 freezes the group, None takes the
+        transform's.
+      initializer: the group's own initializer of fresh incoming weights, called with
+        the shape `[..., fan_in, K]`; None takes the transform's.
+      layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
+        (Equinox), where a flattened map has the channel as its slowest index.
+    """
+
+    name: str
+    incoming: Paths
+    bias: Paths = None
+    outgoing: Paths = None
+    outgoing_bias: Paths = None
+    norm_scale: Paths = None
+    norm_bias: Paths = None
+    replacement_rate: float | jax.Array | None = None
+    initializer: Initializer | None = None
+    layout: str = "io"
+
+
+def sequential_units(
+    names: Sequence[str],
+    *,
+    kernel: str = "kernel",
+    bias: str | None = "bias",
+    layout: str = "io",
+) -> tuple[UnitGroup, ...]:
+    """Builds the groups of a plain chain of layers, each feeding the next.
+
+    Args:
+      names: paths of the layers in forward order, `"a/b"` for nested ones. The last is
+        the head, whose outputs are not hidden units.
+      kernel: name of the weight leaf inside each layer (`"w"` in Haiku).
+      bias: name of the bias leaf inside each layer, None for layers without one.
+      layout: see `UnitGroup`.
+
+    Returns:
+      One `UnitGroup` for every layer but the last, named by the layer's path.
+
+    Raises:
+      ValueError: fewer than two layers, or a layer named twice.
+    """
+    names = tuple(names)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            "sequential_units needs at least two different layer paths, the last one "
+            f"being the head; got {names}."
+        )
+    return tuple(
+        UnitGroup(
+            name=layer,
+            incoming=f"{layer}/{kernel}",
+            bias=bias and f"{layer}/{bias}",
+            outgoing=f"{consumer}/{kernel}",
+            outgoing_bias=bias and f"{consumer}/{bias}",
+            layout=layout,
+        )
+        for layer, consumer in zip(names[:-1], names[1:], strict=True)
+    )
