@@ -156,11 +156,8 @@ def continual_backprop(
             units={
                 group.name: replacement.initial_state(group, params) for group in groups
             },
-            rng_key=key,
-            replaced={
-                group.name: jnp.full(settings.bound(group), group.num_units, jnp.int32)
-                for group in groups
-            },
+            rng_key=jnp.copy(key),  # The caller's key survives a donated state.
+            replaced=replacement.nobody(settings, groups),
         )
 
     def update(
@@ -202,15 +199,18 @@ def continual_backprop(
             )
             for group in groups
         }
+        # Left out altogether, a frozen group is the base optimizer's to the last bit:
+        # even a select that takes every update changes how XLA rounds `p + update`.
+        live = [group for group in groups if settings.may_replace(group)]
         replaced, fresh, rng_key = replacement.select_and_draw(
-            settings, groups, measured, state.rng_key, leaves
+            settings, live, measured, state.rng_key, leaves
         )
         masks = {
             group.name: rewriting.replaced_mask(replaced[group.name], group.num_units)
-            for group in groups
+            for group in live
         }
         update_leaves = treedef.flatten_up_to(updates)
-        for group in groups:
+        for group in live:
             mask = masks[group.name]
             if transfer_mean:
                 mean = measured[group.name].mean_activation
@@ -229,12 +229,12 @@ def continual_backprop(
         if moments == "zero":
             new_params = optax.apply_updates(params, updates)
             base_state = reset_moments(
-                base_optimizer, base_state, new_params, groups, masks, keep_state
+                base_optimizer, base_state, new_params, live, masks, keep_state
             )
-        unit_states = {
-            name: replacement.reborn(group.state, masks[name])
-            for name, group in measured.items()
-        }
+        unit_states = {name: group.state for name, group in measured.items()}
+        for name, mask in masks.items():
+            unit_states[name] = replacement.reborn(unit_states[name], mask)
+        replaced = replacement.nobody(settings, groups) | replaced
         return updates, ContinualBackpropState(
             base_state, unit_states, rng_key, replaced
         )

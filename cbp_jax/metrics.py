@@ -1,16 +1,18 @@
 """Measures of how much of a network is still in use, one formula each.
 
-Legend for shapes: M samples, N units, R = min(M, N) singular values. Every function
-takes and returns arrays, holds no state, and works under `jax.jit` (with `method`
-static) and `jax.vmap`.
+Legend for shapes: M samples, N units, R = min(M, N) singular values. Every function is
+pure and works under `jax.jit` (with `method` static) and `jax.vmap`.
 
 Every result is a scalar of the floating-point type the computation ran in: float64
 where an input is float64, float32 otherwise (integer, Boolean and half-precision
 inputs are converted first). Ranks are whole numbers in that type, so that NaN can stand
 for a diverged network: a NaN anywhere in the input makes the result NaN.
+
+Dohare et al. (2024) stands for Loss of plasticity in deep continual learning, Nature.
 """
 
 from collections.abc import Callable
+import functools
 from typing import Any
 
 import chex
@@ -21,13 +23,11 @@ import jax.numpy as jnp
 def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
     """Singular values of a feature matrix, largest first.
 
-    `"svd"` is the reference. `"gram"` takes the square roots of the eigenvalues of
-    the smaller Gram matrix (`features.T @ features` or `features @ features.T`):
-    one matrix product and one [R, R] symmetric eigenvalue problem, which took two
-    thirds of the time of `"svd"` on one CPU core for [2000, 500] and [2000, 2000].
-    Squaring halves the digits: an eigenvalue below machine epsilon times the largest is
-    rounding noise and is returned as 0, which loses every singular value below
-    `sqrt(eps)` (3.5e-4 in float32, 1.5e-8 in float64) of the largest.
+    `"svd"` is the reference. `"gram"` takes the square roots of the eigenvalues of the
+    smaller Gram matrix, in two thirds of the time on one CPU core for [2000, 500] and
+    [2000, 2000]. Squaring halves the digits: an eigenvalue below machine epsilon times
+    the largest is rounding noise and is returned as 0, which loses every singular value
+    below `sqrt(eps)` (3.5e-4 in float32, 1.5e-8 in float64) of the largest.
 
     Measured in float32 on a CPU against a float64 SVD, on Gaussian, ReLU and low-rank
     matrices up to [2000, 2000]: singular values above a tenth of the largest are off by
@@ -53,8 +53,7 @@ def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
     if features.ndim != 2:
         raise ValueError(
             f"features must be a matrix [samples, units], got shape {features.shape}: "
-            "flatten the sample axes with features.reshape(-1, features.shape[-1]), or "
-            "use jax.vmap for a batch of matrices"
+            "use features.reshape(-1, features.shape[-1]), or jax.vmap for a batch"
         )
     return _SINGULAR_VALUES[method](features)
 
@@ -62,8 +61,9 @@ def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
 def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
     """Exponential of the entropy of the normalized singular values.
 
-    `exp(-sum_k p_k log p_k)` with `p = s / sum(s)` and `0 log 0 = 0`. The
-    features are not centered. Between 1 and the rank; a matrix of zeros has 0.
+    `exp(-sum_k p_k log p_k)` with `p = s / sum(s)` and `0 log 0 = 0`, not centered.
+    Between 1 and the rank; a matrix of zeros has 0. Source: Roy and Vetterli, The
+    effective rank: a measure of effective dimensionality, 2007.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
@@ -74,26 +74,20 @@ def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
 
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
-
-    Source: Roy and Vetterli, The effective rank: a measure of effective
-    dimensionality, EUSIPCO 2007.
     """
     values = singular_values(features, method)
     total = jnp.sum(values)
-    entropy = jnp.sum(jax.scipy.special.entr(values / total))
+    entropy = jnp.sum(jax.scipy.special.entr(values / _positive_or_one(total)))
     return jnp.where(total > 0, jnp.exp(entropy), total)
 
 
 def stable_rank(
-    features: jax.Array,
-    threshold: jax.Array | float = 0.99,
-    method: str = "svd",
+    features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
 ) -> jax.Array:
     """Fewest singular values that hold more than a share of their sum.
 
-    The smallest k with `s_1 + ... + s_k > threshold * sum(s)`, the meaning Dohare et
-    al. give to the name; elsewhere it stands for `sum(s**2) / max(s)**2`. A matrix of
-    zeros has 0.
+    The smallest k with `s_1 + ... + s_k > threshold * sum(s)`; 0 for a matrix of zeros.
+    This is the stable rank of Dohare et al. (2024), not `sum(s**2) / max(s)**2`.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
@@ -105,22 +99,18 @@ def stable_rank(
 
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
-
-    Source: Dohare et al., Loss of plasticity in deep continual learning, Nature 2024.
     """
     return _leading_count(singular_values(features, method), threshold)
 
 
 def approximate_rank(
-    features: jax.Array,
-    threshold: jax.Array | float = 0.99,
-    method: str = "svd",
+    features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
 ) -> jax.Array:
     """Fewest squared singular values that hold more than a share of their sum.
 
     The smallest k with `s_1**2 + ... + s_k**2 > threshold * sum(s**2)`: the number of
-    directions that explain this share of the (uncentered) variance. A matrix of zeros
-    has 0.
+    directions that explain this share of the (uncentered) variance; 0 for a matrix of
+    zeros. Source: Yang et al., Harnessing structures for value-based planning, 2020.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
@@ -132,21 +122,15 @@ def approximate_rank(
 
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
-
-    Source: Yang et al., Harnessing structures for value-based planning and
-    reinforcement learning, ICLR 2020.
     """
     values = singular_values(features, method)
-    largest = jnp.max(values)
     # Squares of very large or small values would overflow or vanish in float32.
-    relative = values / jnp.where(largest > 0, largest, 1)
+    relative = values / _positive_or_one(jnp.max(values))
     return _leading_count(relative**2, threshold)
 
 
 def numerical_rank(
-    features: jax.Array,
-    tolerance: jax.Array | float | None = None,
-    method: str = "svd",
+    features: jax.Array, tolerance: jax.Array | float | None = None, method: str = "svd"
 ) -> jax.Array:
     """Number of singular values above a tolerance.
 
@@ -163,8 +147,6 @@ def numerical_rank(
 
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
-
-    Source: `numpy.linalg.matrix_rank`.
     """
     values = singular_values(features, method)
     largest = jnp.max(values)
@@ -176,16 +158,13 @@ def numerical_rank(
 
 
 def dead_units(features: jax.Array) -> jax.Array:
-    """Fraction of units whose output is exactly 0 on every sample.
+    """Fraction of units whose output is exactly 0 on all samples (Dohare et al., 2024).
 
     Args:
-      features: [..., N] outputs of N units, any real dtype; all other axes are samples
-        (and positions, for a convolution).
+      features: [..., N] outputs of N units, any real dtype; all other axes are samples.
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
-
-    Source: Dohare et al., Loss of plasticity in deep continual learning, Nature 2024.
     """
     features = _flatten_samples(features)
     return _fraction_of_units(jnp.all(features == 0, axis=0), features)
@@ -196,8 +175,8 @@ def dormant_units(
 ) -> jax.Array:
     """Fraction of units that are active (above 0) on too few samples.
 
-    The definition of the paper's CIFAR-100 experiment. It looks at each unit alone,
-    unlike the dormancy of ReDo, which compares a unit with the mean of its layer.
+    What Dohare et al. (2024) measure on CIFAR-100. It looks at each unit alone, unlike
+    the dormancy of ReDo, which compares a unit with the mean of its layer.
 
     Args:
       features: [..., N] outputs of N units, any real dtype; all other axes are samples.
@@ -205,8 +184,6 @@ def dormant_units(
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
-
-    Source: Dohare et al., Loss of plasticity in deep continual learning, Nature 2024.
     """
     features = _flatten_samples(features)
     num_active = jnp.sum(features > 0, axis=0).astype(features.dtype)
@@ -249,8 +226,8 @@ def weight_magnitude(params: chex.ArrayTree) -> jax.Array:
     """Mean absolute weight over all weight matrices and kernels.
 
     The sum of `|w|` over every leaf of rank 2 or more, divided by the number of their
-    entries; biases and other vectors are left out. A leaf that carries an axis of
-    learners counts as one of higher rank, biases too: use `jax.vmap` over that axis.
+    entries; biases and other vectors are left out (Dohare et al., 2024). An axis of
+    learners would make matrices of the biases: use `jax.vmap` over that axis.
 
     Args:
       params: any pytree of arrays, or one array, any real dtype.
@@ -260,32 +237,21 @@ def weight_magnitude(params: chex.ArrayTree) -> jax.Array:
 
     Raises:
       ValueError: if no leaf has rank 2 or more.
-
-    Source: Dohare et al., Loss of plasticity in deep continual learning, Nature 2024.
     """
     leaves = jax.tree.leaves(params)
     weights = [leaf for leaf in leaves if jnp.ndim(leaf) >= 2]
     if not weights:
         shapes = [jnp.shape(leaf) for leaf in leaves]
-        raise ValueError(
-            "weight_magnitude needs a weight matrix or kernel, a leaf of rank 2 or "
-            f"more; the leaves have shapes {shapes}"
-        )
+        raise ValueError(f"no leaf of rank 2 or more to average, only {shapes}")
     dtype = _float_dtype(*weights)
     total = sum(jnp.sum(jnp.abs(jnp.asarray(w, dtype))) for w in weights)
     return total / sum(jnp.size(weight) for weight in weights)
 
 
-def _svd_values(matrix: jax.Array) -> jax.Array:
-    return jnp.linalg.svd(matrix, compute_uv=False)
-
-
 def _gram_values(matrix: jax.Array) -> jax.Array:
-    num_samples, num_units = matrix.shape
-    short = matrix if num_samples < num_units else matrix.T
-    largest = jnp.max(jnp.abs(short))
+    short = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
     # Squares of very large or small entries would overflow or vanish in float32.
-    scale = jnp.where(largest > 0, largest, 1)
+    scale = _positive_or_one(jnp.max(jnp.abs(short)))
     short = short / scale
     # Accelerators round the factors of a float32 product to fewer bits by default.
     gram = jnp.matmul(short, short.T, precision=jax.lax.Precision.HIGHEST)
@@ -295,7 +261,7 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
 
 
 _SINGULAR_VALUES: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "svd": _svd_values,
+    "svd": functools.partial(jnp.linalg.svd, compute_uv=False),
     "gram": _gram_values,
 }
 
@@ -306,6 +272,10 @@ def _leading_count(values: jax.Array, threshold: jax.Array | float) -> jax.Array
     is_short = jnp.cumsum(values)[:-1] <= threshold * total
     count = 1 + jnp.sum(is_short).astype(values.dtype)
     return jnp.where(total > 0, count, total)
+
+
+def _positive_or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor > 0, divisor, 1)
 
 
 def _flatten_samples(features: jax.Array) -> jax.Array:

@@ -1,7 +1,6 @@
 """The paper's networks, as flax.linen modules that also return their activations."""
 
 from collections.abc import Callable, Mapping, Sequence
-import math
 from types import MappingProxyType
 
 from flax import linen as nn
@@ -128,7 +127,7 @@ class ConvNet(nn.Module):
                 (size, size),
                 padding="VALID",
                 kernel_init=uniform_fan_in(),
-                bias_init=_bias_init(size * size * hidden.shape[-1]),
+                bias_init=uniform_fan_in(size * size * hidden.shape[-1]),
                 conv_general_dilated=self.conv_general_dilated,
                 name=name,
             )
@@ -156,16 +155,6 @@ def _uniform_dense(width: int, inputs: jax.Array, name: str) -> jax.Array:
     return nn.Dense(
         width,
         kernel_init=uniform_fan_in(),
-        bias_init=_bias_init(inputs.shape[-1]),
+        bias_init=uniform_fan_in(inputs.shape[-1]),
         name=name,
     )(inputs)
-
-
-def _bias_init(fan_in: int) -> Initializer:
-    """Uniform within 1 / sqrt(fan_in), which a bias's own shape cannot tell."""
-    bound = 1 / math.sqrt(fan_in)
-
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: object) -> jax.Array:
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init

@@ -49,13 +49,22 @@ class Measured(NamedTuple):
 def initial_state(group: ResolvedGroup, params: PyTree) -> UnitState:
     """Returns the state of newborn units, floating fields of at least float32."""
     leaf = jax.tree.leaves(params)[group.incoming[0].leaf]
-    zeros = jnp.zeros(group.num_units, at_least_float32(leaf.dtype))
+    dtype = at_least_float32(leaf.dtype)
+    # An array of its own for each field, so that the state can be donated.
     return UnitState(
-        utility=zeros,
-        mean_activation=zeros,
+        utility=jnp.zeros(group.num_units, dtype),
+        mean_activation=jnp.zeros(group.num_units, dtype),
         age=jnp.zeros(group.num_units, jnp.int32),
         budget=jnp.zeros((), jnp.int32),
     )
+
+
+def nobody(settings: Settings, groups: Sequence[ResolvedGroup]) -> dict[str, jax.Array]:
+    """Returns the indices int32 [K] by group name for a step that replaces no unit."""
+    return {
+        group.name: jnp.full(settings.bound(group), group.num_units, jnp.int32)
+        for group in groups
+    }
 
 
 def measure(
@@ -140,7 +149,7 @@ def select_and_draw(
 
     Args:
       settings: the transform's options.
-      groups: the resolved groups.
+      groups: the resolved groups that may lose units.
       measured: by group name.
       rng_key: the state's key.
       leaves: the params, flattened; only shapes and dtypes matter.
@@ -150,32 +159,31 @@ def select_and_draw(
       leaf the fresh weights, K along the unit axis; and the next key, which is the old
       one if nobody is due, so that a lane does not depend on the lanes beside it.
     """
+    if not groups:
+        return {}, {}, rng_key
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    order = list(measured)
 
     def work(operand: Any) -> Any:
         ranks, due, rng_key = operand
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
         replaced, fresh = {}, {}
-        for index, group in enumerate(groups):
+        for group in groups:
             bound = settings.bound(group)
+            key = jax.random.fold_in(fresh_key, order.index(group.name))
             replaced[group.name] = _lowest(ranks[group.name], due[group.name], bound)
-            fresh[group.name] = _draw_columns(
-                settings, group, jax.random.fold_in(fresh_key, index), shapes, bound
-            )
+            fresh[group.name] = _draw_columns(settings, group, key, shapes, bound)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
         return replaced, fresh, jnp.where(_any_due(due), next_key, rng_key)
 
     def skip(operand: Any) -> Any:
-        _, fresh, rng_key = jax.eval_shape(work, operand)
-        nobody = {
-            group.name: jnp.full(settings.bound(group), group.num_units, jnp.int32)
-            for group in groups
-        }
+        _, fresh, _ = jax.eval_shape(work, operand)
         _, _, rng_key = operand
-        return nobody, jax.tree.map(jnp.zeros_like, fresh), rng_key
+        fresh = jax.tree.map(jnp.zeros_like, fresh)
+        return nobody(settings, groups), fresh, rng_key
 
-    ranks = {name: group.rank for name, group in measured.items()}
-    due = {name: group.due for name, group in measured.items()}
+    ranks = {group.name: measured[group.name].rank for group in groups}
+    due = {group.name: measured[group.name].due for group in groups}
     return cond_any_lane(_any_due(due), work, skip, (ranks, due, rng_key))
 
 

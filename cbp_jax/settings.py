@@ -35,13 +35,18 @@ class Settings(NamedTuple):
         own = group.replacement_rate
         return self.replacement_rate if own is None else own
 
+    def may_replace(self, group: ResolvedGroup) -> bool:
+        """Returns False if it is known in advance that no unit is ever replaced."""
+        rate, maturity = self.rate_of(group.group), self.maturity_threshold
+        rate_is_zero = not _is_traced(rate) and rate == 0
+        never_mature = not _is_traced(maturity) and maturity == math.inf
+        return not (rate_is_zero or never_mature)
+
     def bound(self, group: ResolvedGroup) -> int:
         """Returns K, the most units of the group that are replaced in one step."""
-        rate = self.rate_of(group.group)
-        if _is_traced(rate):
+        if self.max_per_step is not None:
             return min(self.max_per_step, group.num_units)
-        needed = max(1, math.ceil(float(rate) * group.num_units))
-        return min(needed, self.max_per_step or needed)
+        return max(1, math.ceil(float(self.rate_of(group.group)) * group.num_units))
 
     def check(self, units: Sequence[UnitGroup]) -> None:
         """Raises ValueError for an option out of range or unknown."""

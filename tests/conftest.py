@@ -3,3 +3,13 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import jax
+import pytest
+
+
+@pytest.fixture(scope="module")
+def strict_dtype_promotion():
+    """Turns a silent conversion of dtypes into an error; optax.adam needs some."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

@@ -1,0 +1,1 @@
+"""Configs of the experiments: one file for each problem, one preset for each run."""

@@ -1,0 +1,84 @@
+"""From a config to its cases, with every mistake found before anything runs."""
+
+from collections.abc import Iterator, Mapping
+import difflib
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+
+# Fields that say how a run is carried out and leave its results as they are.
+_NOT_RESULTS = ("checkpoint_every", "lanes_per_block")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the value and the cure."""
+
+
+def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
+    """Applies the overrides of each case to the config.
+
+    Args:
+      config: the whole config; `cases` maps names to overrides of other fields.
+
+    Returns:
+      The config of each case, in the order of `cases`.
+
+    Raises:
+      ConfigError: no cases, an override of an unknown field or of a wrong type.
+    """
+    if not config.cases:
+        raise ConfigError("config.cases is empty; name at least one case.")
+    return {name: _make_case(config, name) for name in config.cases}
+
+
+def check_positive(config: ConfigDict, *names: str) -> None:
+    """Raises ConfigError unless the named integer fields are at least 1."""
+    for name in names:
+        if config[name] < 1:
+            raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
+
+
+def to_json(config: ConfigDict) -> str:
+    """Writes a config as JSON, keys in their own order."""
+    return json.dumps(config.to_dict(), indent=2, default=list)
+
+
+def differences(old: str, new: str) -> list[str]:
+    """Compares two configs written by `to_json`: one line for each field that differs.
+
+    Fields that do not change results are passed over.
+    """
+    old_fields, new_fields = (dict(_flatten(json.loads(text))) for text in (old, new))
+    missing = "(not there)"
+    return [
+        f"{name}: {old_fields.get(name, missing)} -> {new_fields.get(name, missing)}"
+        for name in (*old_fields, *(new_fields.keys() - old_fields.keys()))
+        if name not in _NOT_RESULTS
+        and old_fields.get(name, missing) != new_fields.get(name, missing)
+    ]
+
+
+def _make_case(config: ConfigDict, name: str) -> ConfigDict:
+    case = ConfigDict(config.to_dict())
+    for field, value in config.cases[name].items():
+        if field in ("cases", "num_seeds", "first_seed") or field not in config:
+            fields = sorted(set(config) - {"cases", "num_seeds", "first_seed"})
+            close = difflib.get_close_matches(field, fields, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"choose from {fields}."
+            raise ConfigError(
+                f"config.cases.{name} overrides {field!r}, which no case can: {hint}"
+            )
+        try:
+            case[field] = value
+        except TypeError as error:
+            raise ConfigError(f"config.cases.{name}.{field}: {error}") from error
+    return case
+
+
+def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in fields.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value

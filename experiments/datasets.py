@@ -1,0 +1,292 @@
+"""Image data sets as NumPy arrays: scikit-learn digits, IDX files and TFDS.
+
+Images stay uint8, as stored; a program divides them by `max_value` on the device.
+scikit-learn and TensorFlow Datasets (TFDS) are imported by the sets that need them,
+and TensorFlow is needed only to prepare a TFDS set, never to read one.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import gzip
+import importlib.util
+import itertools
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+import zlib
+
+import numpy as np
+
+SPLITS = ("train", "test")
+
+_IDX_FILES = {
+    "train": ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
+    "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+}
+_IDX_UINT8 = 0x08
+_GZIP_MAGIC = b"\x1f\x8b"
+_MNIST_IMAGE_SHAPE = (28, 28)
+_MNIST_NUM_CLASSES = 10
+_HOST_TIMEOUT_SECONDS = 5.0
+
+
+class DatasetError(ValueError):
+    """A data set is missing, damaged, or cannot be prepared."""
+
+
+class ImageDataset(NamedTuple):
+    """One split of a labeled image data set; M images of H x W pixels, C channels."""
+
+    name: str
+    images: np.ndarray  # uint8 [M, H, W, C], 0 to max_value
+    labels: np.ndarray  # int32 [M], 0 to num_classes - 1
+    num_classes: int
+    max_value: float  # images / max_value lies in [0, 1]
+
+
+def load(
+    name: str, data_dir: str | os.PathLike | None = None, split: str = "train"
+) -> ImageDataset:
+    """Loads one split of a data set into memory.
+
+    * `digits`: scikit-learn's embedded 8 x 8 digits, 1,797 images with pixels 0 to
+      16. It has no test split, reads no folder and never uses the network.
+    * `mnist`, `fashion_mnist`, `kmnist`: the IDX files in `data_dir`, gzipped or not;
+      without them, the TFDS set of that name. The file names are the same for all
+      three, so the folder decides which one is read.
+    * `cifar100`: the TFDS set, with the 100 fine labels.
+
+    A TFDS set that is not prepared yet is downloaded and prepared, if it can be.
+
+    Args:
+      name: one of `LOADERS`.
+      data_dir: folder of the IDX files or of prepared TFDS sets. None or an empty
+        string: TFDS's default folder.
+      split: "train" or "test".
+
+    Returns:
+      The images (uint8 `[M, H, W, C]`, not scaled) and labels (int32 `[M]`), in the
+      order in which they are stored.
+
+    Raises:
+      ValueError: `name` or `split` is unknown.
+      DatasetError: `data_dir` is not a folder, or the data set is missing or damaged.
+
+    Source: Alpaydin and Kaynak 1998 (digits), LeCun et al. 1998 (MNIST), Xiao et al.
+    2017 (Fashion-MNIST), Clanuwat et al. 2018 (KMNIST), Krizhevsky 2009 (CIFAR-100).
+    """
+    if name not in LOADERS:
+        choices = ", ".join(LOADERS)
+        raise ValueError(f"unknown data set {name!r}; choose one of {choices}")
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    folder = Path(data_dir).expanduser() if data_dir else None
+    if folder is not None and not folder.is_dir():
+        raise DatasetError(
+            f"data_dir {str(data_dir)!r} is not a folder; pass an existing one as "
+            "--config.data_dir=FOLDER, or leave it out"
+        )
+    return LOADERS[name](name, folder, split)
+
+
+def _load_digits(name: str, folder: Path | None, split: str) -> ImageDataset:
+    del folder  # The images are part of scikit-learn.
+    if split != "train":
+        raise ValueError(f"{name} has no {split} split; choose 'train'")
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = digits.images.astype(np.uint8)[..., np.newaxis]
+    labels = digits.target.astype(np.int32)
+    return ImageDataset(name, images, labels, num_classes=10, max_value=16.0)
+
+
+def _load_idx_or_tfds(name: str, folder: Path | None, split: str) -> ImageDataset:
+    paths = [_find_idx(folder, file_name) for file_name in _IDX_FILES[split]]
+    if all(paths):
+        return _load_idx(name, *paths)
+    pairs = zip(_IDX_FILES[split], paths, strict=True)
+    missing = " and ".join(file_name for file_name, path in pairs if path is None)
+    place = f"in {folder}" if folder else "anywhere: no data_dir is given"
+    message = (
+        f"{name}: no {missing} (nor .gz) {place}; put the four IDX files "
+        f"({', '.join(itertools.chain(*_IDX_FILES.values()))}, each with or without "
+        ".gz) into a folder and pass --config.data_dir=FOLDER"
+    )
+    if any(paths):
+        raise DatasetError(message)
+    try:
+        return _load_tfds(name, folder, split)
+    except DatasetError as error:
+        raise DatasetError(f"{message}.\nNor is there a TFDS set: {error}") from error
+
+
+def _find_idx(folder: Path | None, file_name: str) -> Path | None:
+    """Finds a file under either spelling of its name, gzipped or not."""
+    if folder is None:
+        return None
+    spellings = (file_name, file_name.replace("-idx", ".idx"))
+    paths = [folder / f"{name}{end}" for name in spellings for end in ("", ".gz")]
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _load_idx(name: str, images_path: Path, labels_path: Path) -> ImageDataset:
+    images = read_idx(images_path, ndim=3)
+    labels = read_idx(labels_path, ndim=1)
+    if not len(images) or images.shape[1:] != _MNIST_IMAGE_SHAPE:
+        raise _damaged(images_path, "images of 28 x 28 pixels", f"{images.shape}")
+    if len(labels) != len(images):
+        expected = f"{len(images)} labels, one per image of {images_path.name}"
+        raise _damaged(labels_path, expected, f"{len(labels)}")
+    _check_labels(labels, _MNIST_NUM_CLASSES, labels_path)
+    images, labels = images[..., np.newaxis], labels.astype(np.int32)
+    return ImageDataset(name, images, labels, _MNIST_NUM_CLASSES, max_value=255.0)
+
+
+def read_idx(path: Path, ndim: int) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, gzipped or not, and checks all of it.
+
+    Args:
+      path: the file; gzip is recognized by its content, not by the name.
+      ndim: the number of dimensions it must have.
+
+    Returns:
+      A new uint8 array with `ndim` dimensions.
+
+    Raises:
+      DatasetError: the gzip stream, the magic number or the length is wrong.
+
+    Source: the format's description on LeCun's MNIST page: two zero bytes, a type
+    byte, the number of dimensions, each size as a big-endian uint32, the data.
+    """
+    content = path.read_bytes()
+    if content.startswith(_GZIP_MAGIC):
+        try:
+            content = gzip.decompress(content)
+        except (EOFError, OSError, zlib.error) as error:
+            raise _damaged(path, "an intact gzip file", str(error)) from error
+    magic = bytes((0, 0, _IDX_UINT8, ndim))
+    if content[:4] != magic:
+        expected = f"magic number 0x{magic.hex()} (08 is uint8, then {ndim} dimensions)"
+        raise _damaged(path, expected, f"0x{content[:4].hex()}")
+    size = 4 + 4 * ndim
+    if len(content) < size:
+        raise _damaged(path, f"a header of {size} bytes", f"{len(content)} bytes")
+    shape = tuple(np.frombuffer(content, ">u4", count=ndim, offset=4).tolist())
+    num_bytes = size + math.prod(shape)
+    if len(content) != num_bytes:
+        expected = f"{num_bytes} bytes for shape {shape}"
+        raise _damaged(path, expected, f"{len(content)} bytes")
+    return np.frombuffer(content, np.uint8, offset=size).reshape(shape).copy()
+
+
+def _check_labels(labels: np.ndarray, num_classes: int, source: Path) -> None:
+    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
+    if wrong.size:
+        found = f"label {labels[wrong[0]]} at index {wrong[0]}"
+        raise _damaged(source, f"labels 0 to {num_classes - 1}", found)
+
+
+def _damaged(path: Path, expected: str, found: str) -> DatasetError:
+    return DatasetError(
+        f"{path}: expected {expected}, found {found}; replace it with an intact copy "
+        "of the original"
+    )
+
+
+def _load_tfds(name: str, folder: Path | None, split: str) -> ImageDataset:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DatasetError(
+            f"{name}: reading a TFDS set needs more packages ({error}); "
+            "pip install tensorflow-datasets importlib_resources pillow"
+        ) from error
+    with _quiet_absl():
+        builder = tfds.builder(name, data_dir=folder)
+        if not builder.is_prepared():
+            _prepare(builder)
+        try:
+            source = builder.as_data_source(split=split)
+            examples = source.__getitems__(range(len(source)))
+            features = builder.info.features
+            pixels = [example["image"] for example in examples]
+            images = np.stack(pixels, dtype=np.uint8, casting="no")
+            images = images.reshape(len(examples), *features["image"].shape)
+        # Storage formats raise what they like: RuntimeError, DecodeError, OSError ...
+        except Exception as error:
+            raise DatasetError(
+                f"{name}: the TFDS set in {builder.data_dir} cannot be read ({error}); "
+                f"move that folder away, then {_tfds_cure(builder)}"
+            ) from error
+    labels = np.array([example["label"] for example in examples], np.int32)
+    num_classes = features["label"].num_classes
+    _check_labels(labels, num_classes, Path(builder.data_dir))
+    return ImageDataset(name, images, labels, num_classes, max_value=255.0)
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Hides TFDS's warnings, such as a set that is not prepared yet, not its errors."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _prepare(builder: Any) -> None:
+    """Downloads and prepares a TFDS set, or says at once why that cannot work.
+
+    TFDS retries a dead connection for minutes, and misses TensorFlow only after the
+    download, so both are checked first.
+    """
+    problems = _unreachable_hosts(builder)
+    if importlib.util.find_spec("tensorflow") is None:
+        problems.append("TensorFlow, which TFDS needs to prepare it, is not installed")
+    try:
+        if problems:
+            raise RuntimeError("; ".join(problems))
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise DatasetError(
+            f"{builder.name}: the TFDS set is not prepared in {builder.data_dir} and "
+            f"cannot be prepared here ({error}); {_tfds_cure(builder)}"
+        ) from error
+
+
+def _unreachable_hosts(builder: Any) -> list[str]:
+    """Asks each download server once, through the proxy if one is set."""
+    import requests
+
+    urls = {urlsplit(url).netloc: url for url in builder.url_infos or ()}
+    problems = []
+    for host, url in urls.items():
+        try:
+            requests.head(url, timeout=_HOST_TIMEOUT_SECONDS)
+        except requests.RequestException as error:
+            problems.append(f"{host} cannot be reached, {type(error).__name__}")
+    return problems
+
+
+def _tfds_cure(builder: Any) -> str:
+    return (
+        "prepare it on a machine with a network and TensorFlow by "
+        f'tfds.builder("{builder.name}", data_dir="FOLDER")'
+        '.download_and_prepare(file_format="array_record") '
+        "and pass --config.data_dir=FOLDER"
+    )
+
+
+LOADERS: Mapping[str, Callable[[str, Path | None, str], ImageDataset]] = {
+    "digits": _load_digits,
+    "mnist": _load_idx_or_tfds,
+    "fashion_mnist": _load_idx_or_tfds,
+    "kmnist": _load_idx_or_tfds,
+    "cifar100": _load_tfds,
+}

@@ -1,0 +1,204 @@
+"""Lanes: every seed times every point of a sweep, one flat axis of one program.
+
+A lane is one learner. Inside a device lanes are vmapped or taken one block after the
+other; devices split the lane axis between them and never wait for each other.
+"""
+
+from collections.abc import Callable, Mapping
+import itertools
+import math
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+# Config fields that may differ from lane to lane of one compiled program, with the
+# range of each; a decay rate of 1 is excluded.
+_ANY, _FRACTION, _DECAY = (0, math.inf), (0, 1), (0, math.nextafter(1, 0))
+HYPER_PARAMETERS = {
+    "step_size": _ANY,
+    "momentum": _DECAY,
+    "b1": _DECAY,
+    "b2": _DECAY,
+    "weight_decay": _ANY,
+    "replacement_rate": _FRACTION,
+    "decay_rate": _DECAY,
+    "maturity_threshold": _ANY,
+}
+
+_AXIS = "lanes"
+
+
+class Lane(NamedTuple):
+    """What tells lanes apart: arrays [L], or scalars inside one lane."""
+
+    seed: jax.Array  # uint32
+    hyper_parameters: dict[str, jax.Array]  # float32
+
+
+class LaneGrid(NamedTuple):
+    """The lanes of a case in the order (swept values ..., seed)."""
+
+    lanes: Lane  # NumPy arrays [L]
+    coordinates: dict[str, np.ndarray]  # Swept names, then "seed".
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the coordinates; their product is L."""
+        return tuple(len(values) for values in self.coordinates.values())
+
+
+def make_grid(config: Any) -> LaneGrid:
+    """Lays out the lanes of a case.
+
+    Args:
+      config: the case's config, with `num_seeds`, `first_seed` and `sweep`.
+
+    Returns:
+      The grid of all combinations. Hyper-parameters that are 0 in every lane are left
+      out, so that no code is compiled for them.
+
+    Raises:
+      ValueError: no seeds, or a sweep over something that is not a hyper-parameter.
+    """
+    if config.num_seeds < 1 or config.first_seed < 0:
+        raise ValueError(
+            "config.num_seeds must be at least 1 and config.first_seed not negative, "
+            f"got {config.num_seeds} and {config.first_seed}."
+        )
+    swept = {name: tuple(values) for name, values in config.sweep.items() if values}
+    for name in swept:
+        if name not in HYPER_PARAMETERS:
+            raise ValueError(
+                f"config.sweep cannot hold {name!r}: it changes the compiled program. "
+                f"Make each value a case of config.cases. In one program sweep "
+                f"{list(HYPER_PARAMETERS)}."
+            )
+    for name, (low, high) in HYPER_PARAMETERS.items():
+        for value in (config[name], *swept.get(name, ())):
+            if not low <= value <= high:
+                raise ValueError(
+                    f"config.{name} must be in [{low}, {high:.3g}], got {value}."
+                )
+    seeds = range(config.first_seed, config.first_seed + config.num_seeds)
+    coordinates = {name: np.asarray(values, float) for name, values in swept.items()}
+    coordinates["seed"] = np.asarray(seeds, np.uint32)
+    points = list(itertools.product(*coordinates.values()))
+    columns = dict(zip(coordinates, zip(*points, strict=True), strict=True))
+    hyper_parameters = {
+        name: np.asarray(columns.get(name, [config[name]] * len(points)), np.float32)
+        for name in HYPER_PARAMETERS
+        if name in swept or config[name] != 0
+    }
+    lanes = Lane(np.asarray(columns["seed"], np.uint32), hyper_parameters)
+    return LaneGrid(lanes, coordinates)
+
+
+def lane_settings(config: Any, lane: Lane) -> SimpleNamespace:
+    """Returns the hyper-parameters of one lane: traced where they may vary, else 0."""
+    fixed = {name: config[name] for name in HYPER_PARAMETERS}
+    return SimpleNamespace(**(fixed | lane.hyper_parameters))
+
+
+def lane_key(lane: Lane) -> jax.Array:
+    """Returns the key from which everything random in a lane derives."""
+    return jax.random.key(lane.seed)
+
+
+class LaneMap:
+    """Maps functions of one lane over all lanes, on all devices.
+
+    Args:
+      num_lanes: L.
+      block: lanes that a device vmaps together, 0 for all that it has. The blocks of a
+        device run one after the other.
+      devices: the devices to spread the lanes over, None for all of this process.
+    """
+
+    def __init__(self, num_lanes: int, block: int = 0, devices: Any = None):
+        devices = jax.local_devices() if devices is None else devices
+        self.num_lanes = num_lanes
+        num_devices = min(len(devices), num_lanes)
+        self._per_device = math.ceil(num_lanes / num_devices)
+        self._padded = self._per_device * num_devices
+        self._block = min(block or self._per_device, self._per_device)
+        self._mesh = Mesh(np.asarray(devices[:num_devices]), (_AXIS,))
+
+    def put(self, tree: Any) -> Any:
+        """Puts arrays [L, ...] on the devices; the last lane fills up the rest."""
+        spare = self._padded - self.num_lanes
+
+        def pad(leaf: Any) -> Any:
+            return np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)])
+
+        sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
+        return jax.device_put(jax.tree.map(pad, tree), sharding)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts arrays without a lane axis on every device."""
+        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+
+    def get(self, tree: Any) -> Any:
+        """Fetches arrays [L, ...] as NumPy, without the lanes that filled up."""
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_lanes], tree)
+
+    def jit(
+        self, function: Callable[..., Any], *, num_shared: int = 0, donate: bool = False
+    ) -> Callable[..., Any]:
+        """Compiles a function of one lane for all lanes.
+
+        Args:
+          function: called with the lane's part of the leading arguments, and the shared
+            ones whole.
+          num_shared: how many of the last arguments all lanes share.
+          donate: let the result take over the memory of the first argument.
+
+        Returns:
+          A jitted function of arguments with a leading lane axis.
+        """
+
+        def on_device(*arguments: Any) -> Any:
+            split = len(arguments) - num_shared
+            lanes, shared = arguments[:split], arguments[split:]
+
+            def one(lane_arguments: tuple[Any, ...]) -> Any:
+                return function(*lane_arguments, *shared)
+
+            if self._block == self._per_device > 1:
+                return jax.vmap(one)(lanes)
+            return lax.map(
+                one, lanes, batch_size=self._block if self._block > 1 else None
+            )
+
+        def spread(*arguments: Any) -> Any:
+            split = len(arguments) - num_shared
+            specs = (PartitionSpec(_AXIS),) * split + (PartitionSpec(),) * num_shared
+            return jax.shard_map(
+                on_device,
+                mesh=self._mesh,
+                in_specs=specs,
+                out_specs=PartitionSpec(_AXIS),
+                check_vma=False,
+            )(*arguments)
+
+        return jax.jit(spread, donate_argnums=0 if donate else ())
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating entry of a pytree is finite, bool scalar."""
+    leaves = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(leaves))
+
+
+def unpack(coordinates: Mapping[str, np.ndarray], values: np.ndarray) -> np.ndarray:
+    """Reshapes values [L, ...] to (swept values ..., seed, ...)."""
+    shape = tuple(len(points) for points in coordinates.values())
+    return values.reshape(*shape, *values.shape[1:])

@@ -1,0 +1,102 @@
+"""The command line that all problems share."""
+
+from collections.abc import Callable
+import os
+import pathlib
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+from ml_collections import config_flags
+
+from experiments import figures, results, run_folder, runner, summary
+from experiments.problem import Problem
+
+
+def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
+    """Parses the flags and runs a problem; does not return.
+
+    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
+    `--overwrite`.
+
+    Args:
+      name: of the problem; runs go to `runs/NAME/PRESET` by default.
+      make_problem: builds the problem from the config of a case.
+    """
+    config = config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a preset after a colon."
+    )
+    workdir = flags.DEFINE_string(
+        "workdir", None, f"Run folder; default runs/{name}/PRESET."
+    )
+    overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    flags.mark_flag_as_required("config")
+
+    def main(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
+        folder = pathlib.Path(
+            workdir.value or pathlib.Path("runs") / name / config.value.preset
+        )
+        sys.exit(train(config.value, folder, make_problem, overwrite.value))
+
+    app.run(main, flags_parser=_parse_flags)
+
+
+def _parse_flags(arguments: list[str]) -> list[str]:
+    """Parses flags, and says in one line what is wrong with a config or an override."""
+    try:
+        return flags.FLAGS(arguments)
+    except flags.Error as error:
+        # A config file that raises is reported with its whole traceback.
+        message = str(error).strip().splitlines()[-1]
+    except (AttributeError, KeyError) as error:
+        message = f"The config has no such field: {error.args[0]}"
+    except (TypeError, ValueError, OSError) as error:
+        message = str(error)
+    print(f"{message}\nPass --help for the flags.", file=sys.stderr)
+    sys.exit(2)
+
+
+def train(
+    config: Any,
+    folder: pathlib.Path,
+    make_problem: Callable[[Any], Problem],
+    overwrite: bool = False,
+) -> int:
+    """Runs a config, prints its table and draws its figures.
+
+    Args:
+      config: the run's config.
+      folder: the run folder.
+      make_problem: builds a problem from the config of a case.
+      overwrite: see `runner.run`.
+
+    Returns:
+      The exit status: 0, or 1 after a message that says what is wrong.
+    """
+    logging.set_verbosity(logging.WARNING)
+    _use_all_cores()
+    try:
+        dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
+    except (ValueError, OSError, runner.Interrupted) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    print(summary.summary_table(dataset))
+    print("Means over seeds ± 95 % confidence intervals.")
+    for line in summary.diverged_lanes(dataset):
+        print(line)
+    written = [folder / results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
+    written += figures.draw(dataset, folder / "figures")
+    print("Written:", *written, sep="\n  ")
+    return 0
+
+
+def _use_all_cores() -> None:
+    """Makes each core an XLA device, since one device uses little more than one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:
+        logging.info("JAX has already started; it keeps its devices.")
