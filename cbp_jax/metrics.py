@@ -46,8 +46,8 @@ def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
     """
-    if method not in _SINGULAR_VALUES:
-        choices = ", ".join(repr(name) for name in _SINGULAR_VALUES)
+    if method not in METHODS:
+        choices = ", ".join(repr(name) for name in METHODS)
         raise ValueError(f"unknown method {method!r}: choose one of {choices}")
     features = _as_float(features)
     if features.ndim != 2:
@@ -55,7 +55,7 @@ def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
             f"features must be a matrix [samples, units], got shape {features.shape}: "
             "use features.reshape(-1, features.shape[-1]), or jax.vmap for a batch"
         )
-    return _SINGULAR_VALUES[method](features)
+    return METHODS[method](features)
 
 
 def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
@@ -260,7 +260,7 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
     return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
 
 
-_SINGULAR_VALUES: dict[str, Callable[[jax.Array], jax.Array]] = {
+METHODS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "svd": functools.partial(jnp.linalg.svd, compute_uv=False),
     "gram": _gram_values,
 }

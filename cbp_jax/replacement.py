@@ -119,7 +119,8 @@ def measure(
         rank = average / average_weight(age, settings.utility_decay, dtype)
 
     # A unit without a finite utility can neither be ranked nor count as eligible.
-    eligible = (age > settings.maturity_threshold) & jnp.isfinite(value)
+    is_mature = age.astype(dtype) > jnp.asarray(settings.maturity_threshold, dtype)
+    eligible = is_mature & jnp.isfinite(value)
     num_eligible = jnp.sum(eligible, dtype=jnp.int32)
     counted = num_eligible
     if settings.count == "all":

@@ -5,6 +5,7 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from cbp_jax.resolution import ResolvedGroup
 from cbp_jax.units import Initializer, UnitGroup
@@ -38,8 +39,8 @@ class Settings(NamedTuple):
     def may_replace(self, group: ResolvedGroup) -> bool:
         """Returns False if it is known in advance that no unit is ever replaced."""
         rate, maturity = self.rate_of(group.group), self.maturity_threshold
-        rate_is_zero = not _is_traced(rate) and rate == 0
-        never_mature = not _is_traced(maturity) and maturity == math.inf
+        rate_is_zero = not _is_traced(rate) and _concrete(rate) == 0
+        never_mature = not _is_traced(maturity) and _concrete(maturity) == math.inf
         return not (rate_is_zero or never_mature)
 
     def bound(self, group: ResolvedGroup) -> int:
@@ -81,10 +82,16 @@ def _check_range(
 ) -> None:
     if _is_traced(value):
         return
+    value = _concrete(value)
     inside = low <= value < high if open_end else low <= value <= high
     if not inside:
         end = ")" if open_end else "]"
         raise ValueError(f"{name} must be in [{low}, {high}{end}, got {value}.")
+
+
+def _concrete(value: Any) -> np.ndarray:
+    """Makes a number NumPy's, since comparing a `jax.Array` under jit is traced."""
+    return np.asarray(value)
 
 
 def _is_traced(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """From a config to its cases, with every mistake found before anything runs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 import difflib
 import json
 from typing import Any
@@ -22,7 +22,7 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
       config: the whole config; `cases` maps names to overrides of other fields.
 
     Returns:
-      The config of each case, in the order of `cases`.
+      The config of each case, in alphabetical order, which is that of a ConfigDict.
 
     Raises:
       ConfigError: no cases, an override of an unknown field or of a wrong type.
@@ -37,6 +37,14 @@ def check_positive(config: ConfigDict, *names: str) -> None:
     for name in names:
         if config[name] < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
+
+
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
+    """Raises ConfigError unless the value of a field is one of the choices."""
+    if value not in choices:
+        raise ConfigError(
+            f"config.{name} must be one of {list(choices)}, got {value!r}."
+        )
 
 
 def to_json(config: ConfigDict) -> str:

@@ -70,14 +70,18 @@ def make_grid(config: Any) -> LaneGrid:
             "config.num_seeds must be at least 1 and config.first_seed not negative, "
             f"got {config.num_seeds} and {config.first_seed}."
         )
-    swept = {name: tuple(values) for name, values in config.sweep.items() if values}
-    for name in swept:
+    for name in config.sweep:
         if name not in HYPER_PARAMETERS:
             raise ValueError(
                 f"config.sweep cannot hold {name!r}: it changes the compiled program. "
                 f"Make each value a case of config.cases. In one program sweep "
                 f"{list(HYPER_PARAMETERS)}."
             )
+    swept = {
+        name: tuple(config.sweep[name])
+        for name in HYPER_PARAMETERS
+        if config.sweep.get(name)
+    }
     for name, (low, high) in HYPER_PARAMETERS.items():
         for value in (config[name], *swept.get(name, ())):
             if not low <= value <= high:

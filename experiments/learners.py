@@ -14,6 +14,7 @@ import optax
 
 import cbp_jax
 from cbp_jax.networks import MLP
+from experiments.configuration import check_choice
 
 # Purposes of the random numbers derived from a lane's key. They are the same for every
 # method, so that two methods with one seed see the same data and initial weights.
@@ -73,8 +74,8 @@ def make_learner(
     Raises:
       ValueError: unknown method or optimizer.
     """
-    _check_choice("method", config.method, METHODS)
-    _check_choice("optimizer", config.optimizer, OPTIMIZERS)
+    check_choice("method", config.method, METHODS)
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
     units = network.units()
     layers = (*(group.name for group in units), "head")
     max_replaced = _max_replaced(config)
@@ -199,10 +200,3 @@ def _max_replaced(config: Any) -> int:
 def _is_off(value: Any) -> bool:
     """Whether a hyper-parameter is 0 in every lane, so its code can be left out."""
     return isinstance(value, (int, float)) and value == 0
-
-
-def _check_choice(name: str, value: str, choices: Mapping[str, Any]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"config.{name} must be one of {list(choices)}, got {value!r}."
-        )

@@ -12,7 +12,9 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
+from cbp_jax import metrics
 from experiments import datasets, program
+from experiments.configuration import check_choice
 from experiments.learners import STREAM, LearnerState, make_learner, make_mlp
 from experiments.measures import layer_measures, mean_weight_magnitude
 from experiments.problem import Problem
@@ -33,9 +35,12 @@ def make_problem(config: Any) -> Problem:
     Raises:
       ValueError: a field out of range, or the data set cannot be loaded.
     """
-    if config.sampling not in SAMPLING:
+    check_choice("sampling", config.sampling, SAMPLING)
+    check_choice("rank_method", config.rank_method, metrics.METHODS)
+    if not 1 <= config.measured_examples <= config.examples_per_task:
         raise ValueError(
-            f"config.sampling must be one of {list(SAMPLING)}, got {config.sampling!r}."
+            "config.measured_examples must be from 1 to config.examples_per_task "
+            f"({config.examples_per_task}), got {config.measured_examples}."
         )
     dataset = datasets.load(config.dataset, config.data_dir)
     num_images = len(dataset.images)
@@ -54,12 +59,7 @@ def make_problem(config: Any) -> Problem:
         task: jax.Array,
         data: dict[str, jax.Array],
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-        key = jax.random.fold_in(jax.random.fold_in(lane_key, STREAM), task)
-        pixel_key, order_key = jax.random.split(key)
-        pixels = jax.random.permutation(pixel_key, num_pixels)
-        order = SAMPLING[config.sampling](
-            order_key, num_images, config.examples_per_task
-        )
+        pixels, order = draw_task(config, lane_key, task, num_pixels, num_images)
 
         def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             images = data["images"][indices][..., pixels]
@@ -96,6 +96,29 @@ def make_problem(config: Any) -> Problem:
         steps_per_task=config.examples_per_task,
         examples_per_task=config.examples_per_task,
     )
+
+
+def draw_task(
+    config: Any, lane_key: jax.Array, task: jax.Array, num_pixels: int, num_images: int
+) -> tuple[jax.Array, jax.Array]:
+    """Draws a task of a lane.
+
+    Args:
+      config: `sampling` and `examples_per_task`.
+      lane_key: the lane's key; the same for every method.
+      task: its number, int32 scalar.
+      num_pixels: of an image.
+      num_images: of the data set.
+
+    Returns:
+      The permutation of the pixels, int32 `[num_pixels]`, and the indices of the images
+      in the order of showing, int32 `[examples_per_task]`.
+    """
+    key = jax.random.fold_in(jax.random.fold_in(lane_key, STREAM), task)
+    pixel_key, order_key = jax.random.split(key)
+    pixels = jax.random.permutation(pixel_key, num_pixels)
+    draw_order = SAMPLING[config.sampling]
+    return pixels, draw_order(order_key, num_images, config.examples_per_task)
 
 
 def _without_replacement(key: jax.Array, num_images: int, number: int) -> jax.Array:

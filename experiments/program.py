@@ -46,13 +46,26 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
 
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags, and says in one line what is wrong with a config or an override."""
+    for argument in arguments:
+        path = argument.removeprefix("--config=").partition(":")[0]
+        if path != argument and not os.path.isfile(path):
+            print(f"The config file {path!r} does not exist.", file=sys.stderr)
+            sys.exit(2)
     try:
         return flags.FLAGS(arguments)
     except flags.Error as error:
         # A config file that raises is reported with its whole traceback.
         message = str(error).strip().splitlines()[-1]
     except (AttributeError, KeyError) as error:
-        message = f"The config has no such field: {error.args[0]}"
+        reason = error.args[0]
+        while isinstance(reason, Exception):
+            reason = reason.args[0]
+        message = f"The config has no such field: {reason}"
+        if any(argument.startswith("--config.sweep.") for argument in arguments):
+            message += (
+                "\nWhat is not in config.sweep changes the compiled program: make its "
+                "values cases of config.cases."
+            )
     except (TypeError, ValueError, OSError) as error:
         message = str(error)
     print(f"{message}\nPass --help for the flags.", file=sys.stderr)

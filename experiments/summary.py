@@ -12,7 +12,7 @@ import xarray as xr
 _LAST_MEASURED = {
     "dead_units": ("dead units %", 100, 1),
     "effective_rank": ("effective rank", 1, 1),
-    "weight_magnitude": ("mean |w|", 1, 4),
+    "weight_magnitude": ("weight magnitude", 1, 4),
 }
 
 

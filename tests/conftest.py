@@ -1,4 +1,4 @@
-"""Runs the tests on the CPU, unless JAX_PLATFORMS names another platform."""
+"""Settings of all tests: the CPU as four devices, if JAX_PLATFORMS names no other."""
 
 import os
 
@@ -6,6 +6,16 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
 import pytest
+
+jax.config.update("jax_num_cpu_devices", 4)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compilation_cache(tmp_path_factory):
+    """Compiles equal programs once, however often they are built."""
+    folder = tmp_path_factory.mktemp("compilation_cache")
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,143 @@
+import numpy as np
+import pytest
+from scipy import stats
+import xarray as xr
+
+from experiments import figures, results, summary
+
+LAYERS = ("dense_0", "head")
+
+
+def make_case(name="backprop", num_tasks=3, layers=LAYERS, scale=1.0):
+    """Two step sizes x two seeds; accuracy of lane l in task t is 0.1 l + 0.01 t."""
+    coordinates = {"step_size": np.array([0.1, 0.2]), "seed": np.array([5, 6])}
+    accuracy = 0.1 * np.arange(4)[:, None] + 0.01 * np.arange(num_tasks)
+    magnitude = np.ones((4, num_tasks, len(layers))) * np.arange(1, len(layers) + 1)
+    return results.case_dataset(
+        name,
+        coordinates,
+        layers,
+        {"accuracy": accuracy * scale, "weight_magnitude": magnitude},
+        {
+            "num_weights": [30, 10, 5][: len(layers)],
+            "num_units": [10, 0, 0][: len(layers)],
+        },
+        examples_per_task=50,
+        steps_per_second=1000.0,
+    )
+
+
+def test_values_are_labeled_by_case_sweep_seed_task_and_layer():
+    dataset = make_case()
+    value = dataset.accuracy.sel(case="backprop", step_size=0.2, seed=5, task=2)
+    np.testing.assert_allclose(value, 0.22)
+    assert dataset.weight_magnitude.dims == (
+        *("case", "step_size", "seed"),
+        *("task", "layer"),
+    )
+    np.testing.assert_array_equal(dataset.examples.sel(case="backprop"), [50, 100, 150])
+
+
+def test_joined_cases_are_nan_where_one_has_no_tasks_or_layers():
+    joined = results.join_cases(
+        [make_case(), make_case("deep", 5, ("dense_0", "dense_1", "head"))],
+        {"config": "{}"},
+    )
+    assert list(joined.case.values) == ["backprop", "deep"]
+    assert list(joined.layer.values) == ["dense_0", "dense_1", "head"]
+    short = joined.sel(case="backprop")
+    assert short.accuracy.sel(task=[3, 4]).isnull().all()
+    assert short.weight_magnitude.sel(layer="dense_1").isnull().all()
+    np.testing.assert_array_equal(short.weight_magnitude.sel(layer="head", task=0), 2)
+    assert joined.sel(case="deep").accuracy.notnull().all()
+    assert joined.attrs == {"config": "{}"}
+
+
+def test_results_survive_the_file(tmp_path):
+    dataset = results.join_cases([make_case()], {"config": '{"a": 1}'})
+    path = results.save(dataset, tmp_path)
+    xr.testing.assert_identical(results.load(tmp_path), dataset)
+    with xr.open_dataset(path) as opened:
+        np.testing.assert_array_equal(opened.accuracy, dataset.accuracy)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
+    old = results.join_cases([make_case()], {})
+    results.save(old, tmp_path)
+
+    def fail(self, path, **options):
+        with open(path, "wb") as file:
+            file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xr.Dataset, "to_netcdf", fail)
+    with pytest.raises(OSError, match="No space left"):
+        results.save(results.join_cases([make_case(scale=2.0)], {}), tmp_path)
+    monkeypatch.undo()
+    xr.testing.assert_identical(results.load(tmp_path), old)
+    assert [file.name for file in tmp_path.iterdir()] == ["results.nc"]
+
+
+def test_loading_a_folder_without_results_says_so(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run"):
+        results.load(tmp_path)
+
+
+def test_estimate_is_a_student_interval_without_the_diverged():
+    values = np.array([1.0, 2.0, 4.0, np.nan])
+    mean, half_width, number = summary.estimate(values)
+    assert (mean, number) == (pytest.approx(7 / 3), 3)
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert half_width == pytest.approx((high - low) / 2)
+    assert np.isnan(summary.estimate(np.array([3.0])).half_width)
+    assert np.isnan(summary.estimate(np.array([np.nan])).mean)
+
+
+def test_layers_are_averaged_by_their_weights_or_units():
+    dataset = make_case()
+    np.testing.assert_allclose(
+        summary.over_layers(dataset, "weight_magnitude"), (30 * 1 + 10 * 2) / 40
+    )
+    dead = dataset.assign(dead_units=dataset.weight_magnitude)
+    dead["dead_units"] = dead.dead_units.where(dead.layer != "head")
+    np.testing.assert_allclose(summary.over_layers(dead, "dead_units"), 1)
+
+
+def test_table_has_a_line_for_each_setting_with_first_best_and_last():
+    dataset = results.join_cases([make_case(), make_case("other", 2)], {})
+    lines = summary.summary_table(dataset).splitlines()
+    assert len(lines) == 2 + 4
+    header, cells = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in (lines[0], lines[3])
+    )
+    row = dict(zip(header, cells, strict=True))
+    assert row["case"] == "backprop"
+    assert row["step_size"] == "0.2"
+    assert row["seeds"] == "2 of 2"
+    # Lanes 2 and 3: 20 % and 30 % in task 0; Student's t of 1 d.f. is 12.706.
+    assert row["first accuracy %"] == "25.00 ± 63.53"
+    assert row["best accuracy %"].endswith("(task 2)")
+    assert row["last accuracy %"].startswith("27.00")
+    assert row["weight magnitude"] == "1.2500"
+    other = [cell.strip() for cell in lines[5].strip("|").split("|")]
+    assert other[header.index("last accuracy %")].startswith("26.00")
+
+
+def test_diverged_lanes_are_listed_with_seed_and_task():
+    dataset = make_case()
+    dataset["accuracy"].loc[{"step_size": 0.2, "seed": 6, "task": slice(1, None)}] = (
+        np.nan
+    )
+    joined = results.join_cases([dataset, make_case("short", 2)], {})
+    assert summary.diverged_lanes(joined) == [
+        "case backprop, step_size 0.2, seed 6: diverged in task 1"
+    ]
+
+
+def test_figures_are_drawn_and_nothing_is_drawn_without_values(tmp_path):
+    dataset = results.join_cases([make_case()], {})
+    (path,) = figures.draw(dataset, tmp_path / "figures")
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert figures.draw(dataset * np.nan, tmp_path) == []
