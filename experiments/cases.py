@@ -127,7 +127,8 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
         learner, metrics = problem.run_task(
             lane_settings(config, lane), state.learner, lane_key(lane), task, data
         )
-        has_diverged = state.has_diverged | ~all_finite(learner.params)
+        is_finite = all_finite((learner.params, metrics["loss"]))
+        has_diverged = state.has_diverged | ~is_finite
         metrics = {
             name: jnp.where(has_diverged, jnp.nan, value)
             for name, value in metrics.items()

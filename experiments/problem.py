@@ -17,7 +17,8 @@ class Problem(NamedTuple):
       run_task: `(settings, state, lane_key, task, data) -> (state, metrics)`, a pure
         function of one lane. `task` is an int32 scalar; everything about the task
         follows from it and the key, so any task can be replayed alone. Metrics are a
-        dict of scalars, and of arrays with one entry for each of `learner.layers`.
+        dict of scalars, `loss` among them, and of arrays with one entry for each of
+        `learner.layers`.
       steps_per_task: updates of the learner in a task.
       examples_per_task: examples that a task shows.
     """

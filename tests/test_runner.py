@@ -134,7 +134,9 @@ def test_overwrite_starts_anew(finished, tmp_path):
 
 
 def test_a_lane_that_diverges_is_nan_and_leaves_the_others_alone(tmp_path):
-    config = tiny_digits(num_tasks=3, cases={"backprop": {"method": "backprop"}})
+    config = tiny_digits(
+        num_tasks=3, activation="linear", cases={"backprop": {"method": "backprop"}}
+    )
     config.sweep.step_size = (0.03, 0.01)
     healthy = runner.run(config, tmp_path / "healthy", MAKE_PROBLEM)
     config.sweep.step_size = (0.03, 1e30)

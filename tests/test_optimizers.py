@@ -1,0 +1,157 @@
+"""Adam with a count per unit: Adam without ages, exact per-weight counts with them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import cbp_jax
+from cbp_jax import optimizers, replacement
+
+B1, B2 = 0.9, 0.999
+PARAMS = tiny.make_params()
+GRADS = tiny.make_grads(5, PARAMS)
+AGES = {"dense_0": np.array([0, 1, 7, 40, 7, 2]), "dense_1": np.array([3, 0, 40, 9, 1])}
+COUNT = 40
+
+
+def run_alone(tx):
+    @jax.jit
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = PARAMS, tx.init(PARAMS)
+    for index in range(5):
+        params, state = step(params, state, tiny.at(GRADS, index))
+    return params
+
+
+def test_without_ages_it_is_adam():
+    schedule = optax.linear_schedule(0.1, 0.01, 5)
+    own = optimizers.adam_with_unit_counts(schedule, tiny.UNITS, 0.8, 0.95, 1e-3)
+    actual, wanted = run_alone(own), run_alone(optax.adam(schedule, 0.8, 0.95, 1e-3))
+    moved = actual["head"]["bias"] - PARAMS["head"]["bias"]
+    assert np.abs(moved).min() > 0.01
+    tiny.assert_close(actual, wanted)
+
+
+def weight_ages():
+    """Returns the age of each param, by path: that of the younger of its two ends."""
+    first, second = AGES["dense_0"], AGES["dense_1"]
+    return {
+        "dense_0/kernel": np.broadcast_to(first, (4, 6)),
+        "dense_0/bias": first,
+        "dense_1/kernel": np.minimum(first[:, None], second),
+        "dense_1/bias": second,
+        "head/kernel": np.broadcast_to(second[:, None], (5, 3)),
+        "head/bias": np.full(3, COUNT),
+    }
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_weight_is_as_old_as_the_younger_of_its_units(strict_dtype_promotion, before):
+    del strict_dtype_promotion
+    eps = 0.1
+    tx = optimizers.scale_by_adam_with_unit_counts(
+        tiny.UNITS, B1, B2, eps, eps_before_correction=before
+    )
+    state = tx.init(PARAMS)
+    moments = tiny.at(GRADS, 1), jax.tree.map(jnp.square, tiny.at(GRADS, 2))
+    state = state._replace(count=jnp.int32(COUNT), mu=moments[0], nu=moments[1])
+    grads = tiny.at(GRADS, 0)
+    ages = {name: jnp.asarray(age, jnp.int32) for name, age in AGES.items()}
+    updates, new_state = jax.jit(functools.partial(tx.update, unit_ages=ages))(
+        grads, state
+    )
+    assert int(new_state.count) == COUNT + 1
+    updates, grads, mu, nu = (tiny.by_path(tree) for tree in (updates, grads, *moments))
+    for path, age in weight_ages().items():
+        steps = age + 1.0
+        first = B1 * mu[path] + (1 - B1) * grads[path]
+        second = B2 * nu[path] + (1 - B2) * grads[path] ** 2
+        if before:
+            size = np.sqrt(1 - B2**steps) / (1 - B1**steps)
+            wanted = size * first / (np.sqrt(second) + eps)
+        else:
+            corrected = np.sqrt(second / (1 - B2**steps))
+            wanted = first / (1 - B1**steps) / (corrected + eps)
+        np.testing.assert_allclose(updates[path], wanted, rtol=2e-5, err_msg=path)
+
+
+@pytest.mark.parametrize("layout", ["io", "oi"])
+def test_ages_of_channels_reach_all_positions_of_a_flattened_map(layout):
+    units = (
+        cbp_jax.UnitGroup("conv", "conv", outgoing="dense", layout=layout),
+        cbp_jax.UnitGroup("dense", "dense", outgoing="head", layout=layout),
+    )
+    conv, dense, head = (3, 3, 1, 2), (8, 3), (3, 1)
+    if layout == "oi":
+        conv, dense, head = (2, 1, 3, 3), (3, 8), (1, 3)
+    params = {"conv": jnp.ones(conv), "dense": jnp.ones(dense), "head": jnp.ones(head)}
+    tx = optimizers.scale_by_adam_with_unit_counts(units, 0.5, 0.0, 0.0)
+    ages = {"conv": jnp.array([0, 5]), "dense": jnp.array([5, 1, 0])}
+    state = tx.init(params)._replace(count=jnp.int32(9))
+    updates, _ = jax.jit(functools.partial(tx.update, unit_ages=ages))(params, state)
+    channels = np.tile([0, 5], 4) if layout == "io" else np.repeat([0, 5], 4)
+    steps = 1 + np.minimum(channels[:, None], [5, 1, 0])
+    wanted = 0.5 / (1 - 0.5**steps)
+    dense_updates = updates["dense"] if layout == "io" else updates["dense"].T
+    np.testing.assert_allclose(dense_updates, wanted, rtol=1e-6)
+
+
+def first_step_of_a_reborn_unit(base):
+    """Returns the size of its first step over the learning rate, by param."""
+    tx = cbp_jax.continual_backprop(
+        base,
+        tiny.UNITS[:1],
+        replacement_rate=0.05,
+        maturity_threshold=500,
+        initializer=tiny.rows_initializer,
+        key=tiny.KEY,
+    )
+
+    @jax.jit
+    def step(params, state, grads):
+        features = tiny.at(tiny.make_features(), 0)
+        return tx.update(grads, state, params, features=features)
+
+    state = tx.init(PARAMS)
+    owed = int(0.9 * (1 << replacement.BUDGET_BITS))
+    state = tiny.with_units(state, "dense_0", age=[2000] * 6, budget=owed)
+    # The optimizer has taken 2000 steps as well; its scalars are its count.
+    base_state = jax.tree.map(
+        lambda leaf: jnp.full_like(leaf, 2000) if leaf.ndim == 0 else leaf,
+        state.base_state,
+    )
+    grads = tiny.at(GRADS, 0)
+    updates, state = step(PARAMS, state._replace(base_state=base_state), grads)
+    (unit,) = np.asarray(state.replaced["dense_0"])
+    assert unit < 6
+    params = optax.apply_updates(PARAMS, updates)
+    updates, state = step(params, state, tiny.at(GRADS, 1))
+    assert int(state.replaced["dense_0"][0]) == 6
+    steps = {
+        "incoming": updates["dense_0"]["kernel"][:, unit],
+        "bias": updates["dense_0"]["bias"][unit],
+        "outgoing": updates["dense_1"]["kernel"][unit],
+    }
+    return {name: np.abs(update) / 0.01 for name, update in steps.items()}
+
+
+def test_the_first_step_of_a_reborn_unit_is_not_too_long():
+    own = first_step_of_a_reborn_unit(
+        optimizers.adam_with_unit_counts(0.01, tiny.UNITS[:1], B1, B2)
+    )
+    plain = first_step_of_a_reborn_unit(optax.adam(0.01, B1, B2))
+    # With its own count Adam's first step is the learning rate; with a count of 2000,
+    # 0.1 / sqrt(0.001 / (1 - 0.999**2001)) = 2.94 times that.
+    overshoot = (1 - B1) / np.sqrt((1 - B2) / (1 - B2**2002))
+    for name in own:
+        np.testing.assert_allclose(own[name], 1, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(plain[name], overshoot, rtol=1e-4, err_msg=name)
+    assert overshoot > 2.9
