@@ -3,6 +3,7 @@
 from importlib import metadata as _metadata
 
 from cbp_jax import initializers as initializers
+from cbp_jax import layers as layers
 from cbp_jax import metrics as metrics
 from cbp_jax import networks as networks
 from cbp_jax import optimizers as optimizers

@@ -7,6 +7,7 @@ from flax import linen as nn
 import jax
 
 from cbp_jax.initializers import kaiming_uniform, uniform_fan_in
+from cbp_jax.layers import dropout
 from cbp_jax.units import Initializer, UnitGroup, sequential_units
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
@@ -52,12 +53,22 @@ class MLP(nn.Module):
     activation: str = "relu"
 
     @nn.compact
-    def __call__(self, inputs: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def __call__(
+        self,
+        inputs: jax.Array,
+        dropout_rate: float | jax.Array = 0.0,
+        dropout_key: jax.Array | None = None,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Maps inputs `[batch, inputs]` to outputs and features.
+
+        Args:
+          inputs: `[batch, inputs]`.
+          dropout_rate: fraction of hidden activations to drop, may be traced.
+          dropout_key: typed PRNG key; None drops nothing.
 
         Returns:
           Outputs `[batch, num_outputs]`, and a dict of the activations of each hidden
-          layer, `[batch, units]`, by layer name.
+          layer, `[batch, units]`, by layer name, from before dropout.
         """
         activation = activation_function(self.activation)
         features = {}
@@ -67,6 +78,9 @@ class MLP(nn.Module):
             kernel_init = kaiming_uniform(self.activation)
             hidden = nn.Dense(width, kernel_init=kernel_init, name=name)(hidden)
             features[name] = hidden = activation(hidden)
+            if dropout_key is not None:
+                key = jax.random.fold_in(dropout_key, index)
+                hidden = dropout(key, hidden, dropout_rate)
         head_init = kaiming_uniform("linear")
         return nn.Dense(self.num_outputs, kernel_init=head_init, name="head")(
             hidden

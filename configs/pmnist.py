@@ -54,6 +54,8 @@ def get_config(preset: str = "digits") -> ConfigDict:
     config.b1 = 0.9  # Of Adam, like b2.
     config.b2 = 0.999
     config.weight_decay = 0.0  # L2 on all parameters, added to the gradient.
+    config.noise_scale = 0.0  # Of N(0, scale**2) added to all parameters.
+    config.dropout_rate = 0.0
     config.replacement_rate = 1e-6
     config.decay_rate = 0.99
     config.maturity_threshold = 100
@@ -70,11 +72,18 @@ def get_config(preset: str = "digits") -> ConfigDict:
         "continual_backprop": {"method": "continual_backprop"},
     }
     config.lanes_per_block = 0  # Lanes vmapped together on a device; 0 chooses.
+    config.probe = {  # Overrides of the short task that is timed to choose it.
+        "examples_per_task": 300,
+        "measured_examples": 100,
+        "rank_every": 0,
+    }
 
     # What is measured and kept.
     config.measured_examples = 2000  # Of the new task, for dead units and ranks.
     config.rank_every = 1  # Tasks between measurements of the ranks; 0 for never.
     config.rank_method = "gram"  # Or "svd", see cbp_jax.metrics.singular_values.
+    config.replacement_log = 0  # Replacements logged per lane and task; 0 for no log.
+    config.tensorboard = False  # Write TensorBoard event files, too.
     config.checkpoint_every = 10  # Tasks.
 
     for field, value in _PRESETS[preset].items():

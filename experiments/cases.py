@@ -22,6 +22,7 @@ from experiments.lanes import (
     make_grid,
 )
 from experiments.problem import Problem
+from experiments.replacement_log import ReplacementLog, empty_log
 
 
 class Case(NamedTuple):
@@ -63,7 +64,9 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
     Raises:
       ValueError: anything in the config that cannot be run.
     """
-    configuration.check_positive(config, "num_seeds", "num_tasks", "examples_per_task")
+    configuration.check_positive(
+        config, "num_seeds", "num_tasks", "examples_per_task", "checkpoint_every"
+    )
     cases = []
     for name, case_config in configuration.make_cases(config).items():
         grid = make_grid(case_config)
@@ -78,10 +81,14 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
 
 
 class Program:
-    """The compiled functions of a case and its lanes on the devices."""
+    """The compiled functions of a case and its lanes on the devices.
 
-    def __init__(self, case: Case):
-        block = case.config.lanes_per_block or _default_block()
+    Args:
+      case: the case.
+      block: lanes that a device vmaps together, see `LaneMap`.
+    """
+
+    def __init__(self, case: Case, block: int):
         self._map = LaneMap(case.num_lanes, block)
         self._lanes = self._map.put(case.grid.lanes)
         self._data = self._map.replicate(case.problem.data)
@@ -99,10 +106,37 @@ class Program:
         data = checkpoints.from_dict(saved, like)
         return checkpoints.data_to_keys(self._map.put(data), like)
 
-    def run_task(self, state: Any, task: int) -> tuple[Any, dict[str, np.ndarray]]:
-        """Runs one task of all lanes; metrics come back as arrays [L, ...]."""
-        state, metrics = self._run_task(state, self._lanes, jnp.int32(task), self._data)
-        return state, self._map.get(metrics)
+    def run_task(
+        self, state: Any, task: int
+    ) -> tuple[Any, dict[str, np.ndarray], ReplacementLog | None]:
+        """Runs one task of all lanes.
+
+        Args:
+          state: of all lanes; its memory is reused.
+          task: number of the task.
+
+        Returns:
+          The new state; the metrics, arrays [L, ...]; and the log of replacements, with
+          a leading axis of L lanes, if it is switched on.
+        """
+        state, metrics, log = self._run_task(
+            state, self._lanes, np.int32(task), self._data
+        )
+        return state, *self._map.get((metrics, log))
+
+    def memory_needed(self) -> int:
+        """Returns the bytes that a task needs on each device."""
+        state = jax.eval_shape(self._init, self._lanes)
+        compiled = self._run_task.lower(
+            state, self._lanes, np.int32(0), self._data
+        ).compile()
+        memory = compiled.memory_analysis()
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
 
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""
@@ -123,9 +157,12 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
 
     def run_task(
         state: LaneState, lane: Lane, task: jax.Array, data: Any
-    ) -> tuple[LaneState, dict[str, jax.Array]]:
+    ) -> tuple[LaneState, dict[str, jax.Array], ReplacementLog | None]:
+        learner = state.learner
+        if learner.log is not None:
+            learner = learner._replace(log=empty_log(config.replacement_log))
         learner, metrics = problem.run_task(
-            lane_settings(config, lane), state.learner, lane_key(lane), task, data
+            lane_settings(config, lane), learner, lane_key(lane), task, data
         )
         is_finite = all_finite((learner.params, metrics["loss"]))
         has_diverged = state.has_diverged | ~is_finite
@@ -133,11 +170,6 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
             name: jnp.where(has_diverged, jnp.nan, value)
             for name, value in metrics.items()
         }
-        return LaneState(learner, has_diverged), metrics
+        return LaneState(learner, has_diverged), metrics, learner.log
 
     return run_task
-
-
-def _default_block() -> int:
-    """One lane after the other on a CPU, where a vmap is slower; elsewhere all."""
-    return 1 if jax.default_backend() == "cpu" else 0

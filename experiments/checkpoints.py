@@ -11,6 +11,10 @@ import orbax.checkpoint as ocp
 _FOLDER = "checkpoints"
 
 
+class CheckpointError(OSError):
+    """A checkpoint cannot be written; the one before is still whole."""
+
+
 class Checkpointer:
     """Keeps the last whole checkpoint of a run folder.
 
@@ -32,9 +36,20 @@ class Checkpointer:
         Args:
           step: tasks done, over all cases; must grow.
           tree: nested dict of NumPy arrays.
+
+        Raises:
+          CheckpointError: it cannot be written, for example because the disk is full.
         """
-        self._manager.save(step, args=ocp.args.StandardSave(tree))
-        self._manager.wait_until_finished()
+        last = self._manager.latest_step()
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(tree))
+            self._manager.wait_until_finished()
+        except Exception as error:
+            kept = "There is none" if last is None else f"That of {last} tasks is whole"
+            raise CheckpointError(
+                f"Cannot write a checkpoint to {self._manager.directory}: {error}\n"
+                f"{kept}. Make room there, and the same command goes on from it."
+            ) from error
 
     def restore(self) -> dict[str, Any] | None:
         """Reads the last whole checkpoint; None if there is none."""

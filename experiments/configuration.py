@@ -7,8 +7,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import cbp_jax
+
 # Fields that say how a run is carried out and leave its results as they are.
-_NOT_RESULTS = ("checkpoint_every", "lanes_per_block")
+_NOT_RESULTS = ("checkpoint_every", "lanes_per_block", "probe", "tensorboard")
 
 
 class ConfigError(ValueError):
@@ -48,8 +50,9 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 
 
 def to_json(config: ConfigDict) -> str:
-    """Writes a config as JSON, keys in their own order."""
-    return json.dumps(config.to_dict(), indent=2, default=list)
+    """Writes a config and the version of the package as JSON."""
+    fields = {"cbp_jax": cbp_jax.__version__} | config.to_dict()
+    return json.dumps(fields, indent=2, default=list)
 
 
 def differences(old: str, new: str) -> list[str]:
@@ -62,7 +65,7 @@ def differences(old: str, new: str) -> list[str]:
     return [
         f"{name}: {old_fields.get(name, missing)} -> {new_fields.get(name, missing)}"
         for name in (*old_fields, *(new_fields.keys() - old_fields.keys()))
-        if name not in _NOT_RESULTS
+        if name.partition(".")[0] not in _NOT_RESULTS
         and old_fields.get(name, missing) != new_fields.get(name, missing)
     ]
 

@@ -13,7 +13,7 @@ from absl import app
 import numpy as np
 import xarray as xr
 
-from experiments import results, summary
+from experiments import replacement_log, results, summary
 
 # Variable, axis label, factor, whether it is a measure of layers.
 _PANELS = (
@@ -23,6 +23,24 @@ _PANELS = (
     ("effective_rank", "effective rank", 1, True),
     ("weight_magnitude", "mean |w|", 1, True),
 )
+
+
+def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
+    """Draws all figures of a run into its folder `figures`.
+
+    Args:
+      dataset: its results.
+      run: the run folder, which may hold a log of replacements.
+
+    Returns:
+      The files written.
+    """
+    written = draw(dataset, run / "figures")
+    log = run / replacement_log.LOG_FILE
+    if log.exists():
+        lives = replacement_log.read_lives(log, dataset)
+        written.append(replacement_log.draw_survival(run / "figures", lives))
+    return written
 
 
 def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -102,7 +120,7 @@ def _main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
         raise app.UsageError("Name at least one run folder.")
     for run in arguments[1:]:
-        for path in draw(results.load(run), pathlib.Path(run) / "figures"):
+        for path in draw_run(results.load(run), pathlib.Path(run)):
             print(path)
 
 

@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
+from experiments import processes
+
 # Config fields that may differ from lane to lane of one compiled program, with the
 # range of each; a decay rate of 1 is excluded.
 _ANY, _FRACTION, _DECAY = (0, math.inf), (0, 1), (0, math.nextafter(1, 0))
@@ -25,6 +27,8 @@ HYPER_PARAMETERS = {
     "b1": _DECAY,
     "b2": _DECAY,
     "weight_decay": _ANY,
+    "noise_scale": _ANY,
+    "dropout_rate": _DECAY,
     "replacement_rate": _FRACTION,
     "decay_rate": _DECAY,
     "maturity_threshold": _ANY,
@@ -120,13 +124,15 @@ class LaneMap:
       num_lanes: L.
       block: lanes that a device vmaps together, 0 for all that it has. The blocks of a
         device run one after the other.
-      devices: the devices to spread the lanes over, None for all of this process.
+      devices: the devices to spread the lanes over, None for all of all processes.
     """
 
     def __init__(self, num_lanes: int, block: int = 0, devices: Any = None):
-        devices = jax.local_devices() if devices is None else devices
+        devices = jax.devices() if devices is None else devices
         self.num_lanes = num_lanes
-        num_devices = min(len(devices), num_lanes)
+        # Every process must hold lanes, if only those that fill up.
+        is_alone = jax.process_count() == 1
+        num_devices = min(len(devices), num_lanes) if is_alone else len(devices)
         self._per_device = math.ceil(num_lanes / num_devices)
         self._padded = self._per_device * num_devices
         self._block = min(block or self._per_device, self._per_device)
@@ -136,19 +142,20 @@ class LaneMap:
         """Puts arrays [L, ...] on the devices; the last lane fills up the rest."""
         spare = self._padded - self.num_lanes
 
-        def pad(leaf: Any) -> Any:
-            return np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)])
+        def pad_and_put(leaf: Any) -> jax.Array:
+            leaf = np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)])
+            return _spread(leaf, NamedSharding(self._mesh, PartitionSpec(_AXIS)))
 
-        sharding = NamedSharding(self._mesh, PartitionSpec(_AXIS))
-        return jax.device_put(jax.tree.map(pad, tree), sharding)
+        return jax.tree.map(pad_and_put, tree)
 
     def replicate(self, tree: Any) -> Any:
         """Puts arrays without a lane axis on every device."""
-        return jax.device_put(tree, NamedSharding(self._mesh, PartitionSpec()))
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: _spread(np.asarray(leaf), sharding), tree)
 
     def get(self, tree: Any) -> Any:
         """Fetches arrays [L, ...] as NumPy, without the lanes that filled up."""
-        return jax.tree.map(lambda leaf: np.asarray(leaf)[: self.num_lanes], tree)
+        return jax.tree.map(lambda leaf: leaf[: self.num_lanes], processes.gather(tree))
 
     def jit(
         self, function: Callable[..., Any], *, num_shared: int = 0, donate: bool = False
@@ -190,6 +197,13 @@ class LaneMap:
             )(*arguments)
 
         return jax.jit(spread, donate_argnums=0 if donate else ())
+
+
+def _spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole on the devices of all processes."""
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: array[index]
+    )
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -3,7 +3,7 @@
 Shapes: B batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import optax
 import cbp_jax
 from cbp_jax.networks import MLP
 from experiments.configuration import check_choice
+from experiments.replacement_log import ReplacementLog, empty_log, record
 
 # Purposes of the random numbers derived from a lane's key. They are the same for every
 # method, so that two methods with one seed see the same data and initial weights.
@@ -26,6 +27,9 @@ class LearnerState(NamedTuple):
 
     params: Any
     optimizer_state: Any
+    noise_key: jax.Array  # Typed key of all noise but the optimizer's.
+    num_updates: jax.Array  # int32 scalar
+    log: ReplacementLog | None  # Of the task, where it is switched on.
 
 
 class Learner(NamedTuple):
@@ -80,20 +84,31 @@ def make_learner(
     layers = (*(group.name for group in units), "head")
     max_replaced = _max_replaced(config)
     inputs_like = jnp.zeros((1, *input_shape))
+    has_log = config.replacement_log > 0 and config.method == "continual_backprop"
 
     def make_optimizer(
         settings: SimpleNamespace, key: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        base = OPTIMIZERS[config.optimizer](settings)
+        base = OPTIMIZERS[config.optimizer](settings, units)
         if not _is_off(settings.weight_decay):
             base = optax.chain(optax.add_decayed_weights(settings.weight_decay), base)
+        if not _is_off(settings.noise_scale):
+            noise_key = jax.random.fold_in(key, NOISE)
+            noise = cbp_jax.optimizers.perturb(settings.noise_scale, key=noise_key)
+            base = optax.chain(base, noise)
         return METHODS[config.method](settings, base, network, max_replaced, key)
 
     def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params = network.init(key, inputs_like)["params"]
         key = jax.random.fold_in(lane_key, REPLACEMENT)
-        return LearnerState(params, make_optimizer(settings, key).init(params))
+        return LearnerState(
+            params=params,
+            optimizer_state=make_optimizer(settings, key).init(params),
+            noise_key=jax.random.fold_in(lane_key, NOISE),
+            num_updates=jnp.zeros((), jnp.int32),
+            log=empty_log(config.replacement_log) if has_log else None,
+        )
 
     def step(
         settings: SimpleNamespace,
@@ -101,8 +116,13 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
+        dropout = {}
+        if not _is_off(settings.dropout_rate):
+            key = jax.random.fold_in(state.noise_key, state.num_updates)
+            dropout = {"dropout_rate": settings.dropout_rate, "dropout_key": key}
+
         def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-            outputs, features = network.apply({"params": params}, inputs)
+            outputs, features = network.apply({"params": params}, inputs, **dropout)
             return loss_fn(outputs, targets), (outputs, features)
 
         (loss, (outputs, features)), grads = jax.value_and_grad(loss_of, has_aux=True)(
@@ -113,8 +133,18 @@ def make_learner(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
-        params = optax.apply_updates(state.params, updates)
-        return LearnerState(params, optimizer_state), outputs, loss
+        log = state.log
+        if log is not None:
+            states = state.optimizer_state, optimizer_state
+            log = record(log, layers[:-1], settings.decay_rate, *states)
+        new_state = LearnerState(
+            params=optax.apply_updates(state.params, updates),
+            optimizer_state=optimizer_state,
+            noise_key=state.noise_key,
+            num_updates=state.num_updates + 1,
+            log=log,
+        )
+        return new_state, outputs, loss
 
     def features(params: Any, inputs: jax.Array) -> dict[str, jax.Array]:
         return network.apply({"params": params}, inputs)[1]
@@ -144,13 +174,21 @@ def make_mlp(config: Any, num_outputs: int) -> MLP:
     return MLP(widths, num_outputs, config.activation)
 
 
-def _sgd(settings: SimpleNamespace) -> optax.GradientTransformation:
+def _sgd(
+    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+) -> optax.GradientTransformation:
+    del units
     momentum = None if _is_off(settings.momentum) else settings.momentum
     return optax.sgd(settings.step_size, momentum=momentum)
 
 
-def _adam(settings: SimpleNamespace) -> optax.GradientTransformation:
-    return optax.adam(settings.step_size, b1=settings.b1, b2=settings.b2)
+def _adam(
+    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+) -> optax.GradientTransformation:
+    betas = {"b1": settings.b1, "b2": settings.b2}
+    if not units:
+        return optax.adam(settings.step_size, **betas)
+    return cbp_jax.optimizers.adam_with_unit_counts(settings.step_size, units, **betas)
 
 
 def _backprop(

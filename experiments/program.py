@@ -10,15 +10,17 @@ from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
 
-from experiments import figures, results, run_folder, runner, summary
+from experiments import figures, processes, results, run_folder, runner, summary
 from experiments.problem import Problem
+from experiments.replacement_log import LOG_FILE
 
 
 def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
     Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
-    `--overwrite`.
+    `--overwrite`; on several hosts `--distributed`, where JAX cannot find the processes
+    by itself with `--address`, `--num_processes` and `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
@@ -31,6 +33,12 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
     overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    distributed = flags.DEFINE_bool(
+        "distributed", False, "Join other processes, found by JAX or by these flags:"
+    )
+    address = flags.DEFINE_string("address", None, "host:port of process 0.")
+    count = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+    index = flags.DEFINE_integer("process_index", None, "Index of this process.")
     flags.mark_flag_as_required("config")
 
     def main(arguments: list[str]) -> None:
@@ -39,6 +47,9 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         folder = pathlib.Path(
             workdir.value or pathlib.Path("runs") / name / config.value.preset
         )
+        _use_all_cores()
+        if distributed.value:
+            processes.start(address.value, count.value, index.value)
         sys.exit(train(config.value, folder, make_problem, overwrite.value))
 
     app.run(main, flags_parser=_parse_flags)
@@ -90,26 +101,31 @@ def train(
       The exit status: 0, or 1 after a message that says what is wrong.
     """
     logging.set_verbosity(logging.WARNING)
-    _use_all_cores()
     try:
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
-    except (ValueError, OSError, runner.Interrupted) as error:
+    except (ValueError, OSError, ImportError, runner.Interrupted) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    if not processes.is_first():
+        return 0
     print(summary.summary_table(dataset))
     print("Means over seeds ± 95 % confidence intervals.")
     for line in summary.diverged_lanes(dataset):
         print(line)
     written = [folder / results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
-    written += figures.draw(dataset, folder / "figures")
+    if (folder / LOG_FILE).exists():
+        written.append(folder / LOG_FILE)
+    written += figures.draw_run(dataset, folder)
     print("Written:", *written, sep="\n  ")
     return 0
 
 
 def _use_all_cores() -> None:
-    """Makes each core an XLA device, since one device uses little more than one."""
+    """Makes each core an XLA device, since one device uses little more than one.
+
+    JAX_NUM_CPU_DEVICES in the environment sets another number.
+    """
+    if "JAX_NUM_CPU_DEVICES" in os.environ:
+        return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    try:
-        jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:
-        logging.info("JAX has already started; it keeps its devices.")
+    jax.config.update("jax_num_cpu_devices", cores)

@@ -1,5 +1,9 @@
 """Results of a run as one labeled data set, and the file that holds it.
 
+    python -m experiments.results RUN [--csv] [--output=FILE]
+
+prints the table of a run, or writes every value as one line of a tidy CSV table.
+
 Dimensions: case, each swept hyper-parameter, seed, task, layer.
 """
 
@@ -7,9 +11,12 @@ from collections.abc import Mapping, Sequence
 import itertools
 import os
 import pathlib
+import sys
 from typing import Any
 
+from absl import app, flags
 import numpy as np
+import pandas as pd
 import xarray as xr
 
 RESULTS_FILE = "results.nc"
@@ -25,6 +32,7 @@ DESCRIPTIONS = {
     "weight_magnitude": "mean |w| of the layer's kernel",
     "steps_per_second": "updates per second over all lanes, without compilation",
     "examples": "examples seen by the end of the task",
+    "steps": "updates made by the end of the task",
     "num_weights": "entries of the layer's kernel",
     "num_units": "hidden units of the layer, 0 for the head",
 }
@@ -37,6 +45,7 @@ def case_dataset(
     metrics: Mapping[str, np.ndarray],
     layer_sizes: Mapping[str, Sequence[int]],
     examples_per_task: int,
+    steps_per_task: int,
     steps_per_second: float,
 ) -> xr.Dataset:
     """Labels the metrics of one case.
@@ -48,7 +57,8 @@ def case_dataset(
       layers: names of the learner's layers.
       metrics: arrays [L, tasks] or [L, tasks, layers].
       layer_sizes: `num_weights` and `num_units` of each layer.
-      examples_per_task: examples shown in a task.
+      examples_per_task: examples that a task shows to a lane.
+      steps_per_task: updates that a lane makes in a task.
       steps_per_second: of the case.
 
     Returns:
@@ -60,7 +70,9 @@ def case_dataset(
         dims = (*coordinates, "task", "layer")[: len(lane_shape) + values.ndim - 1]
         variables[metric] = (dims, values.reshape(*lane_shape, *values.shape[1:]))
     num_tasks = next(iter(metrics.values())).shape[1]
-    variables["examples"] = ("task", (np.arange(num_tasks) + 1) * examples_per_task)
+    tasks_done = np.arange(num_tasks) + 1
+    variables["examples"] = ("task", tasks_done * examples_per_task)
+    variables["steps"] = ("task", tasks_done * steps_per_task)
     variables["steps_per_second"] = ((), steps_per_second)
     variables |= {size: ("layer", list(values)) for size, values in layer_sizes.items()}
     dataset = xr.Dataset(
@@ -129,3 +141,45 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             f"{path} does not exist; give the folder that a run has named."
         )
     return xr.load_dataset(path, engine="h5netcdf")
+
+
+def tidy_csv(dataset: xr.Dataset) -> str:
+    """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
+
+    One line for each finite value; `task` and `layer` are empty where a variable has
+    none.
+    """
+    columns = ["case", *_swept(dataset), "seed", "task", "layer", "variable", "value"]
+    tables = []
+    for name, values in dataset.data_vars.items():
+        table = values.rename("value").to_dataframe().reset_index().dropna()
+        tables.append(table.assign(variable=name).reindex(columns=columns))
+    return pd.concat(tables).to_csv(index=False, float_format="%.9g")
+
+
+def _swept(dataset: xr.Dataset) -> list[str]:
+    fixed = ("case", "seed", "task", "layer")
+    return [name for name in dataset.dims if name not in fixed]
+
+
+def _main(arguments: Sequence[str]) -> None:
+    from experiments import summary
+
+    if len(arguments) != 2:
+        raise app.UsageError("Name one run folder.")
+    try:
+        dataset = load(arguments[1])
+        text = tidy_csv(dataset) if _CSV.value else summary.summary_table(dataset)
+        if _OUTPUT.value:
+            pathlib.Path(_OUTPUT.value).write_text(text)
+        else:
+            print(text)
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    _CSV = flags.DEFINE_bool("csv", False, "Every value as a tidy CSV table.")
+    _OUTPUT = flags.DEFINE_string("output", None, "File to write instead of printing.")
+    app.run(_main)

@@ -1,0 +1,23 @@
+"""Layers as pure functions."""
+
+import jax
+import jax.numpy as jnp
+
+
+def dropout(key: jax.Array, inputs: jax.Array, rate: float | jax.Array) -> jax.Array:
+    """Sets entries to 0 with probability `rate` and scales the others up by its rest.
+
+    Args:
+      key: typed PRNG key.
+      inputs: array of any shape.
+      rate: in [0, 1), may be traced, unlike that of `flax.linen.Dropout`.
+
+    Returns:
+      An array like `inputs` of the same expectation.
+
+    Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from
+    overfitting", JMLR 15, 2014.
+    """
+    keep = 1 - jnp.asarray(rate, inputs.dtype)
+    is_kept = jax.random.bernoulli(key, keep, inputs.shape)
+    return jnp.where(is_kept, inputs / keep, 0)

@@ -1,0 +1,114 @@
+"""The published variants of continual backprop."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import cbp_jax
+from cbp_jax import recipes, utility
+
+ALL = {
+    "preprint": recipes.PREPRINT,
+    "nature": recipes.NATURE,
+    "released_mlp": recipes.RELEASED_MLP,
+    "released_conv": recipes.RELEASED_CONV,
+}
+PARAMS = tiny.make_params()
+FEATURES = tiny.at(tiny.make_features(), 0)
+
+
+def make(recipe, **options):
+    options = dict(recipe) | {"initializer": tiny.rows_initializer} | options
+    return cbp_jax.continual_backprop(
+        optax.sgd(0.0), tiny.UNITS[:1], key=tiny.KEY, **options
+    )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_recipe_builds_a_transform(name):
+    tx = make(ALL[name])
+    state = jax.eval_shape(tx.init, PARAMS)
+    updates, _ = jax.eval_shape(
+        lambda state: tx.update(PARAMS, state, PARAMS, features=FEATURES), state
+    )
+    assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+
+
+def test_recipes_name_the_same_arguments_and_cannot_be_changed():
+    assert len({frozenset(recipe) for recipe in ALL.values()}) == 1
+    with pytest.raises(TypeError):
+        recipes.NATURE["replacement_rate"] = 1.0
+    assert (recipes.NATURE | {"replacement_rate": 1e-6})["replacement_rate"] == 1e-6
+    assert recipes.NATURE["replacement_rate"] == 1e-5
+
+
+def test_the_papers_numbers():
+    numbers = {
+        name: (
+            recipe["replacement_rate"],
+            recipe["decay_rate"],
+            recipe["maturity_threshold"],
+            recipe["utility_fn"],
+        )
+        for name, recipe in ALL.items()
+    }
+    assert numbers == {
+        "preprint": (1e-6, 0.99, 100, utility.overall),
+        "nature": (1e-5, 0.99, 1000, utility.contribution),
+        "released_mlp": (1e-4, 0.99, 100, utility.overall),
+        "released_conv": (3e-4, 0.99, 100, utility.overall),
+    }
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """Who goes in each recipe, at rate 1/2, and what is owed afterwards in units.
+
+    Units 0, 1 and 2 are eligible, the others too young. Unit 1 has the lowest running
+    average, because it is young too; corrected for age it is better than unit 2.
+    """
+    found = {}
+    for name, recipe in ALL.items():
+        tx = make(recipe, replacement_rate=0.5, maturity_threshold=1)
+        state = tiny.with_units(
+            tx.init(PARAMS),
+            "dense_0",
+            age=[2000, 2, 2000, 0, 0, 0],
+            utility=[9.0, 5.0 * (1 - 0.99**2), 2.0, 0.0, 0.0, 0.0],
+        )
+        _, state = tiny.still_step(tx)(PARAMS, state, FEATURES)
+        reborn = np.flatnonzero(tiny.mask_of(state.replaced["dense_0"], 6))
+        budget = int(state.units["dense_0"].budget) / 2**30
+        found[name] = (reborn.tolist(), budget)
+    return found
+
+
+def test_the_preprint_carries_the_fraction_and_corrects_for_age(outcomes):
+    # 1.5 units are due: the one of lowest corrected utility, and half a unit is owed.
+    assert outcomes["preprint"] == ([2], 0.5)
+
+
+def test_nature_does_not_correct_for_age(outcomes):
+    assert outcomes["nature"] == ([1], 0.5)
+
+
+def test_nature_replaces_one_unit_at_most():
+    tx = make(recipes.NATURE, replacement_rate=0.9, maturity_threshold=0)
+    _, state = tiny.still_step(tx)(PARAMS, tx.init(PARAMS), FEATURES)
+    assert tiny.mask_of(state.replaced["dense_0"], 6).sum() == 1
+    tx = make(recipes.PREPRINT, replacement_rate=0.9, maturity_threshold=0)
+    _, state = tiny.still_step(tx)(PARAMS, tx.init(PARAMS), FEATURES)
+    assert tiny.mask_of(state.replaced["dense_0"], 6).sum() == 5
+
+
+def test_the_released_mlp_draws_the_fraction(outcomes):
+    reborn, budget = outcomes["released_mlp"]
+    assert reborn in ([2], [1, 2])
+    assert budget == 0
+
+
+def test_the_released_convolutions_count_all_units(outcomes):
+    # Half of six are due, as many as are eligible, and nothing is owed.
+    assert outcomes["released_conv"] == ([0, 1, 2], 0)
