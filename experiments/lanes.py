@@ -196,6 +196,7 @@ class LaneMap:
                 check_vma=False,
             )(*arguments)
 
+        spread.__name__ = function.__name__  # What compilation logs and profiles show.
         return jax.jit(spread, donate_argnums=0 if donate else ())
 
 

@@ -76,11 +76,16 @@ def make_learner(
       The learner.
 
     Raises:
-      ValueError: unknown method or optimizer.
+      ValueError: unknown method or optimizer, or a method without units to work on.
     """
     check_choice("method", config.method, METHODS)
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
     units = network.units()
+    if config.method == "continual_backprop" and not units:
+        raise ValueError(
+            "A network without hidden layers has no units to replace: set "
+            "config.hidden_layers to at least 1, or config.method to 'backprop'."
+        )
     layers = (*(group.name for group in units), "head")
     max_replaced = _max_replaced(config)
     inputs_like = jnp.zeros((1, *input_shape))
@@ -162,11 +167,12 @@ def make_mlp(config: Any, num_outputs: int) -> MLP:
     """Builds the MLP of `hidden_layers` layers of `hidden_units` units.
 
     Raises:
-      ValueError: unknown activation, or a size below one.
+      ValueError: unknown activation, or a size that cannot be; no layers at all are a
+        linear model.
     """
-    if config.hidden_layers < 1 or config.hidden_units < 1:
+    if config.hidden_layers < 0 or config.hidden_units < 1:
         raise ValueError(
-            "hidden_layers and hidden_units must be at least 1, got "
+            "hidden_layers must be at least 0 and hidden_units at least 1, got "
             f"{config.hidden_layers} and {config.hidden_units}."
         )
     cbp_jax.networks.activation_function(config.activation)

@@ -58,8 +58,9 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
 def _parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags, and says in one line what is wrong with a config or an override."""
     for argument in arguments:
-        path = argument.removeprefix("--config=").partition(":")[0]
-        if path != argument and not os.path.isfile(path):
+        name, _, value = argument.partition("=")
+        path = value.partition(":")[0]
+        if name == "--config" and not os.path.isfile(path):
             print(f"The config file {path!r} does not exist.", file=sys.stderr)
             sys.exit(2)
     try:
@@ -100,7 +101,8 @@ def train(
     Returns:
       The exit status: 0, or 1 after a message that says what is wrong.
     """
-    logging.set_verbosity(logging.WARNING)
+    # Orbax logs the whole traceback of a failed write, which is told in a sentence here.
+    logging.set_verbosity(logging.FATAL)
     try:
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
     except (ValueError, OSError, ImportError, runner.Interrupted) as error:

@@ -31,6 +31,7 @@ DESCRIPTIONS = {
     "stable_rank": "singular values that hold 99 % of their sum",
     "weight_magnitude": "mean |w| of the layer's kernel",
     "steps_per_second": "updates per second over all lanes, without compilation",
+    "lanes_per_block": "lanes vmapped together on a device",
     "examples": "examples seen by the end of the task",
     "steps": "updates made by the end of the task",
     "num_weights": "entries of the layer's kernel",
@@ -47,6 +48,7 @@ def case_dataset(
     examples_per_task: int,
     steps_per_task: int,
     steps_per_second: float,
+    lanes_per_block: int,
 ) -> xr.Dataset:
     """Labels the metrics of one case.
 
@@ -60,6 +62,7 @@ def case_dataset(
       examples_per_task: examples that a task shows to a lane.
       steps_per_task: updates that a lane makes in a task.
       steps_per_second: of the case.
+      lanes_per_block: lanes that each device vmapped together.
 
     Returns:
       A dataset with dimensions (case, swept ..., seed, task, layer).
@@ -74,6 +77,7 @@ def case_dataset(
     variables["examples"] = ("task", tasks_done * examples_per_task)
     variables["steps"] = ("task", tasks_done * steps_per_task)
     variables["steps_per_second"] = ((), steps_per_second)
+    variables["lanes_per_block"] = ((), lanes_per_block)
     variables |= {size: ("layer", list(values)) for size, values in layer_sizes.items()}
     dataset = xr.Dataset(
         {

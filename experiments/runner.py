@@ -210,6 +210,7 @@ class _Run:
                 case.problem.examples_per_task,
                 case.problem.steps_per_task,
                 self._histories[case.name].steps_per_second,
+                self._histories[case.name].block,
             )
             for case in self._cases
         ]

@@ -63,12 +63,29 @@ def test_a_lane_does_not_depend_on_its_neighbors(lanes):
         tiny.assert_close((lane_params, lane_units), (params, units))
 
 
-def test_nested_vmap_equals_one_flat_vmap(lanes):
-    rows = jax.tree.map(lambda leaf: leaf.reshape(2, 4, *leaf.shape[1:]), LANES)
-    nested = jax.device_get(jax.jit(jax.vmap(jax.vmap(lane)))(*rows))
-    flat = jax.tree.map(lambda leaf: leaf.reshape(8, *leaf.shape[2:]), nested)
-    tiny.assert_equal(flat[1], lanes[1])
-    tiny.assert_close(flat, lanes)
+def test_nested_vmap_is_a_loop_in_a_loop():
+    state, features = tiny.newborn(PARAMS), tiny.at(FEATURES, 0)
+    rates, thresholds = jnp.array([0.0, 0.3, 1.0]), jnp.array([0.0, 1.0])
+
+    def at_rate(rate, maturity):
+        return tiny.traced_step(PARAMS, state, features, rate, 0.9, maturity)
+
+    along_rates = jax.vmap(at_rate, in_axes=(0, None))
+    nested = jax.device_get(
+        jax.jit(jax.vmap(along_rates, in_axes=(None, 0)))(rates, thresholds)
+    )
+    for row, maturity in enumerate(thresholds):
+        for column, rate in enumerate(rates):
+            params, state_after = tiny.at(nested, (row, column))
+            wanted_params, wanted = tiny.step(
+                PARAMS, state, features, rate=rate, maturity=maturity
+            )
+            tiny.assert_equal(state_after.replaced, wanted.replaced)
+            tiny.assert_close(
+                (params, state_after.units), (wanted_params, wanted.units)
+            )
+    number = (nested[1].replaced["dense_0"] < 6).sum(axis=2)
+    assert number.tolist() == [[0, 1, 6], [0, 0, 0]]
 
 
 def test_every_seed_draws_its_own_fresh_weights(lanes):

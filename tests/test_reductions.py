@@ -200,26 +200,27 @@ RATE, CHILDHOOD = 0.013, 20
 @pytest.fixture(scope="module", params=["accumulate", "bernoulli"])
 def long_run(request):
     tx = make(
+        units=tiny.UNITS[:1],
         replacement_rate=RATE,
         maturity_threshold=CHILDHOOD,
         budget=request.param,
         initializer=tiny.rows_initializer,
     )
-    features = tiny.make_features(LONG)
     grads = jax.tree.map(lambda leaf: jnp.zeros((LONG, *leaf.shape)), PARAMS)
-    _, state = jax.jit(tiny.run, static_argnums=0)(tx, PARAMS, grads, features)
-    return request.param, jax.device_get((state.units, state.replaced))
+    run = jax.jit(tiny.run, static_argnums=0)
+    _, state = run(tx, PARAMS, grads, tiny.make_features(LONG))
+    units, replaced = jax.device_get(
+        (state.units["dense_0"], state.replaced["dense_0"])
+    )
+    ages = np.concatenate([np.zeros((1, 6), int), units.age[:-1]]) + 1
+    return request.param, ages, units.age, replaced
 
 
-@pytest.mark.parametrize("name", tiny.WIDTHS)
-def test_the_long_run_number_of_replacements(long_run, name):
-    budget, (units, replaced) = long_run
-    width = tiny.WIDTHS[name]
-    ages = np.concatenate([np.zeros((1, width), int), units[name].age[:-1]]) + 1
-    eligible = (ages > CHILDHOOD).sum(axis=1)
-    expected = RATE * eligible.sum()
-    assert 50 < expected < 0.9 * RATE * width * LONG
-    number = (replaced[name] < width).sum()
+def test_the_long_run_number_of_replacements(long_run):
+    budget, ages, _, replaced = long_run
+    expected = RATE * (ages > CHILDHOOD).sum()
+    assert 50 < expected < 0.9 * RATE * 6 * LONG
+    number = (replaced < 6).sum()
     if budget == "accumulate":
         assert 0 <= expected - number <= 1
     else:
@@ -227,13 +228,11 @@ def test_the_long_run_number_of_replacements(long_run, name):
         assert number != round(expected)
 
 
-def test_no_replaced_unit_is_younger_than_the_threshold(long_run):
-    _, (units, replaced) = long_run
-    for name, width in tiny.WIDTHS.items():
-        steps, slots = np.nonzero(replaced[name] < width)
-        who = replaced[name][steps, slots]
-        age = units[name].age[steps - 1, who] + 1
-        assert (age > CHILDHOOD).all()
-        np.testing.assert_array_equal(units[name].age[steps, who], 0)
-        # Age 20 is not yet enough and age 21 is: the first comes at step 21, from 1.
-        assert units[name].age[CHILDHOOD - 1].tolist() == [CHILDHOOD] * width
+def test_replaced_units_are_past_the_threshold_and_newborn_after(long_run):
+    _, ages, ages_after, replaced = long_run
+    steps, slots = np.nonzero(replaced < 6)
+    units = replaced[steps, slots]
+    assert ages[steps, units].min() > CHILDHOOD
+    reborn = np.zeros(ages.shape, bool)
+    reborn[steps, units] = True
+    np.testing.assert_array_equal(ages_after, np.where(reborn, 0, ages))

@@ -25,6 +25,7 @@ def make_case(name="backprop", num_tasks=3, layers=LAYERS, scale=1.0):
         examples_per_task=50,
         steps_per_task=5,
         steps_per_second=1000.0,
+        lanes_per_block=1,
     )
 
 

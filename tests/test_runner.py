@@ -9,6 +9,7 @@ import pytest
 from tiny_runs import tiny_digits
 import xarray as xr
 
+import cbp_jax
 from experiments import permuted_mnist, results, runner
 from experiments.cases import Program
 from experiments.run_folder import RunFolderError
@@ -115,6 +116,15 @@ def test_a_folder_of_another_config_is_refused_with_the_difference(finished):
         runner.run(tiny_digits(num_tasks=4, step_size=0.5), folder, MAKE_PROBLEM)
     assert "--overwrite" in str(error.value)
     xr.testing.assert_identical(results.load(folder), dataset)
+
+
+def test_a_run_of_another_version_is_refused(finished, tmp_path):
+    config = tiny_digits(num_tasks=1)
+    runner.run(config, tmp_path, MAKE_PROBLEM)
+    path = tmp_path / "config.json"
+    path.write_text(path.read_text().replace(cbp_jax.__version__, "0.0.7", 1))
+    with pytest.raises(RunFolderError, match=r"cbp_jax: 0\.0\.7 -> "):
+        runner.run(config, tmp_path, MAKE_PROBLEM)
 
 
 def test_a_folder_that_holds_no_run_is_never_deleted(tmp_path):

@@ -62,29 +62,13 @@ class NnxNetwork(nnx.Module):
         self.dense_0 = nnx.Linear(4, 6, rngs=rngs)
         self.head = nnx.Linear(6, 3, rngs=rngs)
 
-    def __call__(self, inputs):
-        hidden = jax.nn.relu(self.dense_0(inputs))
-        return self.head(hidden), {"dense_0": hidden}
 
-
-def test_an_nnx_state_is_trained():
+def test_the_state_of_an_nnx_module():
     model = NnxNetwork(nnx.Rngs(0))
-    tx = make(cbp_jax.sequential_units(("dense_0", "head")))
     params = nnx.state(model, nnx.Param)
-    graph = nnx.graphdef(model)
-    inputs = jnp.asarray(np.random.default_rng(0).normal(size=(7, 4)), jnp.float32)
-
-    def loss(params):
-        outputs, features = nnx.merge(graph, params)(inputs)
-        return jnp.mean(outputs**2), features
-
-    @jax.jit
-    def step(params, state):
-        grads, features = jax.grad(loss, has_aux=True)(params)
-        updates, state = tx.update(grads, state, params, features=features)
-        return optax.apply_updates(params, updates), state
-
-    new, state = step(params, tx.init(params))
+    tx = make(cbp_jax.sequential_units(("dense_0", "head")))
+    features = tiny.at(tiny.make_features(), 0)
+    new, state = tiny.still_step(tx)(params, tx.init(params), features)
     reborn = tiny.mask_of(state.replaced["dense_0"], 6)
     assert reborn.sum() == 3
     nnx.update(model, new)
@@ -92,8 +76,6 @@ def test_an_nnx_state_is_trained():
     assert np.all(model.head.kernel[...][~reborn] != 0)
     fresh = model.dense_0.kernel[...][:, reborn].T
     np.testing.assert_allclose(fresh, [[0.1, 0.2, 0.3, 0.4]] * 3, rtol=1e-5)
-    outputs, _ = model(inputs)
-    assert np.isfinite(outputs).all()
 
 
 @pytest.fixture(scope="module")

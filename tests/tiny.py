@@ -115,11 +115,12 @@ def newborn(params):
 
 def step(params, state, features, *, rate, decay=0.9, maturity=0.0):
     """Returns params and state after one step of gradient 0; compiled once for all."""
-    return jax.device_get(_step(params, state, features, rate, decay, maturity))
+    return jax.device_get(traced_step(params, state, features, rate, decay, maturity))
 
 
 @jax.jit
-def _step(params, state, features, rate, decay, maturity):
+def traced_step(params, state, features, rate, decay, maturity):
+    """`step` that can be vmapped."""
     tx = _plain(rate, decay, maturity)
     grads = jax.tree.map(jnp.zeros_like, params)
     updates, state = tx.update(grads, state, params, features=features)

@@ -1,0 +1,62 @@
+"""Networks of linear threshold units, the targets of Slowly-Changing Regression.
+
+Shapes: M bits of an input, the last of them always 1; N units.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LinearThresholdNetwork(NamedTuple):
+    """One hidden layer of units that fire or do not, and a linear output."""
+
+    weights: jax.Array  # [M, N], each +1 or -1.
+    thresholds: jax.Array  # [N], a unit fires if its weighted sum is greater.
+    output_weights: jax.Array  # [N], each +1 or -1.
+    output_bias: jax.Array  # Scalar, +1 or -1.
+
+
+def draw_network(
+    key: jax.Array, num_bits: int, num_units: int, beta: float
+) -> LinearThresholdNetwork:
+    """Draws all weights and the output bias, +1 or -1 with equal probability.
+
+    Args:
+      key: typed key.
+      num_bits: M.
+      num_units: N.
+      beta: see `unit_thresholds`.
+
+    Returns:
+      The network, float32.
+    """
+    keys = jax.random.split(key, 3)
+    weights = jax.random.rademacher(keys[0], (num_bits, num_units), jnp.float32)
+    return LinearThresholdNetwork(
+        weights=weights,
+        thresholds=unit_thresholds(weights, beta),
+        output_weights=jax.random.rademacher(keys[1], (num_units,), jnp.float32),
+        output_bias=jax.random.rademacher(keys[2], (), jnp.float32),
+    )
+
+
+def unit_thresholds(weights: jax.Array, beta: float) -> jax.Array:
+    """Returns the thresholds `beta * M - S` of units with weights `[M, N]`: `[N]`.
+
+    A unit fires where a share of about `beta` of the M bits is as its weights would have
+    them: 1 for a positive weight, 0 for a negative one. S is the number of negative
+    weights as the released code computes it, `(M - 1 - w + b) / 2` with w the sum of a
+    unit's other weights and b the weight of the constant bit. The number itself would
+    be `(M - w - b) / 2`, which is 1/2 less for b = 1 and 3/2 more for b = -1.
+    """
+    num_others = len(weights) - 1
+    num_negative = (num_others - jnp.sum(weights[:-1], axis=0) + weights[-1]) / 2
+    return beta * len(weights) - num_negative
+
+
+def network_outputs(network: LinearThresholdNetwork, bits: jax.Array) -> jax.Array:
+    """Maps inputs `[..., M]` of 0 and 1 to outputs `[...]`."""
+    fires = bits @ network.weights > network.thresholds
+    return fires.astype(bits.dtype) @ network.output_weights + network.output_bias

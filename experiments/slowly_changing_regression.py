@@ -1,0 +1,96 @@
+"""Slowly-Changing Regression: a target network seen through slowly drifting inputs.
+
+    python -m experiments.slowly_changing_regression --config=configs/scr.py
+
+A small network learns, one example at a time, what a larger network of linear threshold
+units makes of random bits. A task is a bin of examples to average over: nothing is
+reset or signaled, and the inputs drift at their own pace.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from cbp_jax import metrics
+from experiments import program
+from experiments.configuration import check_choice
+from experiments.drifting_bits import Examples, check_stream, draw_task, unpack
+from experiments.learners import LearnerState, make_learner, make_mlp
+from experiments.measures import layer_measures, mean_weight_magnitude
+from experiments.problem import Problem
+
+
+def make_problem(config: Any) -> Problem:
+    """Builds the problem of a case's config.
+
+    Args:
+      config: as in `configs/scr.py`.
+
+    Returns:
+      The problem; its metrics per bin are `error`, the squared error of predictions
+      before the update, `loss`, which here is the same, and per layer `dead_units`
+      (fraction), `effective_rank`, `stable_rank` (on the first examples of the bin,
+      before it) and `weight_magnitude` (mean of before and after the bin).
+
+    Raises:
+      ValueError: a field out of range.
+    """
+    check_stream(config)
+    check_choice("rank_method", config.rank_method, metrics.METHODS)
+    if not 1 <= config.measured_examples <= config.examples_per_task:
+        raise ValueError(
+            "config.measured_examples must be from 1 to config.examples_per_task "
+            f"({config.examples_per_task}), got {config.measured_examples}."
+        )
+    # The constant bit is no input of the learner: its weights are the biases.
+    num_inputs = config.num_bits - 1
+    learner = make_learner(config, make_mlp(config, 1), (num_inputs,), squared_error)
+
+    def run_task(
+        settings: Any,
+        state: LearnerState,
+        lane_key: jax.Array,
+        task: jax.Array,
+        data: Any,
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        del data
+        examples = draw_task(config, lane_key, task)
+        measured = unpack(examples.words[: config.measured_examples], num_inputs)
+        measures = layer_measures(config, learner, state.params, measured, task)
+
+        def step(
+            state: LearnerState, example: Examples
+        ) -> tuple[LearnerState, jax.Array]:
+            inputs = unpack(example.words[None], num_inputs)
+            targets = example.targets[None]
+            state, _, loss = learner.step(settings, state, inputs, targets)
+            return state, loss
+
+        new_state, losses = lax.scan(step, state, examples)
+        error = jnp.mean(losses)
+        return new_state, measures | {
+            "error": error,
+            "loss": error,
+            "weight_magnitude": mean_weight_magnitude(
+                learner, state.params, new_state.params
+            ),
+        }
+
+    return Problem(
+        learner=learner,
+        data={},
+        run_task=run_task,
+        steps_per_task=config.examples_per_task,
+        examples_per_task=config.examples_per_task,
+    )
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean squared error, without a factor 1/2, of outputs `[B, 1]`, targets `[B]`."""
+    return jnp.mean((outputs[:, 0] - targets) ** 2)
+
+
+if __name__ == "__main__":
+    program.run("slowly_changing_regression", make_problem)
