@@ -101,7 +101,7 @@ def train(
     Returns:
       The exit status: 0, or 1 after a message that says what is wrong.
     """
-    # Orbax logs the whole traceback of a failed write, which is told in a sentence here.
+    # Orbax logs the whole traceback of a failed write, told in a sentence below.
     logging.set_verbosity(logging.FATAL)
     try:
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
