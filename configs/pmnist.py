@@ -18,9 +18,11 @@ Digits are the 1,797 images of 8x8 pixels inside scikit-learn, so the default gi
 same numbers on every machine and downloads nothing. MNIST is read from its four IDX
 files in `--config.data_dir=FOLDER`, or from TensorFlow Datasets.
 
-Expected at the last task: default, backprop EXPECTED_BACKPROP, continual backprop
-EXPECTED_CBP (README.md has the whole table); `paper` by the paper's figure, backprop
-93.7 %, continual backprop about 95 %.
+Expected accuracy in the last task: by default, backprop 51.1 +- 5.5 % and continual
+backprop 85.1 +- 0.9 %, in 40 seconds on two cores. `small` cut to 31 tasks and 3 seeds,
+backprop 90.3 % and continual backprop 92.8 %, in 13 minutes (README.md has both tables).
+`paper`, by the paper's figure, backprop 93.7 % and continual backprop about 95 %: 2.9
+billion updates of 10 million weights, which only an accelerator finishes.
 """
 
 from ml_collections import ConfigDict
@@ -28,7 +30,7 @@ from ml_collections import ConfigDict
 from experiments.lanes import HYPER_PARAMETERS
 
 
-def get_config(preset: str = "digits") -> ConfigDict:
+def get_config(preset: str = "default") -> ConfigDict:
     """Returns the config of a preset.
 
     Raises:
@@ -124,7 +126,7 @@ _DIGITS = {
 }
 
 _PRESETS = {
-    "digits": _DIGITS,
+    "default": _DIGITS,
     "paper": {},
     "small": {
         "hidden_units": 100,

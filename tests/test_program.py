@@ -13,7 +13,7 @@ from configs import pmnist
 from experiments import permuted_mnist, program, results
 
 ROOT = pathlib.Path(__file__).parent.parent
-PRESETS = ("digits", "small", "paper", "width", "rate", "smoke")
+PRESETS = ("default", "small", "paper", "width", "rate", "smoke")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
