@@ -12,8 +12,8 @@ from cbp_jax import utility as utility
 from cbp_jax.continual_backprop import ContinualBackpropState as ContinualBackpropState
 from cbp_jax.continual_backprop import continual_backprop as continual_backprop
 from cbp_jax.continual_backprop import replace_units as replace_units
-from cbp_jax.replacement import UnitState as UnitState
 from cbp_jax.rewriting import reset_units as reset_units
+from cbp_jax.unit_state import UnitState as UnitState
 from cbp_jax.units import UnitGroup as UnitGroup
 from cbp_jax.units import sequential_units as sequential_units
 

@@ -15,6 +15,7 @@ from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.moments import check_resettable, reset_moments
 from cbp_jax.resolution import ResolvedGroup, resolve_units
 from cbp_jax.settings import Settings, check_choice
+from cbp_jax.unit_state import UnitState, initial_state, reborn
 from cbp_jax.units import Initializer, PyTree, UnitGroup
 
 
@@ -22,7 +23,7 @@ class ContinualBackpropState(NamedTuple):
     """State of `continual_backprop` and `replace_units`."""
 
     base_state: PyTree  # The base optimizer's state.
-    units: dict[str, replacement.UnitState]  # By group name.
+    units: dict[str, UnitState]  # By group name.
     rng_key: jax.Array  # Typed key; changes when a unit is replaced.
     replaced: dict[str, jax.Array]  # int32 [K], replaced last time, N where unused.
 
@@ -153,9 +154,7 @@ def continual_backprop(
             check_resettable(base_optimizer, params)
         return ContinualBackpropState(
             base_state=base_optimizer.init(params),
-            units={
-                group.name: replacement.initial_state(group, params) for group in groups
-            },
+            units={group.name: initial_state(group, params) for group in groups},
             rng_key=jnp.copy(key),  # The caller's key survives a donated state.
             replaced=replacement.nobody(settings, groups),
         )
@@ -233,7 +232,7 @@ def continual_backprop(
             )
         unit_states = {name: group.state for name, group in measured.items()}
         for name, mask in masks.items():
-            unit_states[name] = replacement.reborn(unit_states[name], mask)
+            unit_states[name] = reborn(unit_states[name], mask)
         replaced = replacement.nobody(settings, groups) | replaced
         return updates, ContinualBackpropState(
             base_state, unit_states, rng_key, replaced

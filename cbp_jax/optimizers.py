@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.replacement import at_least_float32, average_weight
 from cbp_jax.resolution import resolve_units
+from cbp_jax.unit_state import at_least_float32, average_weight
 from cbp_jax.units import PyTree, UnitGroup
 
 

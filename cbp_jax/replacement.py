@@ -16,7 +16,7 @@ import optax
 from cbp_jax.batching import cond_any_lane
 from cbp_jax.resolution import ResolvedGroup
 from cbp_jax.settings import Settings
-from cbp_jax.units import PyTree
+from cbp_jax.unit_state import UnitState, average_weight, running_average
 from cbp_jax.utility import UnitMeasurements
 
 # The budget is counted in units of 2**-30 of a unit: integers carry a fraction without
@@ -28,15 +28,6 @@ _BUDGET_ONE = 1 << BUDGET_BITS
 _NEXT_KEY, _FRESH_WEIGHTS, _THIS_STEP = range(3)
 
 
-class UnitState(NamedTuple):
-    """What continual backprop knows about the units of one group."""
-
-    utility: jax.Array  # [N], running average, not corrected for age.
-    mean_activation: jax.Array  # [N], running average, not corrected for age.
-    age: jax.Array  # int32 [N], optimizer updates since birth.
-    budget: jax.Array  # int32 scalar, part of a unit owed, in units of 2**-30.
-
-
 class Measured(NamedTuple):
     """A group after measuring, before anyone is replaced."""
 
@@ -44,19 +35,6 @@ class Measured(NamedTuple):
     mean_activation: jax.Array  # [N], corrected for age.
     rank: jax.Array  # [N], utility to rank by, +inf where not to be replaced.
     due: jax.Array  # int32 scalar, number to replace now, at most the eligible.
-
-
-def initial_state(group: ResolvedGroup, params: PyTree) -> UnitState:
-    """Returns the state of newborn units, floating fields of at least float32."""
-    leaf = jax.tree.leaves(params)[group.incoming[0].leaf]
-    dtype = at_least_float32(leaf.dtype)
-    # An array of its own for each field, so that the state can be donated.
-    return UnitState(
-        utility=jnp.zeros(group.num_units, dtype),
-        mean_activation=jnp.zeros(group.num_units, dtype),
-        age=jnp.zeros(group.num_units, jnp.int32),
-        budget=jnp.zeros((), jnp.int32),
-    )
 
 
 def nobody(settings: Settings, groups: Sequence[ResolvedGroup]) -> dict[str, jax.Array]:
@@ -95,7 +73,7 @@ def measure(
     utility_key, budget_key = jax.random.split(key)
     activation = _activations(group, feature, dtype)
     age = optax.safe_increment(state.age)
-    mean = _running_average(
+    mean = running_average(
         state.mean_activation, jnp.mean(activation, axis=(0, 1)), settings.decay_rate
     )
     corrected_mean = mean / average_weight(age, settings.decay_rate, dtype)
@@ -113,7 +91,7 @@ def measure(
             key=utility_key,
         )
     ).astype(dtype)
-    average = _running_average(state.utility, value, settings.utility_decay)
+    average = running_average(state.utility, value, settings.utility_decay)
     rank = average
     if settings.bias_correction:
         rank = average / average_weight(age, settings.utility_decay, dtype)
@@ -203,16 +181,6 @@ def step_keys(
     }
 
 
-def reborn(state: UnitState, mask: jax.Array) -> UnitState:
-    """Clears utility, mean activation and age of replaced units, mask bool [N]."""
-    return UnitState(
-        utility=jnp.where(mask, 0, state.utility),
-        mean_activation=jnp.where(mask, 0, state.mean_activation),
-        age=jnp.where(mask, 0, state.age),
-        budget=state.budget,
-    )
-
-
 def accrue_budget(
     budget: jax.Array, amount: jax.Array, kind: str, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
@@ -237,32 +205,6 @@ def accrue_budget(
         extra = budget >> BUDGET_BITS
         budget = budget & (_BUDGET_ONE - 1)
     return whole.astype(jnp.int32) + extra, budget
-
-
-def average_weight(age: jax.Array, decay_rate: Any, dtype: Any) -> jax.Array:
-    """Returns 1 - decay**age, the weight of a running average that began at 0.
-
-    Args:
-      age: steps averaged, integer array of any shape, at least 1.
-      decay_rate: in [0, 1).
-      dtype: floating dtype of the result.
-    """
-    log_decay = jnp.log(jnp.asarray(decay_rate, dtype))
-    return -jnp.expm1(age.astype(dtype) * log_decay)
-
-
-def at_least_float32(dtype: Any) -> Any:
-    """Returns the dtype for statistics of params of a floating dtype."""
-    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
-
-
-def _running_average(
-    average: jax.Array, value: jax.Array, decay_rate: Any
-) -> jax.Array:
-    """Averages in a new value [N]; where it is not finite the average stays."""
-    decay_rate = jnp.asarray(decay_rate, average.dtype)
-    new = decay_rate * average + (1 - decay_rate) * value
-    return jnp.where(jnp.isfinite(value), new, average)
 
 
 def _activations(group: ResolvedGroup, feature: jax.Array, dtype: Any) -> jax.Array:

@@ -39,7 +39,7 @@ class UnitGroup(NamedTuple):
       replacement_rate: the group's own rate; 0 freezes the group, None takes the
         transform's.
       initializer: the group's own initializer of fresh incoming weights, called with
-        the shape `[..., fan_in, K]`; None takes the transform's.
+        `[..., fan_in, 1]` for each unit; None takes the transform's.
       layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
         (Equinox), where a flattened map has the channel as its slowest index.
     """

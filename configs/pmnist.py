@@ -20,7 +20,7 @@ files in `--config.data_dir=FOLDER`, or from TensorFlow Datasets.
 
 Expected accuracy in the last task: by default, backprop 51.1 +- 5.5 % and continual
 backprop 85.1 +- 0.9 %, in 40 seconds on two cores. `small` cut to 31 tasks and 3 seeds,
-backprop 90.3 % and continual backprop 92.8 %, in 13 minutes (README.md has both tables).
+backprop 90.3 %, continual backprop 92.8 %, in 13 minutes (README.md has both tables).
 `paper`, by the paper's figure, backprop 93.7 % and continual backprop about 95 %: 2.9
 billion updates of 10 million weights, which only an accelerator finishes.
 """

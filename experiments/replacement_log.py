@@ -16,7 +16,7 @@ import numpy as np
 import xarray as xr
 
 from cbp_jax import ContinualBackpropState
-from cbp_jax.replacement import average_weight
+from cbp_jax.unit_state import average_weight
 
 LOG_FILE = "replacements.csv"
 FIGURE_FILE = "survival.png"
