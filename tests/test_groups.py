@@ -102,12 +102,20 @@ def test_magnitudes_are_means_over_all_branches(branches):
     assert total[reborn].max() < total[~reborn].min()
 
 
-def test_branches_of_one_shape_draw_different_weights():
-    params = draw({"one": (3, 4), "other": (3, 4), "out": (4, 2)})
-    group = cbp_jax.UnitGroup("block", ("one", "other"), outgoing="out")
-    tx = make((group,), replacement_rate=1.0, initializer=None)
-    new, _ = tiny.still_step(tx)(params, tx.init(params), draw({"block": (7, 4)}))
-    assert (np.asarray(new["one"]) != np.asarray(new["other"])).all()
+def test_kernels_of_one_shape_draw_different_weights():
+    """Whether they belong to one group, as branches, or to two."""
+    params = draw({"one": (4, 4), "other": (4, 4), "next": (4, 4), "out": (4, 2)})
+    units = (
+        cbp_jax.UnitGroup("block", ("one", "other"), outgoing="next"),
+        cbp_jax.UnitGroup("next", "next", outgoing="out"),
+    )
+    tx = make(units, replacement_rate=1.0, initializer=None)
+    features = draw({"block": (7, 4), "next": (7, 4)})
+    new, _ = tiny.still_step(tx)(params, tx.init(params), features)
+    new = jax.device_get(new)
+    for name, other in (("one", "other"), ("one", "next"), ("other", "next")):
+        shared = set(new[name].round(5).flat) & set(new[other].round(5).flat)
+        assert not shared, (name, other)
 
 
 CHAIN = cbp_jax.sequential_units(("conv", "dense", "head"))

@@ -152,13 +152,12 @@ def make(**options):
 
 @pytest.mark.parametrize(("bias_correction", "first"), [(True, 1), (False, 2)])
 def test_bias_correction_decides_between_young_and_old(bias_correction, first):
-    """Unit 1 is worst; unit 2 is better but so young that its average is still low."""
-    tx = make(bias_correction=bias_correction, decay_rate=0.99)
+    """Unit 1 is worst; unit 2 is better, but its average began with this step."""
+    value = np.array([5.0, 1.0, 1.2, 5.0, 5.0, 5.0], np.float32)
+    tx = make(bias_correction=bias_correction, utility_fn=lambda _: jnp.asarray(value))
+    average = np.where(np.arange(6) == 2, 0.0, value)
     state = tiny.with_units(
-        tx.init(PARAMS),
-        "dense_0",
-        age=[999, 999, 4, 999, 999, 999],
-        utility=[5.0, 1.0, 3.0 * (1 - 0.99**4), 5.0, 5.0, 5.0],
+        tx.init(PARAMS), "dense_0", age=[999, 999, 0, 999, 999, 999], utility=average
     )
     _, state = tiny.still_step(tx)(PARAMS, state, FEATURES)
     assert int(state.replaced["dense_0"][0]) == first
@@ -166,8 +165,8 @@ def test_bias_correction_decides_between_young_and_old(bias_correction, first):
 
 @pytest.mark.parametrize(("count", "number"), [("eligible", 1), ("all", 2)])
 def test_count_decides_how_many_are_due(count, number):
-    """Two of six units are eligible at rate 1/2: one is due of them, three of all."""
-    tx = make(count=count, replacement_rate=0.5, maturity_threshold=10)
+    """Two of six units are eligible: 1.2 are due of them, 3.6 of all."""
+    tx = make(count=count, replacement_rate=0.6, maturity_threshold=10)
     step = tiny.still_step(tx)
     state = tx.init(PARAMS)
     _, young = step(PARAMS, state, FEATURES)
