@@ -57,6 +57,12 @@ def whole(tmp_path_factory):
     return folder
 
 
+def last_checkpoint(folder):
+    """Tasks done at the last whole checkpoint, 0 before any."""
+    names = [path.name for path in folder.glob("checkpoints/*")]
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def assert_same_results(folder, other):
     one, two = (results.load(run).drop_vars(TIMES) for run in (folder, other))
     xr.testing.assert_identical(one, two.assign_attrs(device=one.device))
@@ -69,8 +75,7 @@ def test_a_run_killed_again_and_again_ends_with_the_same_results(whole):
     for wanted in (2, 5, 8):
         process = start(folder)
         while process.poll() is None:
-            done = [path.name for path in folder.glob("checkpoints/[0-9]*")]
-            if any(name.isdigit() and int(name) >= wanted for name in done):
+            if last_checkpoint(folder) >= wanted:
                 process.send_signal(signal.SIGKILL)
                 killed += 1
                 break
@@ -129,7 +134,7 @@ def test_a_full_disk_keeps_the_last_checkpoint_and_says_so(whole, small_disk):
     folder = small_disk / "run"
     ballast = small_disk / "ballast"
     process = start(folder)
-    while process.poll() is None and not list(folder.glob("checkpoints/[0-9]*")):
+    while process.poll() is None and not last_checkpoint(folder):
         os.sched_yield()
     with ballast.open("wb", buffering=0) as file, contextlib.suppress(OSError):
         while True:
