@@ -123,7 +123,9 @@ def test_a_swept_step_size_is_the_base_optimizers(lanes):
 
 
 def test_ages_count_optimizer_updates_under_multi_steps():
-    cbp = make(maturity_threshold=1, initializer=tiny.rows_initializer)
+    cbp = make(
+        maturity_threshold=1, initializer=tiny.rows_initializer, key=tiny.FAST_KEY
+    )
     tx = optax.MultiSteps(cbp, 2)
     history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
     inner = [state.inner_opt_state for _, state in history]
@@ -149,7 +151,7 @@ def test_replace_units_as_last_link_of_a_chain():
         "replacement_rate": 0.3,
         "maturity_threshold": 2,
         "initializer": tiny.rows_initializer,
-        "key": tiny.KEY,
+        "key": tiny.FAST_KEY,
     }
     chain = optax.chain(optax.sgd(0.1), cbp_jax.replace_units(UNITS, **options))
     whole = cbp_jax.continual_backprop(optax.sgd(0.1), UNITS, **options)
@@ -176,7 +178,7 @@ def test_inject_hyperparams_over_the_transform_itself():
         initializer=tiny.rows_initializer,
         replacement_rate=0.0,
         maturity_threshold=0,
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
         max_per_step=2,
     )
     step = tiny.still_step(tx)

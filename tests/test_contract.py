@@ -64,7 +64,7 @@ def wrap(base, **options):
     options = {
         "maturity_threshold": MATURITY,
         "initializer": jax.nn.initializers.ones,
-        "key": tiny.KEY,
+        "key": tiny.FAST_KEY,
     } | options
     return cbp_jax.continual_backprop(base, UNITS, **options)
 
@@ -180,7 +180,7 @@ def test_dtypes_and_structure_are_kept(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = make_params(dtype)
         features = tiny.at(tiny.make_features(), 0)
-        tx = wrap(base, key=jax.random.key(0))
+        tx = wrap(base)
         state = tx.init(params)
 
         def update(state):

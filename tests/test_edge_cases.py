@@ -215,7 +215,7 @@ def test_a_layer_of_one_unit():
         replacement_rate=0.5,
         maturity_threshold=0,
         initializer=tiny.rows_initializer,
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
     )
     step = tiny.still_step(tx)
     history = []
@@ -240,7 +240,7 @@ def test_bfloat16_params():
         replacement_rate=0.5,
         maturity_threshold=0,
         initializer=tiny.rows_initializer,
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
     )
     new, state = tiny.still_step(tx)(params, tx.init(params), features)
     reborn = tiny.mask_of(state.replaced["dense_0"], 6)

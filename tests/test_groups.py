@@ -20,7 +20,7 @@ def make(units, **options):
         "maturity_threshold": 0,
         "decay_rate": DECAY,
         "initializer": tiny.rows_initializer,
-        "key": tiny.KEY,
+        "key": tiny.FAST_KEY,
     } | options
     return cbp_jax.continual_backprop(optax.sgd(0.0), units, **options)
 
@@ -109,7 +109,7 @@ def test_kernels_of_one_shape_draw_different_weights():
         cbp_jax.UnitGroup("block", ("one", "other"), outgoing="next"),
         cbp_jax.UnitGroup("next", "next", outgoing="out"),
     )
-    tx = make(units, replacement_rate=1.0, initializer=None)
+    tx = make(units, replacement_rate=1.0, initializer=None, key=tiny.KEY)
     features = draw({"block": (7, 4), "next": (7, 4)})
     new, _ = tiny.still_step(tx)(params, tx.init(params), features)
     new = jax.device_get(new)
@@ -184,7 +184,7 @@ def run_layout():
             maturity_threshold=1,
             # Independent of the order of the inputs, in which the layouts differ.
             initializer=jax.nn.initializers.constant(0.3),
-            key=tiny.KEY,
+            key=tiny.FAST_KEY,
         )
         return jax.device_get(tiny.loop(tx, params, grads, features))
 

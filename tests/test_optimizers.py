@@ -125,7 +125,7 @@ def first_step_of_a_reborn_unit(base):
         replacement_rate=0.05,
         maturity_threshold=500,
         initializer=tiny.rows_initializer,
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
     )
 
     @jax.jit

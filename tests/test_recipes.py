@@ -22,7 +22,7 @@ FEATURES = tiny.at(tiny.make_features(), 0)
 def make(recipe, **options):
     options = dict(recipe) | {"initializer": tiny.rows_initializer} | options
     return cbp_jax.continual_backprop(
-        optax.sgd(0.0), tiny.UNITS[:1], key=tiny.KEY, **options
+        optax.sgd(0.0), tiny.UNITS[:1], key=tiny.FAST_KEY, **options
     )
 
 

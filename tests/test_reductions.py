@@ -21,7 +21,7 @@ BUDGET_ONE = 1 << replacement.BUDGET_BITS
 
 
 def make(base=None, units=tiny.UNITS, **options):
-    options = {"maturity_threshold": 0, "key": tiny.KEY} | options
+    options = {"maturity_threshold": 0, "key": tiny.FAST_KEY} | options
     return cbp_jax.continual_backprop(base or optax.sgd(0.1), units, **options)
 
 
@@ -57,7 +57,7 @@ def test_without_end_of_childhood_nobody_is_replaced(
     assert (np.asarray(units.utility) > 0).all()
     assert int(units.budget) == 0
     np.testing.assert_array_equal(
-        jax.random.key_data(state.rng_key), jax.random.key_data(tiny.KEY)
+        jax.random.key_data(state.rng_key), jax.random.key_data(tiny.FAST_KEY)
     )
     wanted, wanted_state = run_four_steps(replacement_rate=0.0, maturity_threshold=0)[
         -1
@@ -205,6 +205,7 @@ def long_run(request):
         maturity_threshold=CHILDHOOD,
         budget=request.param,
         initializer=tiny.rows_initializer,
+        key=tiny.KEY,
     )
     grads = jax.tree.map(lambda leaf: jnp.zeros((LONG, *leaf.shape)), PARAMS)
     run = jax.jit(tiny.run, static_argnums=0)

@@ -20,7 +20,7 @@ def make(units, **options):
         "replacement_rate": 0.5,
         "maturity_threshold": 0,
         "initializer": tiny.rows_initializer,
-        "key": tiny.KEY,
+        "key": tiny.FAST_KEY,
     } | options
     return cbp_jax.continual_backprop(optax.sgd(0.1), units, **options)
 

@@ -26,7 +26,7 @@ def measurements(positions):
         incoming_magnitude=rng.uniform(0.5, 2, NUM_UNITS),
         outgoing_magnitude=rng.uniform(0.5, 2, (positions, NUM_UNITS)),
         age=np.arange(1, NUM_UNITS + 1),
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
     )
 
 
@@ -112,7 +112,7 @@ def test_what_a_utility_sees_of_a_flattened_map(layout):
         utility_fn=spy(seen),
         replacement_rate=0.0,
         decay_rate=0.75,
-        key=tiny.KEY,
+        key=tiny.FAST_KEY,
     )
     update = jax.jit(
         lambda state: tx.update(params, state, params, features={"conv": feature})
@@ -145,7 +145,7 @@ def make(**options):
         "replacement_rate": 1 / 6,
         "maturity_threshold": 0,
         "initializer": tiny.rows_initializer,
-        "key": tiny.KEY,
+        "key": tiny.FAST_KEY,
     } | options
     return cbp_jax.continual_backprop(optax.sgd(0.0), tiny.UNITS[:1], **options)
 
@@ -181,7 +181,12 @@ def test_count_decides_how_many_are_due(count, number):
 
 def test_random_takes_every_mature_unit_equally_often():
     num_steps = 1500
-    tx = make(utility_fn=utility.random, maturity_threshold=3, replacement_rate=0.2)
+    tx = make(
+        utility_fn=utility.random,
+        maturity_threshold=3,
+        replacement_rate=0.2,
+        key=tiny.KEY,
+    )
     grads = jax.tree.map(lambda leaf: jnp.zeros((num_steps, *leaf.shape)), PARAMS)
     features = tiny.make_features(num_steps)
     _, state = jax.jit(tiny.run, static_argnums=0)(tx, PARAMS, grads, features)
