@@ -76,12 +76,16 @@ def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
     # A drift period has only 2**F different examples, so the target is tabulated: [D,
     # 2**F]. Evaluating it for each example would take longer than the learning.
     num_fast = config.num_bits - 1 - config.slow_bits
-    fast = jnp.arange(1 << num_fast, dtype=jnp.uint32) << config.slow_bits
-    words = slow[:, None] | fast | jnp.uint32(1 << (config.num_bits - 1))
-    targets = network_outputs(network, unpack(words, config.num_bits))
-    drawn = _draw_small(jax.random.fold_in(fast_key, task), number, num_fast)
-    shown = (periods - periods[0], drawn)
-    return Examples(words[shown], targets[shown])
+
+    def to_words(slow: jax.Array, fast: jax.Array) -> jax.Array:
+        constant = jnp.uint32(1 << (config.num_bits - 1))
+        return slow | fast << config.slow_bits | constant
+
+    all_words = to_words(slow[:, None], jnp.arange(1 << num_fast, dtype=jnp.uint32))
+    table = network_outputs(network, unpack(all_words, config.num_bits))
+    fast = _draw_small(jax.random.fold_in(fast_key, task), number, num_fast)
+    row = periods - periods[0]
+    return Examples(words=to_words(slow[row], fast), targets=table[row, fast])
 
 
 def unpack(words: jax.Array, num_bits: int) -> jax.Array:
@@ -94,9 +98,8 @@ def _flip_one(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
     """Slow bits, uint32, of which a uniformly chosen one flips at each new period."""
 
     def flip(number: jax.Array, word: jax.Array) -> jax.Array:
-        flip_key = jax.random.fold_in(key, number)
-        bit = jax.random.randint(flip_key, (), 0, slow_bits).astype(jnp.uint32)
-        return word ^ (jnp.uint32(1) << bit)
+        chosen = jax.random.bits(jax.random.fold_in(key, number)) % slow_bits
+        return word ^ (jnp.uint32(1) << chosen)
 
     first = _redraw_all(key, jnp.zeros_like(period), slow_bits)
     return lax.fori_loop(1, period + 1, flip, first)
