@@ -10,12 +10,23 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
+import numpy as np
 
 from cbp_jax.units import Paths, PyTree, UnitGroup
 
 # Axes of (inputs, outputs) in a kernel of each layout of `UnitGroup`.
 KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}
+
+# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic before
+# them. For leaves of up to so many entries it pays to hide that a sum is one.
+_SMALL_LEAF = 1024
+
+
+def _add_magnitudes(left: jax.Array, right: jax.Array) -> jax.Array:
+    """Adds two numbers that are not negative."""
+    return jnp.abs(left) + jnp.abs(right)
 
 
 class UnitAxis(NamedTuple):
@@ -34,9 +45,16 @@ class UnitAxis(NamedTuple):
         return per_unit.reshape(-1, *(1,) * (ndim - self.axis - 1))
 
     def sum_magnitude(self, leaf: jax.Array, dtype: Any) -> jax.Array:
-        """Sums |leaf| over all axes but the units' own: [P, N] of `dtype`."""
+        """Sums |leaf| over all axes but the units' own: [P, N] of `dtype`.
+
+        No gradient flows through it.
+        """
         others = tuple(axis for axis in range(leaf.ndim) if axis != self.axis)
-        total = jnp.sum(jnp.abs(leaf), axis=others, dtype=dtype)
+        magnitudes = jnp.abs(lax.stop_gradient(leaf)).astype(dtype)
+        if leaf.size <= _SMALL_LEAF:
+            total = lax.reduce(magnitudes, np.zeros((), dtype), _add_magnitudes, others)
+        else:
+            total = jnp.sum(magnitudes, axis=others)
         if self.layout == "io":
             return total.reshape(self.positions, -1)
         return total.reshape(-1, self.positions).T

@@ -191,6 +191,21 @@ def test_inject_hyperparams_over_the_transform_itself():
     assert step._cache_size() == 1
 
 
+def test_learning_can_be_differentiated():
+    """The params are linear in the step size while the same units are replaced."""
+
+    def total(step_size):
+        params, state = tiny.run(make(optax.sgd(step_size)), PARAMS, GRADS, FEATURES)
+        leaves = jax.tree.leaves(tiny.at(params, -1))
+        return sum(leaf.sum() for leaf in leaves), state.replaced["dense_0"]
+
+    slope, replaced = jax.jit(jax.grad(total, has_aux=True))(0.1)
+    (above, same), (below, _) = (jax.jit(total)(0.1 + side) for side in (5e-3, -5e-3))
+    np.testing.assert_array_equal(replaced, same)
+    assert (replaced < 6).any()
+    np.testing.assert_allclose(slope, (above - below) / 1e-2, rtol=1e-3)
+
+
 def test_extra_arguments_and_features_are_passed_on_or_ignored():
     seen = {}
 

@@ -91,11 +91,11 @@ def spy(seen):
     return record
 
 
-@pytest.mark.parametrize("layout", ["io", "oi"])
-def test_what_a_utility_sees_of_a_flattened_map(layout):
+@pytest.mark.parametrize(("layout", "outputs"), [("io", 5), ("oi", 5), ("io", 200)])
+def test_what_a_utility_sees_of_a_flattened_map(layout, outputs):
     """Means over a unit's own weights; activations from before the optimizer step."""
     rng = np.random.default_rng(0)
-    batch, height, width, channels, outputs = 3, 2, 1, 4, 5
+    batch, height, width, channels = 3, 2, 1, 4
     conv = rng.normal(size=(3, 3, 2, channels)).astype(np.float32)
     dense = rng.normal(size=(height, width, channels, outputs)).astype(np.float32)
     feature = rng.normal(size=(batch, height, width, channels)).astype(np.float32)
