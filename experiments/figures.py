@@ -8,6 +8,7 @@ Each RUN is a run folder; its figures go to RUN/figures.
 from collections.abc import Sequence
 import json
 import pathlib
+import sys
 from typing import Any
 
 from absl import app
@@ -64,7 +65,8 @@ def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
         label = ", ".join(_describe(name, value) for name, value in labels.items())
         for axis, (name, _, factor, is_layered) in zip(axes[0], panels, strict=True):
             values = summary.over_layers(setting, name) if is_layered else setting[name]
-            _draw_line(axis, values * factor, label)
+            tasks = values.task.values
+            _draw_line(axis, tasks, values * factor, "half_width", label=label)
     for axis, (_, axis_label, _, _) in zip(axes[0], panels, strict=True):
         axis.set_xlabel("task")
         axis.set_ylabel(axis_label)
@@ -100,9 +102,9 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
         axis.set_xlabel("examples (millions)")
         axis.set_ylabel("squared error")
         for label, setting in settings.items():
-            _draw_error_line(axis, setting, label=label)
+            _draw_error(axis, setting, label=label)
         if best is not None:
-            _draw_error_line(axis, best, label="linear", color="gray", linestyle="--")
+            _draw_error(axis, best, label="linear", color="gray", linestyle="--")
         axis.legend(frameon=False, fontsize="small")
     for axis in axes.flat[len(panels) :]:
         axis.remove()
@@ -128,37 +130,34 @@ def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, xr.Dataset]]:
     return panels
 
 
-def _draw_error_line(axis: Any, setting: xr.Dataset, **style: Any) -> None:
-    error = setting.error.transpose("seed", "task").values
-    examples = setting.examples.values / 1e6
-    measured = np.isfinite(error).any(axis=0)
-    error, examples = error[:, measured], examples[measured]
-    num_seeds = np.isfinite(error).sum(axis=0)
-    mean = np.nanmean(error, axis=0)
-    deviation = np.sqrt(
-        np.nansum((error - mean) ** 2, 0) / np.maximum(num_seeds - 1, 1)
-    )
-    (line,) = axis.plot(examples, mean, linewidth=1.5, **style)
-    _draw_band(axis, examples, mean, deviation / np.sqrt(num_seeds), line)
+def _draw_error(axis: Any, setting: xr.Dataset, **style: Any) -> None:
+    millions = setting.examples.values / 1e6
+    _draw_line(axis, millions, setting.error, "standard_error", **style)
 
 
-def _draw_line(axis: Any, values: xr.DataArray, label: str) -> None:
+def _draw_line(
+    axis: Any, x: np.ndarray, values: xr.DataArray, band: str, **style: Any
+) -> None:
+    """Draws the mean over seeds against x [tasks], and its band.
+
+    Args:
+      axis: where to draw.
+      x: [tasks].
+      values: dimensions seed and task.
+      band: the field of `summary.Estimate` that is half of the band's width.
+      **style: of the line.
+    """
     curve = values.transpose("seed", "task").values
     estimates = [summary.estimate(column) for column in curve.T]
     mean = np.array([estimate.mean for estimate in estimates])
-    half_width = np.nan_to_num([estimate.half_width for estimate in estimates])
+    half_width = np.nan_to_num([getattr(estimate, band) for estimate in estimates])
     measured = np.isfinite(mean)
-    tasks = values.task.values[measured]
-    mean, half_width = mean[measured], half_width[measured]
-    (line,) = axis.plot(tasks, mean, label=label, linewidth=1.5)
-    _draw_band(axis, tasks, mean, half_width, line)
-
-
-def _draw_band(
-    axis: Any, x: np.ndarray, mean: np.ndarray, half_width: np.ndarray, line: Any
-) -> None:
-    low, high = mean - half_width, mean + half_width
-    axis.fill_between(x, low, high, color=line.get_color(), alpha=0.2, lw=0)
+    x, mean, half_width = x[measured], mean[measured], half_width[measured]
+    (line,) = axis.plot(x, mean, linewidth=1.5, **style)
+    color = line.get_color()
+    axis.fill_between(
+        x, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0
+    )
 
 
 def _subplots(num_rows: int, num_columns: int) -> tuple[Any, Any]:
@@ -203,9 +202,13 @@ def _has_values(dataset: xr.Dataset, name: str) -> bool:
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
         raise app.UsageError("Name at least one run folder.")
-    for run in arguments[1:]:
-        for path in draw_run(results.load(run), pathlib.Path(run)):
-            print(path)
+    try:
+        for run in arguments[1:]:
+            for path in draw_run(results.load(run), pathlib.Path(run)):
+                print(path)
+    except OSError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Results of a run as one labeled data set, and the file that holds it.
 
-    python -m experiments.results RUN [--csv] [--output=FILE]
+    python -m experiments.results RUN [--tasks=0,-1 | --csv] [--output=FILE]
 
-prints the table of a run, or writes every value as one line of a tidy CSV table.
+prints the table of a run, or a table of the score in chosen tasks, or writes every
+value as one line of a tidy CSV table.
 
 Dimensions: case, each swept hyper-parameter, seed, task, layer.
 """
@@ -11,6 +12,7 @@ from collections.abc import Mapping, Sequence
 import itertools
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -173,17 +175,30 @@ def _main(arguments: Sequence[str]) -> None:
         raise app.UsageError("Name one run folder.")
     try:
         dataset = load(arguments[1])
-        text = tidy_csv(dataset) if _CSV.value else summary.summary_table(dataset)
+        if _CSV.value:
+            text = tidy_csv(dataset)
+        elif _TASKS.value:
+            text = summary.score_table(dataset, [int(task) for task in _TASKS.value])
+        else:
+            text = summary.summary_table(dataset)
         if _OUTPUT.value:
             pathlib.Path(_OUTPUT.value).write_text(text)
         else:
             print(text)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
 
 
 if __name__ == "__main__":
     _CSV = flags.DEFINE_bool("csv", False, "Every value as a tidy CSV table.")
+    _TASKS = flags.DEFINE_list(
+        "tasks", None, "Tasks in which to print the score, ± one standard error."
+    )
+    flags.register_validator(
+        "tasks",
+        lambda tasks: all(re.fullmatch(r"-?\d+", task) for task in tasks or ()),
+        "must be numbers of tasks, as in --tasks=0,10,-1.",
+    )
     _OUTPUT = flags.DEFINE_string("output", None, "File to write instead of printing.")
     app.run(_main)

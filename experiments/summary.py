@@ -17,23 +17,26 @@ _LAST_MEASURED = {
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds with the half width of its 95 % confidence interval."""
+    """A mean over seeds and how sure it is; NaN where there are too few seeds."""
 
     mean: float
-    half_width: float
+    standard_error: float
+    half_width: float  # Of the 95 % confidence interval, by Student's t.
     num_seeds: int  # Seeds that have not diverged.
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Averages values [seeds]; NaN is left out. Student's t with num_seeds - 1 d.f."""
+    """Averages values [seeds]; NaN is left out."""
     values = values[np.isfinite(values)]
     if not values.size:
-        return Estimate(np.nan, np.nan, 0)
+        return Estimate(np.nan, np.nan, np.nan, 0)
     if values.size == 1:
-        return Estimate(float(values[0]), np.nan, 1)
+        return Estimate(float(values[0]), np.nan, np.nan, 1)
     error = values.std(ddof=1) / np.sqrt(values.size)
     quantile = stats.t.ppf(0.975, values.size - 1)
-    return Estimate(float(values.mean()), float(quantile * error), values.size)
+    return Estimate(
+        float(values.mean()), float(error), float(quantile * error), values.size
+    )
 
 
 def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
@@ -62,20 +65,57 @@ def summary_table(dataset: xr.Dataset) -> str:
     )
 
 
+def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
+    """Lays out one line for each setting: its score in chosen tasks.
+
+    Args:
+      dataset: results of a run.
+      tasks: numbers of tasks; -1 is the last one.
+
+    Returns:
+      A Markdown table of means over seeds ± one standard error.
+
+    Raises:
+      ValueError: a task that the run does not have.
+    """
+    num_tasks = dataset.sizes["task"]
+    for task in tasks:
+        if not -num_tasks <= task < num_tasks:
+            raise ValueError(
+                f"Task {task} is not among the {num_tasks} tasks of this run: choose "
+                f"from 0 to {num_tasks - 1}, or -1 for the last."
+            )
+    score, unit, factor = _score(dataset)
+    rows = []
+    for labels, setting in settings_of(dataset):
+        curve = setting[score].transpose("seed", "task").values * factor
+        estimates = {task % num_tasks: estimate(curve[:, task]) for task in tasks}
+        rows.append(
+            {name: label(value) for name, value in labels.items()}
+            | {
+                f"{unit}, task {task}": _plus_minus(one.mean, one.standard_error, 3)
+                for task, one in estimates.items()
+            }
+        )
+    return format_table(rows)
+
+
+def _score(dataset: xr.Dataset) -> tuple[str, str, int]:
+    """Returns the name of the score, what to call it, and the factor to print it."""
+    name = score_name(dataset)
+    return (name, "accuracy %", 100) if name == "accuracy" else (name, name, 1)
+
+
 def _summary(labels: Mapping[str, Any], setting: xr.Dataset) -> dict[str, str]:
     """Summarizes one setting: the columns of its line."""
-    score = score_name(setting)
-    is_accuracy = score == "accuracy"
-    curve = setting[score].transpose("seed", "task").values * (
-        100 if is_accuracy else 1
-    )
+    score, unit, factor = _score(setting)
+    curve = setting[score].transpose("seed", "task").values * factor
     curve = curve[:, setting.examples.notnull().values]
     finished = np.isfinite(curve[:, -1]).sum()
     means = np.array([estimate(column).mean for column in curve.T])
     best = 0
     if np.isfinite(means).any():
-        best = int(np.nanargmax(means) if is_accuracy else np.nanargmin(means))
-    unit = "accuracy %" if is_accuracy else score
+        best = int((np.nanargmax if score == "accuracy" else np.nanargmin)(means))
     columns = {name: label(value) for name, value in labels.items()} | {
         "seeds": f"{finished} of {len(curve)}",
         f"first {unit}": _interval(estimate(curve[:, 0])),
@@ -125,8 +165,12 @@ def _last_measured(values: xr.DataArray) -> np.ndarray:
 
 
 def _interval(value: Estimate) -> str:
-    half_width = "" if np.isnan(value.half_width) else f" ± {value.half_width:.2f}"
-    return f"{value.mean:.2f}{half_width}"
+    return _plus_minus(value.mean, value.half_width, 2)
+
+
+def _plus_minus(mean: float, spread: float, digits: int) -> str:
+    around = "" if np.isnan(spread) else f" ± {spread:.{digits}f}"
+    return f"{mean:.{digits}f}{around}"
 
 
 def label(value: Any) -> str:

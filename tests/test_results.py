@@ -88,9 +88,10 @@ def test_loading_a_folder_without_results_says_so(tmp_path):
 
 def test_estimate_is_a_student_interval_without_the_diverged():
     values = np.array([1.0, 2.0, 4.0, np.nan])
-    mean, half_width, number = summary.estimate(values)
+    mean, standard_error, half_width, number = summary.estimate(values)
     assert (mean, number) == (pytest.approx(7 / 3), 3)
-    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert standard_error == pytest.approx(stats.sem([1.0, 2.0, 4.0]))
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=standard_error)
     assert half_width == pytest.approx((high - low) / 2)
     assert np.isnan(summary.estimate(np.array([3.0])).half_width)
     assert np.isnan(summary.estimate(np.array([np.nan])).mean)
@@ -125,6 +126,19 @@ def test_table_has_a_line_for_each_setting_with_first_best_and_last():
     assert row["weight magnitude"] == "1.2500"
     other = [cell.strip() for cell in lines[5].strip("|").split("|")]
     assert other[header.index("last accuracy %")].startswith("26.00")
+
+
+def test_table_of_chosen_tasks_has_standard_errors():
+    dataset = results.join_cases([make_case(), make_case("other", 2)], {})
+    lines = summary.score_table(dataset, [0, -1]).splitlines()
+    assert "accuracy %, task 0 " in lines[0]
+    assert "accuracy %, task 2 " in lines[0]
+    # Lanes 2 and 3: 22 % and 32 % in the last task.
+    assert lines[3].split("|")[4].strip() == "27.000 ± 5.000"
+    assert lines[4].split("|")[4].strip() == "nan"
+    for task in (3, -4):
+        with pytest.raises(ValueError, match=f"Task {task} .* from 0 to 2"):
+            summary.score_table(dataset, [task])
 
 
 def test_diverged_lanes_are_listed_with_seed_and_task():
