@@ -19,8 +19,8 @@ from cbp_jax.units import Paths, PyTree, UnitGroup
 # Axes of (inputs, outputs) in a kernel of each layout of `UnitGroup`.
 KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}
 
-# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic before
-# them. For leaves of up to so many entries it pays to hide that a sum is one.
+# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic that
+# leads to them. For leaves of up to so many entries it pays to hide that a sum is one.
 _SMALL_LEAF = 1024
 
 

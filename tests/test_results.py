@@ -1,32 +1,10 @@
 import numpy as np
 import pytest
 from scipy import stats
+from tiny_runs import make_case
 import xarray as xr
 
-from experiments import figures, results, summary
-
-LAYERS = ("dense_0", "head")
-
-
-def make_case(name="backprop", num_tasks=3, layers=LAYERS, scale=1.0):
-    """Two step sizes x two seeds; accuracy of lane l in task t is 0.1 l + 0.01 t."""
-    coordinates = {"step_size": np.array([0.1, 0.2]), "seed": np.array([5, 6])}
-    accuracy = 0.1 * np.arange(4)[:, None] + 0.01 * np.arange(num_tasks)
-    magnitude = np.ones((4, num_tasks, len(layers))) * np.arange(1, len(layers) + 1)
-    return results.case_dataset(
-        name,
-        coordinates,
-        layers,
-        {"accuracy": accuracy * scale, "weight_magnitude": magnitude},
-        {
-            "num_weights": [30, 10, 5][: len(layers)],
-            "num_units": [10, 0, 0][: len(layers)],
-        },
-        examples_per_task=50,
-        steps_per_task=5,
-        steps_per_second=1000.0,
-        lanes_per_block=1,
-    )
+from experiments import results, summary
 
 
 def test_values_are_labeled_by_case_sweep_seed_task_and_layer():
@@ -150,10 +128,3 @@ def test_diverged_lanes_are_listed_with_seed_and_task():
     assert summary.diverged_lanes(joined) == [
         "case backprop, step_size 0.2, seed 6: diverged in task 1"
     ]
-
-
-def test_figures_are_drawn_and_nothing_is_drawn_without_values(tmp_path):
-    dataset = results.join_cases([make_case()], {})
-    (path,) = figures.draw(dataset, tmp_path / "figures")
-    assert path.read_bytes().startswith(b"\x89PNG")
-    assert figures.draw(dataset * np.nan, tmp_path) == []

@@ -1,13 +1,17 @@
 """Tiny settings of experiments, and runs of them that tests share."""
 
+import functools
 import gzip
+import json
 import struct
 
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 import numpy as np
 
-from configs import pmnist
+from configs import pmnist, scr
+from experiments import configuration, drifting_bits, results
 from experiments.lanes import lane_settings, make_grid
 
 
@@ -35,6 +39,71 @@ def shrink(config):
         for field in case:
             if field != "method":
                 case[field] = config[field]
+
+
+def tiny_bits(**overrides):
+    """A config of drifting bits: 40 examples a bin touch periods of 15 unevenly."""
+    config = scr.get_config("smoke")
+    shrink_bits(config)
+    for field, value in overrides.items():
+        config[field] = value
+    return config
+
+
+def shrink_bits(config):
+    """Shrinks any preset of drifting bits to the same tiny programs."""
+    config.num_seeds, config.num_tasks, config.examples_per_task = 2, 2, 40
+    config.measured_examples, config.drift_every, config.drift = 20, 15, "one"
+    config.optimizer, config.step_size = "sgd", 0.01
+    config.sweep.update(dict.fromkeys(config.sweep, ()))
+    distinct = {}
+    for name, case in config.cases.items():
+        if "activation" in case:
+            case.activation = config.activation
+        distinct.setdefault(case.to_json(), name)
+    config.cases = {name: config.cases[name].to_dict() for name in distinct.values()}
+
+
+@functools.cache
+def _drawing_of_bits(config):
+    """Compiles the stream of a config in JSON: `(seed, task) -> Examples`."""
+    config = ConfigDict(json.loads(config))
+    return jax.jit(
+        lambda seed, task: drifting_bits.draw_task(config, jax.random.key(seed), task)
+    )
+
+
+def draw_bits(config, seed, num_tasks, first_task=0):
+    """Bits [tasks x T, M] and targets [tasks x T] of so many tasks of a seed."""
+    draw = _drawing_of_bits(configuration.to_json(config))
+    tasks = range(first_task, first_task + num_tasks)
+    drawn = [draw(jnp.uint32(seed), jnp.int32(task)) for task in tasks]
+    words = np.concatenate([examples.words for examples in drawn])
+    targets = np.concatenate([examples.targets for examples in drawn])
+    bits = words[:, None] >> np.arange(32, dtype=np.uint32) & 1
+    assert not bits[:, config.num_bits :].any()
+    return bits[:, : config.num_bits].astype(np.int64), targets
+
+
+def make_case(name="backprop", num_tasks=3, layers=("dense_0", "head"), scale=1.0):
+    """Two step sizes x two seeds; accuracy of lane l in task t is 0.1 l + 0.01 t."""
+    coordinates = {"step_size": np.array([0.1, 0.2]), "seed": np.array([5, 6])}
+    accuracy = 0.1 * np.arange(4)[:, None] + 0.01 * np.arange(num_tasks)
+    magnitude = np.ones((4, num_tasks, len(layers))) * np.arange(1, len(layers) + 1)
+    return results.case_dataset(
+        name,
+        coordinates,
+        layers,
+        {"accuracy": accuracy * scale, "weight_magnitude": magnitude},
+        {
+            "num_weights": [30, 10, 5][: len(layers)],
+            "num_units": [10, 0, 0][: len(layers)],
+        },
+        examples_per_task=50,
+        steps_per_task=5,
+        steps_per_second=1000.0,
+        lanes_per_block=1,
+    )
 
 
 def write_idx_files(folder, num_images=40):
