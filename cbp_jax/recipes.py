@@ -59,7 +59,8 @@ RELEASED_MLP = _recipe(
 budget; its Online Permuted MNIST runs are `PREPRINT`.
 
 Where more than one unit is due in a step, that code drops the fraction; here it is
-drawn.
+drawn. The config of the Regression gives this maturity under a name that the program
+does not read, so that its runs take the program's default of 10.
 """
 
 RELEASED_CONV = _recipe(

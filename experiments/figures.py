@@ -79,7 +79,8 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
 
     One panel for each activation, in it one line for each case and swept value, with a
     band of one standard error of the mean over seeds. The linear model is a dashed line
-    in all panels: of several, the one with the least error.
+    in all panels: of several, the one with the least error. Panels share the scale of
+    the errors, and a legend that holds for several stands in the first of them.
 
     Args:
       dataset: results of a run, its config among the attributes.
@@ -96,16 +97,20 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
         baselines.values(), key=lambda one: float(one.error.mean()), default=None
     )
     num_columns = min(len(panels), 3)
-    figure, axes = _subplots(-(-len(panels) // num_columns), num_columns)
+    figure, axes = _subplots(-(-len(panels) // num_columns), num_columns, sharey=True)
+    legends = set()
     for axis, (activation, settings) in zip(axes.flat, panels.items(), strict=False):
         axis.set_title(activation.replace("_", " "))
         axis.set_xlabel("examples (millions)")
         axis.set_ylabel("squared error")
+        axis.tick_params(labelleft=True)
         for label, setting in settings.items():
             _draw_error(axis, setting, label=label)
         if best is not None:
             _draw_error(axis, best, label="linear", color="gray", linestyle="--")
-        axis.legend(frameon=False, fontsize="small")
+        if tuple(settings) not in legends:
+            axis.legend(frameon=False, fontsize="small")
+        legends.add(tuple(settings))
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     return [_save(figure, folder)]
@@ -160,7 +165,7 @@ def _draw_line(
     )
 
 
-def _subplots(num_rows: int, num_columns: int) -> tuple[Any, Any]:
+def _subplots(num_rows: int, num_columns: int, **options: Any) -> tuple[Any, Any]:
     """Makes a figure and its axes [rows, columns]."""
     import matplotlib
 
@@ -173,6 +178,7 @@ def _subplots(num_rows: int, num_columns: int) -> tuple[Any, Any]:
         figsize=(4 * num_columns, 3.2 * num_rows),
         layout="constrained",
         squeeze=False,
+        **options,
     )
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)
