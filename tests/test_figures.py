@@ -119,3 +119,19 @@ def test_nothing_is_drawn_without_values(tmp_path):
     assert figures.draw(dataset * np.nan, tmp_path) == []
     (path,) = figures.draw(dataset, tmp_path / "figures")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_results_is_named_and_nothing_is_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        figures._main(["figures", str(tmp_path / "nowhere")])
+    assert error.value.code == 1
+    assert "nowhere does not exist; give the folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_panels_share_their_scale_and_a_legend_that_holds_for_both(drawn, tmp_path):
+    figures.draw_errors(make_results(backprop_relu=1, tanh=5), tmp_path)
+    relu, tanh = drawn[0].axes
+    assert relu.get_ylim() == tanh.get_ylim()
+    assert relu.get_legend() is not None
+    assert tanh.get_legend() is None

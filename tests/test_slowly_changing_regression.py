@@ -68,6 +68,61 @@ def test_linear_baseline_follows_the_gradient_of_the_squared_error():
     np.testing.assert_allclose(new_params["head"]["bias"], bias, rtol=1e-4)
 
 
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+# Each activation and its derivative, written out.
+BY_HAND = {
+    "relu": (lambda z: z * (z > 0), lambda z: 1.0 * (z > 0)),
+    "leaky_relu": (
+        lambda z: np.where(z > 0, z, 0.01 * z),
+        lambda z: np.where(z > 0, 1, 0.01),
+    ),
+    "tanh": (np.tanh, lambda z: 1 - np.tanh(z) ** 2),
+    "sigmoid": (sigmoid, lambda z: sigmoid(z) * sigmoid(-z)),
+    "elu": (lambda z: np.where(z > 0, z, np.exp(z) - 1), lambda z: np.exp(z * (z < 0))),
+    "swish": (
+        lambda z: z * sigmoid(z),
+        lambda z: sigmoid(z) + z * sigmoid(z) * sigmoid(-z),
+    ),
+}
+
+
+@pytest.mark.parametrize("activation", BY_HAND)
+def test_each_activation_learns_as_backprop_by_hand(activation):
+    """Forty steps at a large step size, against NumPy in float64."""
+    config = tiny_bits(method="backprop", activation=activation, step_size=0.03)
+    learner = MAKE_PROBLEM(config).learner
+    settings, key = one_lane(config)
+    bits, targets = draw_bits(config, 0, 1)
+    bits = bits[:, :20].astype(np.float32)
+
+    def step(state, example):
+        bits, target = example
+        state, _, loss = learner.step(settings, state, bits[None], target[None])
+        return state, loss
+
+    state = learner.init(settings, key)
+    new_state, losses = jax.jit(lambda *given: jax.lax.scan(step, *given))(
+        state, (bits, targets)
+    )
+    function, slope = BY_HAND[activation]
+    params = jax.tree.map(lambda leaf: np.array(leaf, float), state.params)
+    (w, b), (v, c) = [(params[at]["kernel"], params[at]["bias"]) for at in params]
+    for x, y, loss in zip(bits, targets, losses, strict=True):
+        z = x @ w + b
+        difference = function(z) @ v[:, 0] + c[0] - y
+        np.testing.assert_allclose(loss, difference**2, rtol=1e-3, atol=1e-5)
+        signal = 2 * 0.03 * difference
+        at_units = signal * v[:, 0] * slope(z)
+        v, c = v - signal * function(z)[:, None], c - signal
+        w, b = w - np.outer(x, at_units), b - at_units
+    learned = new_state.params
+    np.testing.assert_allclose(learned["dense_0"]["kernel"], w, rtol=1e-3, atol=1e-4)
+    np.testing.assert_allclose(learned["head"]["kernel"], v, rtol=1e-3, atol=1e-4)
+
+
 def test_two_methods_of_a_seed_see_the_same_examples():
     """Learners that do not learn have equal errors only on equal examples."""
     backprop, continual = [
