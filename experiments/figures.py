@@ -80,7 +80,7 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     One panel for each activation, in it one line for each case and swept value, with a
     band of one standard error of the mean over seeds. The linear model is a dashed line
     in all panels: of several, the one with the least error. Panels share the scale of
-    the errors, and a legend that holds for several stands in the first of them.
+    the errors, and one legend if it holds for all.
 
     Args:
       dataset: results of a run, its config among the attributes.
@@ -96,9 +96,9 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     best = min(
         baselines.values(), key=lambda one: float(one.error.mean()), default=None
     )
+    share_legend = len({tuple(settings) for settings in panels.values()}) == 1
     num_columns = min(len(panels), 3)
     figure, axes = _subplots(-(-len(panels) // num_columns), num_columns, sharey=True)
-    legends = set()
     for axis, (activation, settings) in zip(axes.flat, panels.items(), strict=False):
         axis.set_title(activation.replace("_", " "))
         axis.set_xlabel("examples (millions)")
@@ -108,9 +108,15 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
             _draw_error(axis, setting, label=label)
         if best is not None:
             _draw_error(axis, best, label="linear", color="gray", linestyle="--")
-        if tuple(settings) not in legends:
+        if not share_legend:
             axis.legend(frameon=False, fontsize="small")
-        legends.add(tuple(settings))
+    if share_legend:
+        figure.legend(
+            handles=list(axes[0, 0].lines),
+            loc="outside upper center",
+            ncols=num_columns + 1,
+            frameon=False,
+        )
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     return [_save(figure, folder)]

@@ -129,9 +129,15 @@ def test_a_folder_without_results_is_named_and_nothing_is_drawn(tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_panels_share_their_scale_and_a_legend_that_holds_for_both(drawn, tmp_path):
+def test_panels_share_their_scale_and_one_legend_if_it_holds_for_all(drawn, tmp_path):
     figures.draw_errors(make_results(backprop_relu=1, tanh=5), tmp_path)
     relu, tanh = drawn[0].axes
     assert relu.get_ylim() == tanh.get_ylim()
-    assert relu.get_legend() is not None
-    assert tanh.get_legend() is None
+    assert relu.get_legend() is tanh.get_legend() is None
+    (legend,) = drawn[0].legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["step size 0.1", "step size 0.2"]
+    both = make_results(backprop_relu=1, continual_backprop_relu=2, tanh=5)
+    figures.draw_errors(both, tmp_path)
+    assert all(axis.get_legend() for axis in drawn[1].axes)
+    assert not drawn[1].legends
