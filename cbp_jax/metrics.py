@@ -11,13 +11,13 @@ for a diverged network: a NaN anywhere in the input makes the result NaN.
 Dohare et al. (2024) stands for Loss of plasticity in deep continual learning, Nature.
 """
 
-from collections.abc import Callable
-import functools
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
+
+from cbp_jax.decompositions import METHODS
 
 
 def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
@@ -246,24 +246,6 @@ def weight_magnitude(params: chex.ArrayTree) -> jax.Array:
     dtype = _float_dtype(*weights)
     total = sum(jnp.sum(jnp.abs(jnp.asarray(w, dtype))) for w in weights)
     return total / sum(jnp.size(weight) for weight in weights)
-
-
-def _gram_values(matrix: jax.Array) -> jax.Array:
-    short = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
-    # Squares of very large or small entries would overflow or vanish in float32.
-    scale = _positive_or_one(jnp.max(jnp.abs(short)))
-    short = short / scale
-    # Accelerators round the factors of a float32 product to fewer bits by default.
-    gram = jnp.matmul(short, short.T, precision=jax.lax.Precision.HIGHEST)
-    eigenvalues = jnp.flip(jnp.linalg.eigvalsh(gram))
-    noise = jnp.finfo(gram.dtype).eps * eigenvalues[0]
-    return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
-
-
-METHODS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "svd": functools.partial(jnp.linalg.svd, compute_uv=False),
-    "gram": _gram_values,
-}
 
 
 def _leading_count(values: jax.Array, threshold: jax.Array | float) -> jax.Array:
