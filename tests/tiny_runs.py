@@ -21,13 +21,17 @@ def one_lane(config):
     return lane_settings(config, lane), jax.random.key(lane.seed)
 
 
-def tiny_digits(**overrides):
-    """A config of permuted digits that compiles and runs in seconds."""
-    config = pmnist.get_config("smoke")
-    shrink(config)
+def _tiny(presets, shrink_config, overrides):
+    config = presets.get_config("smoke")
+    shrink_config(config)
     for field, value in overrides.items():
         config[field] = value
     return config
+
+
+def tiny_digits(**overrides):
+    """A config of permuted digits that compiles and runs in seconds."""
+    return _tiny(pmnist, shrink, overrides)
 
 
 def shrink(config):
@@ -43,11 +47,7 @@ def shrink(config):
 
 def tiny_bits(**overrides):
     """A config of drifting bits: 40 examples a bin touch periods of 15 unevenly."""
-    config = scr.get_config("smoke")
-    shrink_bits(config)
-    for field, value in overrides.items():
-        config[field] = value
-    return config
+    return _tiny(scr, shrink_bits, overrides)
 
 
 def shrink_bits(config):
