@@ -49,6 +49,21 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
         )
 
 
+def check_has_effect(config: ConfigDict, field: str) -> None:
+    """Raises ConfigError if the sweep or all cases set a field of their own."""
+    if config.sweep.get(field):
+        raise ConfigError(
+            f"config.{field} has no effect, because it is swept here: set "
+            f"--config.sweep.{field}='(VALUE, ...)'."
+        )
+    if config.cases and all(field in case for case in config.cases.values()):
+        flags = [f"--config.cases.{name}.{field}" for name in config.cases]
+        raise ConfigError(
+            f"config.{field} has no effect, because every case sets its own: set "
+            f"{', '.join(flags)}."
+        )
+
+
 def to_json(config: ConfigDict) -> str:
     """Writes a config and the version of the package as JSON."""
     fields = {"cbp_jax": cbp_jax.__version__} | config.to_dict()

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 import os
 import pathlib
+import re
 import sys
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 from ml_collections import config_flags
 
 from experiments import figures, processes, results, run_folder, runner, summary
+from experiments.configuration import check_has_effect
 from experiments.problem import Problem
 from experiments.replacement_log import LOG_FILE
 
@@ -64,7 +66,12 @@ def _parse_flags(arguments: list[str]) -> list[str]:
             print(f"The config file {path!r} does not exist.", file=sys.stderr)
             sys.exit(2)
     try:
-        return flags.FLAGS(arguments)
+        rest = flags.FLAGS(arguments)
+        for argument in arguments:
+            override = re.match(r"--config\.(\w+)(=|$)", argument)
+            if override:
+                check_has_effect(flags.FLAGS.config, override[1])
+        return rest
     except flags.Error as error:
         # A config file that raises is reported with its whole traceback.
         message = str(error).strip().splitlines()[-1]

@@ -35,6 +35,18 @@ def test_a_case_cannot_have_its_own_seeds():
         configuration.make_cases(config)
 
 
+def test_an_override_that_cases_or_sweep_override_again_has_no_effect():
+    config = tiny_digits()
+    config.cases.backprop.hidden_units = 7
+    configuration.check_has_effect(config, "hidden_units")  # Of the other case it has.
+    configuration.check_has_effect(config, "step_size")
+    with pytest.raises(configuration.ConfigError, match="cases.backprop.method"):
+        configuration.check_has_effect(config, "method")
+    config.sweep.step_size = (0.1,)
+    with pytest.raises(configuration.ConfigError, match=r"config\.sweep\.step_size"):
+        configuration.check_has_effect(config, "step_size")
+
+
 def test_differences_name_fields_and_pass_over_those_without_effect():
     old = tiny_digits()
     new = tiny_digits(step_size=0.5, checkpoint_every=3, lanes_per_block=1)

@@ -66,6 +66,10 @@ def run_program(*arguments):
         (["--config=configs/pmnist.py", "--config.hiden_units=3"], "hidden_units"),
         (["--config=configs/pmnist.py", "--config.num_tasks=many"], "'many'"),
         (["--config=configs/pmnist.py", "--config.sweep.hidden_units=(1,2)"], "cases"),
+        (
+            ["--config=configs/pmnist.py", "--config.method=backprop"],
+            "--config.cases.continual_backprop.method",
+        ),
         (["--config=configs/pmnist.py:papr"], "choose from"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config=configs/pmnist.py", "stray"], "stray"),
