@@ -7,7 +7,7 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 
 | preset     | learners                       | examples | seeds | two cores |
 |------------|--------------------------------|----------|-------|-----------|
-| (none)     | ReLU, tanh, both methods       | 3 M      | 30    | 1.5 min   |
+| (none)     | ReLU, tanh, both methods       | 3 M      | 30    | 2 min     |
 | figure_b10 | 6 activations, 3 steps, linear | 3 M      | 100   | 10 min    |
 | cbp        | ReLU, tanh, 6 rates            | 3 M      | 100   | 10 min    |
 | adam       | as figure_b10, by Adam         | 3 M      | 100   | 17 min    |
@@ -71,7 +71,7 @@ def get_config(preset: str = "default") -> ConfigDict:
         "backprop": {"method": "backprop"},
         "continual_backprop": {"method": "continual_backprop"},
     }
-    config.lanes_per_block = 1000  # Lanes vmapped together: all, as they are so small.
+    config.lanes_per_block = 1000  # Lanes vmapped together: many, as they are so small.
     config.probe = {  # Overrides of the short task that is timed to choose it.
         "examples_per_task": 2000,
         "measured_examples": 100,

@@ -118,7 +118,7 @@ def train(
     if not processes.is_first():
         return 0
     print(summary.summary_table(dataset))
-    print("Means over seeds ± 95 % confidence intervals.")
+    print(summary.INTERVALS)
     for line in summary.diverged_lanes(dataset):
         print(line)
     written = [folder / results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]

@@ -139,6 +139,7 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
 
     Raises:
       FileNotFoundError: there are none.
+      OSError: the file is damaged or of another kind.
     """
     path = pathlib.Path(folder)
     path = path / RESULTS_FILE if path.is_dir() else path
@@ -146,7 +147,13 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
         raise FileNotFoundError(
             f"{path} does not exist; give the folder that a run has named."
         )
-    return xr.load_dataset(path, engine="h5netcdf")
+    try:
+        return xr.load_dataset(path, engine="h5netcdf")
+    except OSError as error:
+        raise OSError(
+            f"{path} cannot be read: {error}. The command of the run writes it anew "
+            "from the last checkpoint."
+        ) from error
 
 
 def tidy_csv(dataset: xr.Dataset) -> str:
@@ -173,14 +180,17 @@ def _main(arguments: Sequence[str]) -> None:
 
     if len(arguments) != 2:
         raise app.UsageError("Name one run folder.")
+    if _CSV.value and _TASKS.value:
+        raise app.UsageError("--csv writes all tasks; leave out --csv or --tasks.")
     try:
         dataset = load(arguments[1])
         if _CSV.value:
             text = tidy_csv(dataset)
         elif _TASKS.value:
             text = summary.score_table(dataset, [int(task) for task in _TASKS.value])
+            text += "\nMeans over seeds ± one standard error."
         else:
-            text = summary.summary_table(dataset)
+            text = summary.summary_table(dataset) + f"\n{summary.INTERVALS}"
         if _OUTPUT.value:
             pathlib.Path(_OUTPUT.value).write_text(text)
         else:

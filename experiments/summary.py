@@ -15,6 +15,9 @@ _LAST_MEASURED = {
     "weight_magnitude": ("weight magnitude", 1, 4),
 }
 
+INTERVALS = "Means over seeds ± 95 % confidence intervals."
+"""What `summary_table` shows."""
+
 
 class Estimate(NamedTuple):
     """A mean over seeds and how sure it is; NaN where there are too few seeds."""

@@ -1,3 +1,7 @@
+import pathlib
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -62,6 +66,36 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 def test_loading_a_folder_without_results_says_so(tmp_path):
     with pytest.raises(FileNotFoundError, match="run"):
         results.load(tmp_path)
+
+
+def test_a_damaged_file_is_named_with_the_way_to_get_it_back(tmp_path):
+    path = results.save(results.join_cases([make_case()], {}), tmp_path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(OSError, match=r"results.nc cannot be read: .*truncated.*anew"):
+        results.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        ([], 0, "95 % confidence"),
+        (["--tasks=0,-1"], 0, "accuracy %, task 2"),
+        (["--csv"], 0, "backprop,0.1,5,0,,accuracy,0\n"),
+        (["--tasks=0,3"], 1, "choose from 0 to 2"),
+        (["--tasks=first"], 1, "--tasks=0,10,-1"),
+        (["--tasks=0", "--csv"], 1, "leave out"),
+    ],
+)
+def test_the_command_prints_a_run_or_says_what_is_wrong(
+    tmp_path, arguments, status, message
+):
+    results.save(results.join_cases([make_case()], {}), tmp_path)
+    command = [sys.executable, "-m", "experiments.results", str(tmp_path), *arguments]
+    root = pathlib.Path(__file__).parent.parent
+    finished = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    assert finished.returncode == status
+    assert message in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
 
 
 def test_estimate_is_a_student_interval_without_the_diverged():
