@@ -27,7 +27,7 @@ billion updates of 10 million weights, which only an accelerator finishes.
 
 from ml_collections import ConfigDict
 
-from experiments.lanes import HYPER_PARAMETERS
+from configs import common
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -36,61 +36,22 @@ def get_config(preset: str = "default") -> ConfigDict:
     Raises:
       ValueError: unknown preset.
     """
-    if preset not in _PRESETS:
-        raise ValueError(f"Unknown preset {preset!r}; choose from {list(_PRESETS)}.")
     config = ConfigDict()
-    config.preset = preset
+    common.add_learner(config)
+    common.add_lanes(config)
+    common.add_output(config)
 
-    # The stream.
-    config.dataset = "mnist"  # A name in experiments/datasets.py.
+    config.dataset = "mnist"  # A name in experiments/streams/datasets.py.
     config.data_dir = ""  # Folder of the data set; "" for that of TFDS.
     config.num_tasks = 800
     config.examples_per_task = 60_000
     config.sampling = "without_replacement"  # Or "with_replacement".
 
-    # The learner.
-    config.method = "continual_backprop"  # Or "backprop".
-    config.optimizer = "sgd"  # Or "adam".
-    config.step_size = 0.003
-    config.momentum = 0.0
-    config.b1 = 0.9  # Of Adam, like b2.
-    config.b2 = 0.999
-    config.weight_decay = 0.0  # L2 on all parameters, added to the gradient.
-    config.noise_scale = 0.0  # Of N(0, scale**2) added to all parameters.
-    config.dropout_rate = 0.0
-    config.replacement_rate = 1e-6
-    config.decay_rate = 0.99
-    config.maturity_threshold = 100
     config.hidden_layers = 3
     config.hidden_units = 2000
-    config.activation = "relu"
-
-    # Lanes: seeds x sweep, for each case.
-    config.num_seeds = 30
-    config.first_seed = 0
-    config.sweep = dict.fromkeys(HYPER_PARAMETERS, ())  # Values to combine.
-    config.cases = {
-        "backprop": {"method": "backprop"},
-        "continual_backprop": {"method": "continual_backprop"},
-    }
-    config.lanes_per_block = 0  # Lanes vmapped together on a device; 0 chooses.
-    config.probe = {  # Overrides of the short task that is timed to choose it.
-        "examples_per_task": 300,
-        "measured_examples": 100,
-        "rank_every": 0,
-    }
-
-    # What is measured and kept.
-    config.measured_examples = 2000  # Of the new task, for dead units and ranks.
-    config.rank_every = 1  # Tasks between measurements of the ranks; 0 for never.
-    config.rank_method = "gram"  # Or "svd", see cbp_jax.metrics.singular_values.
-    config.replacement_log = 0  # Replacements logged per lane and task; 0 for no log.
-    config.tensorboard = False  # Write TensorBoard event files, too.
-    config.checkpoint_every = 10  # Tasks.
-
-    for field, value in _PRESETS[preset].items():
-        config[field] = value
-    return config
+    config.step_size = 0.003
+    config.replacement_rate = 1e-6
+    return common.override(config, preset, _PRESETS)
 
 
 def _widths(*widths: int) -> dict[str, dict[str, object]]:

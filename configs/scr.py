@@ -22,7 +22,7 @@ beside the paper's.
 
 from ml_collections import ConfigDict
 
-from experiments.lanes import HYPER_PARAMETERS
+from configs import common
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -31,12 +31,11 @@ def get_config(preset: str = "default") -> ConfigDict:
     Raises:
       ValueError: unknown preset.
     """
-    if preset not in _PRESETS:
-        raise ValueError(f"Unknown preset {preset!r}; choose from {list(_PRESETS)}.")
     config = ConfigDict()
-    config.preset = preset
+    common.add_learner(config)
+    common.add_lanes(config)
+    common.add_output(config)
 
-    # The stream.
     config.num_tasks = 75  # Bins to average over.
     config.examples_per_task = 40_000
     config.num_bits = 21  # The last of them is always 1.
@@ -46,52 +45,11 @@ def get_config(preset: str = "default") -> ConfigDict:
     config.target_units = 100
     config.target_beta = 0.7  # Share of bits that makes a unit of the target fire.
 
-    # The learner.
-    config.method = "continual_backprop"  # Or "backprop".
-    config.optimizer = "sgd"  # Or "adam".
-    config.step_size = 0.01
-    config.momentum = 0.0
-    config.b1 = 0.9  # Of Adam, like b2.
-    config.b2 = 0.999
-    config.weight_decay = 0.0  # L2 on all parameters, added to the gradient.
-    config.noise_scale = 0.0  # Of N(0, scale**2) added to all parameters.
-    config.dropout_rate = 0.0
-    config.replacement_rate = 1e-4
-    config.decay_rate = 0.99
-    config.maturity_threshold = 100
-    config.hidden_layers = 1  # 0 for a linear model.
     config.hidden_units = 5
-    config.activation = "relu"
-
-    # Lanes: seeds x sweep, for each case.
     config.num_seeds = 100
-    config.first_seed = 0
-    config.sweep = dict.fromkeys(HYPER_PARAMETERS, ())  # Values to combine.
-    config.cases = {
-        "backprop": {"method": "backprop"},
-        "continual_backprop": {"method": "continual_backprop"},
-    }
-    config.lanes_per_block = 1000  # Lanes vmapped together: many, as they are so small.
-    config.probe = {  # Overrides of the short task that is timed to choose it.
-        "examples_per_task": 2000,
-        "measured_examples": 100,
-        "rank_every": 0,
-    }
-
-    # What is measured and kept.
-    config.measured_examples = 2000  # First ones of a bin, for dead units and ranks.
-    config.rank_every = 1  # Tasks between measurements of the ranks; 0 for never.
-    config.rank_method = "gram"  # Or "svd", see cbp_jax.metrics.singular_values.
-    config.replacement_log = 0  # Replacements logged per lane and task; 0 for no log.
-    config.tensorboard = False  # Write TensorBoard event files, too.
-    config.checkpoint_every = 10  # Tasks.
-
-    for field, value in _PRESETS[preset].items():
-        if field == "sweep":
-            config.sweep.update(value)
-        else:
-            config[field] = value
-    return config
+    config.lanes_per_block = 1000  # Many, as they are so small.
+    config.probe.examples_per_task = 2000
+    return common.override(config, preset, _PRESETS)
 
 
 _LINEAR = {"linear": {"method": "backprop", "hidden_layers": 0}}

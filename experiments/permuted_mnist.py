@@ -13,11 +13,13 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments import datasets, program
-from experiments.configuration import check_choice
-from experiments.learners import STREAM, LearnerState, make_learner, make_mlp
-from experiments.measures import layer_measures, mean_weight_magnitude
-from experiments.problem import Problem
+from experiments.engine import command_line
+from experiments.learning.checks import check_choice, check_measured_examples
+from experiments.learning.learners import LearnerState, make_learner, make_mlp
+from experiments.learning.measures import layer_measures, mean_weight_magnitude
+from experiments.learning.problem import Problem
+from experiments.streams import datasets
+from experiments.streams.permuted_images import SAMPLING, draw_task
 
 
 def make_problem(config: Any) -> Problem:
@@ -37,11 +39,7 @@ def make_problem(config: Any) -> Problem:
     """
     check_choice("sampling", config.sampling, SAMPLING)
     check_choice("rank_method", config.rank_method, metrics.METHODS)
-    if not 1 <= config.measured_examples <= config.examples_per_task:
-        raise ValueError(
-            "config.measured_examples must be from 1 to config.examples_per_task "
-            f"({config.examples_per_task}), got {config.measured_examples}."
-        )
+    check_measured_examples(config)
     dataset = datasets.load(config.dataset, config.data_dir)
     num_images = len(dataset.images)
     num_pixels = dataset.images[0].size
@@ -98,46 +96,5 @@ def make_problem(config: Any) -> Problem:
     )
 
 
-def draw_task(
-    config: Any, lane_key: jax.Array, task: jax.Array, num_pixels: int, num_images: int
-) -> tuple[jax.Array, jax.Array]:
-    """Draws a task of a lane.
-
-    Args:
-      config: `sampling` and `examples_per_task`.
-      lane_key: the lane's key; the same for every method.
-      task: its number, int32 scalar.
-      num_pixels: of an image.
-      num_images: of the data set.
-
-    Returns:
-      The permutation of the pixels, int32 `[num_pixels]`, and the indices of the images
-      in the order of showing, int32 `[examples_per_task]`.
-    """
-    key = jax.random.fold_in(jax.random.fold_in(lane_key, STREAM), task)
-    pixel_key, order_key = jax.random.split(key)
-    pixels = jax.random.permutation(pixel_key, num_pixels)
-    draw_order = SAMPLING[config.sampling]
-    return pixels, draw_order(order_key, num_images, config.examples_per_task)
-
-
-def _without_replacement(key: jax.Array, num_images: int, number: int) -> jax.Array:
-    """Shuffles all images, as often as needed: every image once, before any twice."""
-    num_passes = -(-number // num_images)
-    keys = jax.random.split(key, num_passes)
-    passes = jax.vmap(lambda key: jax.random.permutation(key, num_images))(keys)
-    return passes.reshape(-1)[:number]
-
-
-def _with_replacement(key: jax.Array, num_images: int, number: int) -> jax.Array:
-    return jax.random.randint(key, (number,), 0, num_images)
-
-
-SAMPLING = {
-    "without_replacement": _without_replacement,
-    "with_replacement": _with_replacement,
-}
-
-
 if __name__ == "__main__":
-    program.run("permuted_mnist", make_problem)
+    command_line.run("permuted_mnist", make_problem)

@@ -1,196 +1,35 @@
-"""Results of a run as one labeled data set, and the file that holds it.
+"""Prints the results of a finished run.
 
     python -m experiments.results RUN [--tasks=0,-1 | --csv] [--output=FILE]
 
 prints the table of a run, or a table of the score in chosen tasks, or writes every
 value as one line of a tidy CSV table.
-
-Dimensions: case, each swept hyper-parameter, seed, task, layer.
 """
 
-from collections.abc import Mapping, Sequence
-import itertools
-import os
+from collections.abc import Sequence
 import pathlib
 import re
 import sys
-from typing import Any
 
 from absl import app, flags
-import numpy as np
-import pandas as pd
-import xarray as xr
 
-RESULTS_FILE = "results.nc"
-
-# What each variable is, for readers of the file.
-DESCRIPTIONS = {
-    "accuracy": "fraction of correct predictions, before the update",
-    "error": "squared error, before the update",
-    "loss": "loss minimized, before the update",
-    "dead_units": "fraction of units whose output is 0 on all measured examples",
-    "effective_rank": "exp(entropy of the normalized singular values) of the features",
-    "stable_rank": "singular values that hold 99 % of their sum",
-    "weight_magnitude": "mean |w| of the layer's kernel",
-    "steps_per_second": "updates per second over all lanes, without compilation",
-    "lanes_per_block": "lanes vmapped together on a device",
-    "examples": "examples seen by the end of the task",
-    "steps": "updates made by the end of the task",
-    "num_weights": "entries of the layer's kernel",
-    "num_units": "hidden units of the layer, 0 for the head",
-}
-
-
-def case_dataset(
-    name: str,
-    coordinates: Mapping[str, np.ndarray],
-    layers: Sequence[str],
-    metrics: Mapping[str, np.ndarray],
-    layer_sizes: Mapping[str, Sequence[int]],
-    examples_per_task: int,
-    steps_per_task: int,
-    steps_per_second: float,
-    lanes_per_block: int,
-) -> xr.Dataset:
-    """Labels the metrics of one case.
-
-    Args:
-      name: of the case.
-      coordinates: values of each swept hyper-parameter, then the seeds; the L lanes
-        are all combinations.
-      layers: names of the learner's layers.
-      metrics: arrays [L, tasks] or [L, tasks, layers].
-      layer_sizes: `num_weights` and `num_units` of each layer.
-      examples_per_task: examples that a task shows to a lane.
-      steps_per_task: updates that a lane makes in a task.
-      steps_per_second: of the case.
-      lanes_per_block: lanes that each device vmapped together.
-
-    Returns:
-      A dataset with dimensions (case, swept ..., seed, task, layer).
-    """
-    lane_shape = tuple(len(values) for values in coordinates.values())
-    variables = {}
-    for metric, values in metrics.items():
-        dims = (*coordinates, "task", "layer")[: len(lane_shape) + values.ndim - 1]
-        variables[metric] = (dims, values.reshape(*lane_shape, *values.shape[1:]))
-    num_tasks = next(iter(metrics.values())).shape[1]
-    tasks_done = np.arange(num_tasks) + 1
-    variables["examples"] = ("task", tasks_done * examples_per_task)
-    variables["steps"] = ("task", tasks_done * steps_per_task)
-    variables["steps_per_second"] = ((), steps_per_second)
-    variables["lanes_per_block"] = ((), lanes_per_block)
-    variables |= {size: ("layer", list(values)) for size, values in layer_sizes.items()}
-    dataset = xr.Dataset(
-        {
-            key: (dims, np.asarray(values, float))
-            for key, (dims, values) in variables.items()
-        },
-        coords={**coordinates, "task": np.arange(num_tasks), "layer": list(layers)},
-    )
-    return dataset.expand_dims(case=[name])
-
-
-def join_cases(
-    cases: Sequence[xr.Dataset], attributes: Mapping[str, Any]
-) -> xr.Dataset:
-    """Joins the data sets of cases; what one lacks (tasks, layers) is NaN there."""
-    layers = list(
-        dict.fromkeys(itertools.chain(*(case.layer.values for case in cases)))
-    )
-    hidden = [layer for layer in layers if layer != "head"]
-    num_tasks = max(case.sizes["task"] for case in cases)
-    cases = [
-        case.reindex(layer=[*hidden, "head"], task=np.arange(num_tasks))
-        for case in cases
-    ]
-    dataset = xr.concat(
-        cases,
-        dim="case",
-        data_vars="all",
-        coords="minimal",
-        compat="equals",
-        join="outer",
-    )
-    for name, description in DESCRIPTIONS.items():
-        if name in dataset:
-            dataset[name].attrs["description"] = description
-    return dataset.assign_attrs(attributes)
-
-
-def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `results.nc` so that it is always either the old file or the new one.
-
-    Raises:
-      OSError: the file cannot be written; an older one is still whole.
-    """
-    path = folder / RESULTS_FILE
-    temporary = folder / f".{RESULTS_FILE}"
-    try:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
-def load(folder: str | os.PathLike) -> xr.Dataset:
-    """Reads the results of a run folder, or of a results file.
-
-    Raises:
-      FileNotFoundError: there are none.
-      OSError: the file is damaged or of another kind.
-    """
-    path = pathlib.Path(folder)
-    path = path / RESULTS_FILE if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; give the folder that a run has named."
-        )
-    try:
-        return xr.load_dataset(path, engine="h5netcdf")
-    except OSError as error:
-        raise OSError(
-            f"{path} cannot be read: {error}. The command of the run writes it anew "
-            "from the last checkpoint."
-        ) from error
-
-
-def tidy_csv(dataset: xr.Dataset) -> str:
-    """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
-
-    One line for each finite value; `task` and `layer` are empty where a variable has
-    none.
-    """
-    columns = ["case", *_swept(dataset), "seed", "task", "layer", "variable", "value"]
-    tables = []
-    for name, values in dataset.data_vars.items():
-        table = values.rename("value").to_dataframe().reset_index().dropna()
-        tables.append(table.assign(variable=name).reindex(columns=columns))
-    return pd.concat(tables).to_csv(index=False, float_format="%.9g")
-
-
-def _swept(dataset: xr.Dataset) -> list[str]:
-    fixed = ("case", "seed", "task", "layer")
-    return [name for name in dataset.dims if name not in fixed]
+from experiments.reporting import run_results, tables
 
 
 def _main(arguments: Sequence[str]) -> None:
-    from experiments import summary
-
     if len(arguments) != 2:
         raise app.UsageError("Name one run folder.")
     if _CSV.value and _TASKS.value:
         raise app.UsageError("--csv writes all tasks; leave out --csv or --tasks.")
     try:
-        dataset = load(arguments[1])
+        dataset = run_results.load(arguments[1])
         if _CSV.value:
-            text = tidy_csv(dataset)
+            text = run_results.tidy_csv(dataset)
         elif _TASKS.value:
-            text = summary.score_table(dataset, [int(task) for task in _TASKS.value])
+            text = tables.score_table(dataset, [int(task) for task in _TASKS.value])
             text += "\nMeans over seeds ± one standard error."
         else:
-            text = summary.summary_table(dataset) + f"\n{summary.INTERVALS}"
+            text = tables.summary_table(dataset) + f"\n{tables.INTERVALS}"
         if _OUTPUT.value:
             pathlib.Path(_OUTPUT.value).write_text(text)
         else:

@@ -14,12 +14,17 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments import program
-from experiments.configuration import check_choice
-from experiments.drifting_bits import Examples, check_stream, draw_task, unpack
-from experiments.learners import LearnerState, make_learner, make_mlp
-from experiments.measures import layer_measures, mean_weight_magnitude
-from experiments.problem import Problem
+from experiments.engine import command_line
+from experiments.learning.checks import check_choice, check_measured_examples
+from experiments.learning.learners import LearnerState, make_learner, make_mlp
+from experiments.learning.measures import layer_measures, mean_weight_magnitude
+from experiments.learning.problem import Problem
+from experiments.streams.drifting_bits import (
+    Examples,
+    check_stream,
+    draw_task,
+    unpack,
+)
 
 
 def make_problem(config: Any) -> Problem:
@@ -39,11 +44,7 @@ def make_problem(config: Any) -> Problem:
     """
     check_stream(config)
     check_choice("rank_method", config.rank_method, metrics.METHODS)
-    if not 1 <= config.measured_examples <= config.examples_per_task:
-        raise ValueError(
-            "config.measured_examples must be from 1 to config.examples_per_task "
-            f"({config.examples_per_task}), got {config.measured_examples}."
-        )
+    check_measured_examples(config)
     # The constant bit is no input of the learner: its weights are the biases.
     num_inputs = config.num_bits - 1
     learner = make_learner(config, make_mlp(config, 1), (num_inputs,), squared_error)
@@ -93,4 +94,4 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    program.run("slowly_changing_regression", make_problem)
+    command_line.run("slowly_changing_regression", make_problem)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments import datasets
+from experiments.streams import datasets
 
 NUM_IMAGES = 5
 IMAGES = "train-images-idx3-ubyte"

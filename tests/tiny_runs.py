@@ -11,8 +11,10 @@ from ml_collections import ConfigDict
 import numpy as np
 
 from configs import pmnist, scr
-from experiments import configuration, drifting_bits, results
-from experiments.lanes import lane_settings, make_grid
+from experiments.engine import configuration
+from experiments.engine.lanes import lane_settings, make_grid
+from experiments.reporting import run_results
+from experiments.streams import drifting_bits
 
 
 def one_lane(config):
@@ -90,7 +92,7 @@ def make_case(name="backprop", num_tasks=3, layers=("dense_0", "head"), scale=1.
     coordinates = {"step_size": np.array([0.1, 0.2]), "seed": np.array([5, 6])}
     accuracy = 0.1 * np.arange(4)[:, None] + 0.01 * np.arange(num_tasks)
     magnitude = np.ones((4, num_tasks, len(layers))) * np.arange(1, len(layers) + 1)
-    return results.case_dataset(
+    return run_results.case_dataset(
         name,
         coordinates,
         layers,

@@ -1,0 +1,1 @@
+"""What carries out a run: command line, lanes, devices, checkpoints, run folder."""

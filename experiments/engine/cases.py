@@ -1,0 +1,177 @@
+"""A case: its lanes, its problem, and its compiled program.
+
+Shapes: L lanes.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.engine import checkpoints, configuration, memory
+from experiments.engine.lanes import (
+    Lane,
+    LaneGrid,
+    LaneMap,
+    all_finite,
+    lane_key,
+    lane_settings,
+    make_grid,
+)
+from experiments.learning.checks import check_positive
+from experiments.learning.problem import Problem
+from experiments.learning.replacement_log import ReplacementLog, empty_log
+
+
+class Case(NamedTuple):
+    """A case ready to run."""
+
+    name: str
+    config: Any
+    grid: LaneGrid
+    problem: Problem
+
+    @property
+    def num_lanes(self) -> int:
+        """L, the lanes of the case."""
+        return math.prod(self.grid.shape)
+
+    @property
+    def steps_per_task(self) -> int:
+        """Updates in one task, over all lanes."""
+        return self.problem.steps_per_task * self.num_lanes
+
+
+class LaneState(NamedTuple):
+    """What a lane carries from task to task."""
+
+    learner: Any
+    has_diverged: jax.Array  # bool scalar
+
+
+def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[Case]:
+    """Builds all cases and traces them once, so that every mistake shows at once.
+
+    Args:
+      config: the run's config.
+      make_problem: builds a problem from the config of a case.
+
+    Returns:
+      The cases in order.
+
+    Raises:
+      ValueError: anything in the config that cannot be run.
+    """
+    check_positive(
+        config, "num_seeds", "num_tasks", "examples_per_task", "checkpoint_every"
+    )
+    cases = []
+    for name, case_config in configuration.make_cases(config).items():
+        grid = make_grid(case_config)
+        problem = make_problem(case_config)
+        lane = jax.tree.map(lambda leaf: leaf[0], grid.lanes)
+        state = jax.eval_shape(_init_lane(case_config, problem), lane)
+        memory.check_fits(name, state, len(grid.lanes.seed))
+        task = jax.ShapeDtypeStruct((), jnp.int32)
+        run_lane = _run_lane(case_config, problem)
+        jax.eval_shape(run_lane, state, lane, task, problem.data)
+        cases.append(Case(name, case_config, grid, problem))
+    return cases
+
+
+class CompiledCase:
+    """The compiled functions of a case and its lanes on the devices.
+
+    Args:
+      case: the case.
+      block: lanes that a device vmaps together, see `LaneMap`.
+    """
+
+    def __init__(self, case: Case, block: int):
+        self._map = LaneMap(case.num_lanes, block)
+        self._lanes = self._map.put(case.grid.lanes)
+        self._data = self._map.replicate(case.problem.data)
+        self._init = self._map.jit(_init_lane(case.config, case.problem))
+        self._run_task = self._map.jit(
+            _run_lane(case.config, case.problem), num_shared=2, donate=True
+        )
+        self._to_data = jax.jit(checkpoints.keys_to_data)
+
+    def start(self, saved: dict[str, np.ndarray] | None) -> Any:
+        """Initializes all lanes, or takes them from a checkpoint."""
+        if saved is None:
+            return self._init(self._lanes)
+        like = jax.eval_shape(self._init, self._lanes)
+        data = checkpoints.from_dict(saved, like)
+        return checkpoints.data_to_keys(self._map.put(data), like)
+
+    def run_task(
+        self, state: Any, task: int
+    ) -> tuple[Any, dict[str, np.ndarray], ReplacementLog | None]:
+        """Runs one task of all lanes.
+
+        Args:
+          state: of all lanes; its memory is reused.
+          task: number of the task.
+
+        Returns:
+          The new state; the metrics, arrays [L, ...]; and the log of replacements, with
+          a leading axis of L lanes, if it is switched on.
+        """
+        state, metrics, log = self._run_task(
+            state, self._lanes, np.int32(task), self._data
+        )
+        return state, *self._map.get((metrics, log))
+
+    def memory_needed(self) -> int:
+        """Returns the bytes that a task needs on each device."""
+        state = jax.eval_shape(self._init, self._lanes)
+        compiled = self._run_task.lower(
+            state, self._lanes, np.int32(0), self._data
+        ).compile()
+        memory = compiled.memory_analysis()
+        return (
+            memory.argument_size_in_bytes
+            + memory.output_size_in_bytes
+            + memory.temp_size_in_bytes
+            - memory.alias_size_in_bytes
+        )
+
+    def fetch(self, state: Any) -> dict[str, np.ndarray]:
+        """Copies the state of all lanes to the host."""
+        return checkpoints.to_dict(self._map.get(self._to_data(state)))
+
+
+def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:
+    def init(lane: Lane) -> LaneState:
+        settings = lane_settings(config, lane)
+        learner = problem.learner.init(settings, lane_key(lane))
+        return LaneState(learner, jnp.zeros((), bool))
+
+    return init
+
+
+def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
+    """Runs one task of one lane; its metrics are NaN from where it diverges."""
+
+    def run_task(
+        state: LaneState, lane: Lane, task: jax.Array, data: Any
+    ) -> tuple[LaneState, dict[str, jax.Array], ReplacementLog | None]:
+        learner = state.learner
+        if learner.log is not None:
+            learner = learner._replace(log=empty_log(config.replacement_log))
+        learner, metrics = problem.run_task(
+            lane_settings(config, lane), learner, lane_key(lane), task, data
+        )
+        is_finite = all_finite((learner.params, metrics["loss"]))
+        has_diverged = state.has_diverged | ~is_finite
+        metrics = {
+            name: jnp.where(has_diverged, jnp.nan, value)
+            for name, value in metrics.items()
+        }
+        return LaneState(learner, has_diverged), metrics, learner.log
+
+    return run_task

@@ -1,0 +1,227 @@
+"""Checkpoints of a run: all that it takes to go on as if nothing had happened."""
+
+from collections.abc import Iterator
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from experiments.engine import distributed
+
+CHECKPOINTS_FOLDER = "checkpoints"
+_CHECKSUMS_FILE = "SHA256SUMS"
+
+
+class CheckpointError(OSError):
+    """A checkpoint cannot be written or read; the message says what is left."""
+
+
+class Checkpointer:
+    """Keeps the last two whole checkpoints of a case.
+
+    A checkpoint is a folder named by the tasks done, which Orbax writes. A list of the
+    SHA-256 sums of its files, as `sha256sum -c` reads it, makes it whole: a process may
+    be killed before, and Orbax does not notice every bit that has flipped since.
+
+    Args:
+      folder: the run folder.
+      case: name of the case.
+    """
+
+    def __init__(self, folder: pathlib.Path, case: str):
+        self._case = case
+        self._folder = (folder / CHECKPOINTS_FOLDER / case).absolute()
+        self._manager: ocp.CheckpointManager | None = None
+
+    def save(self, tasks_done: int, tree: dict[str, Any]) -> None:
+        """Writes a checkpoint; of those before, one is kept.
+
+        Args:
+          tasks_done: by the case; must grow.
+          tree: nested dict of NumPy arrays.
+
+        Raises:
+          CheckpointError: it cannot be written, for example because the disk is full.
+        """
+        try:
+            self._open().save(tasks_done, args=ocp.args.StandardSave(tree))
+            self._open().wait_until_finished()
+            if distributed.is_first():
+                _write_checksums(self._folder / str(tasks_done))
+        except Exception as error:
+            steps = _steps(self._folder)
+            whole = next((step for step in steps if _is_listed(step)), None)
+            kept = "Without one it begins anew"
+            if whole is not None:
+                kept = f"That of {whole.name} tasks is whole"
+            raise CheckpointError(
+                f"Cannot write a checkpoint to {self._folder}: {error}\n{kept}. Make "
+                "room there, and give the same command again to go on."
+            ) from error
+
+    def restore(self) -> dict[str, Any] | None:
+        """Reads the last whole checkpoint; None if there is none.
+
+        One that is damaged is named, and the one before is read.
+
+        Raises:
+          CheckpointError: all are damaged.
+        """
+        found = 0
+        if distributed.is_first():
+            found = self._find_whole()
+        found = distributed.from_first(found)
+        if found < 0:
+            raise CheckpointError(
+                f"All checkpoints of case {self._case!r} in {self._folder} are "
+                "damaged. Put one back from a copy, pass --overwrite to start anew, or "
+                "another --workdir."
+            )
+        if not found:
+            return None
+        tree = self._open().restore(found, args=ocp.args.StandardRestore())
+        return jax.tree.map(np.asarray, tree)
+
+    def close(self) -> None:
+        """Releases the folder."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
+
+    def _open(self) -> ocp.CheckpointManager:
+        if self._manager is None:
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2, enable_async_checkpointing=False
+            )
+            self._manager = ocp.CheckpointManager(self._folder, options=options)
+        return self._manager
+
+    def _find_whole(self) -> int:
+        """Tasks done at the last whole checkpoint, 0 for none, -1 if all are damaged.
+
+        Later ones are deleted, since the run comes by them again.
+        """
+        damaged, unfinished = {}, []
+        for step in _steps(self._folder):
+            if not _is_listed(step):
+                unfinished.append(step)
+                continue
+            wrong = next(_wrong_files(step), None)
+            if wrong is None:
+                for other, reason in damaged.items():
+                    tqdm.write(
+                        f"The checkpoint of case {self._case!r} after {other.name} "
+                        f"tasks is damaged ({reason}); going on from the one after "
+                        f"{step.name} tasks.",
+                        file=sys.stderr,
+                    )
+                for other in (*damaged, *unfinished):
+                    shutil.rmtree(other)
+                return int(step.name)
+            damaged[step] = wrong
+        if damaged:
+            return -1
+        for other in unfinished:
+            shutil.rmtree(other)
+        return 0
+
+
+def ignore_late_callbacks() -> None:
+    """Silences what threads of Orbax print when a write has failed.
+
+    Of several arrays one fails first and is reported. Others then find the event loop
+    closed, and each would print a traceback after the message.
+    """
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        error = unraisable.exc_value
+        is_late = isinstance(error, RuntimeError) and "Event loop is closed" in str(
+            error
+        )
+        if not is_late:
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Lists the folders of checkpoints, the last one first."""
+    steps = [path for path in folder.glob("*") if path.name.isdigit()]
+    return sorted(steps, key=lambda path: -int(path.name))
+
+
+def _is_listed(step: pathlib.Path) -> bool:
+    return (step / _CHECKSUMS_FILE).is_file()
+
+
+def _files(step: pathlib.Path) -> Iterator[pathlib.Path]:
+    for path in sorted(step.rglob("*")):
+        if path.is_file() and path.name != _CHECKSUMS_FILE:
+            yield path
+
+
+def _checksums(step: pathlib.Path) -> str:
+    lines = []
+    for path in _files(step):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        lines.append(f"{digest}  {path.relative_to(step).as_posix()}\n")
+    return "".join(lines)
+
+
+def _write_checksums(step: pathlib.Path) -> None:
+    temporary = step / f".{_CHECKSUMS_FILE}"
+    temporary.write_text(_checksums(step))
+    os.replace(temporary, step / _CHECKSUMS_FILE)
+
+
+def _wrong_files(step: pathlib.Path) -> Iterator[str]:
+    """Names the files of a checkpoint that are not what was written."""
+    try:
+        written = (step / _CHECKSUMS_FILE).read_bytes().decode("utf-8").splitlines()
+        found = _checksums(step).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        yield str(error)
+        return
+    for line in sorted({*written} ^ {*found}):
+        yield line.partition("  ")[2] or _CHECKSUMS_FILE
+
+
+def to_dict(state: Any) -> dict[str, np.ndarray]:
+    """Flattens a pytree of NumPy arrays into a dict."""
+    return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(state))}
+
+
+def from_dict(saved: dict[str, np.ndarray], like: Any) -> Any:
+    """Undoes `to_dict` for a state of the structure of `like`."""
+    leaves, treedef = jax.tree.flatten(like)
+    return treedef.unflatten([saved[str(index)] for index in range(len(leaves))])
+
+
+def keys_to_data(tree: Any) -> Any:
+    """Turns typed PRNG keys into their bits, which every library can save."""
+    return jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree
+    )
+
+
+def data_to_keys(tree: Any, like: Any) -> Any:
+    """Undoes `keys_to_data` for a tree of the dtypes of `like`."""
+
+    def restore(leaf: Any, like: Any) -> Any:
+        return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+
+    return jax.tree.map(restore, tree, like)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

@@ -1,0 +1,87 @@
+"""The CSV file of replacements in a run folder."""
+
+from collections.abc import Mapping, Sequence
+import csv
+import itertools
+import os
+import pathlib
+
+import numpy as np
+
+from experiments.learning.replacement_log import EVENT_FIELDS, ReplacementLog
+from experiments.reporting.survival import LOG_FILE
+
+
+class LogFile:
+    """The CSV file of a run, one line for each replacement, in the order of writing.
+
+    Columns: case, task, each swept hyper-parameter, seed, then `step` (updates since
+    the start of the task), `layer`, `unit`, `age` (updates since its birth) and
+    `utility` (age-corrected, of the step before).
+
+    Args:
+      folder: the run folder.
+    """
+
+    def __init__(self, folder: pathlib.Path):
+        self._path = folder / LOG_FILE
+
+    def append(
+        self,
+        case: str,
+        task: int,
+        coordinates: Mapping[str, np.ndarray],
+        layers: Sequence[str],
+        log: ReplacementLog,
+    ) -> int:
+        """Writes the events of a task.
+
+        Args:
+          case: name of the case.
+          task: its number.
+          coordinates: values of each swept hyper-parameter, then the seeds.
+          layers: names of the hidden layers.
+          log: arrays with a leading axis of L lanes.
+
+        Returns:
+          The number of events that did not fit into the log.
+        """
+        is_new = not self._path.exists()
+        capacity = log.step.shape[1]
+        with self._path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(("case", "task", *coordinates, *EVENT_FIELDS))
+            for lane, point in enumerate(itertools.product(*coordinates.values())):
+                columns = [
+                    getattr(log, field)[lane, : log.count[lane]].tolist()
+                    for field in EVENT_FIELDS
+                ]
+                for step, layer, *event in zip(*columns, strict=True):
+                    writer.writerow((case, task, *point, step, layers[layer], *event))
+        return int(np.maximum(log.count - capacity, 0).sum())
+
+    def forget_after(self, tasks_done: Mapping[str, int]) -> None:
+        """Takes back the lines of tasks that no checkpoint holds.
+
+        Args:
+          tasks_done: for each case the tasks that its checkpoint holds.
+        """
+        if not self._path.exists():
+            return
+        kept = self._path.with_name(f".{LOG_FILE}")
+        with self._path.open(newline="") as file, kept.open("w", newline="") as copy:
+            header = file.readline()
+            copy.write(header)
+            num_columns = len(next(csv.reader([header]), ()))
+            for line in file:
+                fields = next(csv.reader([line]))
+                # The last line of a run that was killed may be cut off.
+                is_whole = line.endswith("\n") and len(fields) == num_columns
+                if is_whole and int(fields[1]) < tasks_done.get(fields[0], 0):
+                    copy.write(line)
+        if any(tasks_done.values()):
+            os.replace(kept, self._path)
+        else:
+            kept.unlink()
+            self._path.unlink()

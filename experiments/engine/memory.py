@@ -1,0 +1,47 @@
+"""How much memory there is, and whether the lanes of a case can fit into it."""
+
+import math
+import os
+from typing import Any
+
+import jax
+
+from experiments.learning.checks import ConfigError
+
+_GIB = 2**30
+
+
+def device_limit() -> float:
+    """Returns the bytes that a device of this process has, infinity if unknown."""
+    device = jax.local_devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit", math.inf)
+    if "SC_PHYS_PAGES" not in os.sysconf_names:
+        return math.inf
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def check_fits(case: str, state: Any, num_lanes: int) -> None:
+    """Raises ConfigError if the states of all lanes are larger than the memory.
+
+    Args:
+      case: name of the case.
+      state: of one lane, a pytree of `jax.ShapeDtypeStruct`.
+      num_lanes: of the case.
+    """
+    lane = sum(
+        math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)
+    )
+    # The devices of a CPU share its memory; each accelerator has its own.
+    devices = jax.devices()
+    limit = device_limit() * (1 if devices[0].platform == "cpu" else len(devices))
+    if lane * num_lanes <= limit:
+        return
+    cure = "config.hidden_units"
+    if lane <= limit:
+        cure = "config.num_seeds, values of config.sweep, or config.hidden_units"
+    raise ConfigError(
+        f"Case {case!r} needs at least {lane / _GIB:,.1f} GiB for each of its "
+        f"{num_lanes} lanes, {lane * num_lanes / _GIB:,.1f} GiB in all, but this "
+        f"machine has {limit / _GIB:,.1f} GiB: lower {cure}."
+    )

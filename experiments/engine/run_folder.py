@@ -1,0 +1,130 @@
+"""The folder that holds one run, and only that."""
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import re
+import shutil
+
+from experiments.engine import configuration
+from experiments.engine.checkpoints import CHECKPOINTS_FOLDER
+from experiments.engine.lock import LOCK_FILE, hold_lock
+from experiments.engine.tensorboard import TENSORBOARD_FOLDER
+from experiments.reporting import plots, run_results, survival
+
+CONFIG_FILE = "config.json"
+
+# Paths, relative to the run folder, of all that a run writes.
+_WRITTEN_BY_RUNS = re.compile(
+    "|".join(
+        (
+            rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
+            rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
+            rf"{plots.FIGURES_FOLDER}/({plots.FIGURE_FILE}|{survival.FIGURE_FILE})",
+            rf"{CHECKPOINTS_FOLDER}/[^/]+/\d+[^/]*/.+",
+            rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
+        )
+    )
+)
+
+
+class RunFolderError(ValueError):
+    """A run folder that holds something else; the message says the way out."""
+
+
+@contextlib.contextmanager
+def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[None]:
+    """Makes a run folder ready, and keeps other runs out of it while this one lasts.
+
+    The folder is a new one, an emptied one, or that of the same run or a shorter one.
+
+    Args:
+      folder: the run folder.
+      config: the run's config, from `configuration.to_json`.
+      overwrite: delete the run that the folder holds.
+
+    Raises:
+      RunFolderError: the folder holds a run of another config, a run that is not over,
+        or something else; or, with `overwrite`, a file that no run has written.
+      OSError: it cannot be written.
+    """
+    holds_run = _check_contents(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(hold_lock(folder))
+        except BlockingIOError as error:
+            raise RunFolderError(
+                f"{folder} is in use by {error}. Wait until it is done, or pass "
+                "another --workdir."
+            ) from error
+        path = folder / CONFIG_FILE
+        if holds_run and overwrite:
+            _delete_run(folder)
+        elif holds_run:
+            changed = configuration.differences(path.read_text(), config)
+            if changed:
+                raise RunFolderError(
+                    f"{folder} holds a run of another config:\n  "
+                    + "\n  ".join(changed)
+                    + "\nPass another --workdir, or --overwrite to delete that run."
+                )
+        temporary = folder / f".{CONFIG_FILE}"
+        temporary.write_text(config)
+        os.replace(temporary, path)
+        yield
+
+
+def _check_contents(folder: pathlib.Path) -> bool:
+    """Whether the folder holds a run; raises RunFolderError for anything else."""
+    path = folder / CONFIG_FILE
+    if path.is_file():
+        _check_is_ours(path)
+        return True
+    # A run that was killed at once has left no more than these.
+    begun = {LOCK_FILE, f".{CONFIG_FILE}"}
+    if folder.is_dir() and any(entry.name not in begun for entry in folder.iterdir()):
+        raise RunFolderError(
+            f"{folder} is not empty and holds no run; pass another --workdir."
+        )
+    return False
+
+
+def _check_is_ours(path: pathlib.Path) -> None:
+    try:
+        fields = json.loads(path.read_text())
+    except ValueError as error:
+        raise RunFolderError(
+            f"{path} is damaged, or is not the config of a run: {error}. Pass another "
+            "--workdir; if a run did write it, put it back from a copy, or delete "
+            f"{path.parent} yourself."
+        ) from error
+    if not (isinstance(fields, dict) and configuration.VERSION_FIELD in fields):
+        raise RunFolderError(
+            f"{path} is not the config of a run; pass another --workdir."
+        )
+
+
+def _delete_run(folder: pathlib.Path) -> None:
+    """Deletes what runs have written; raises RunFolderError if there is more."""
+    strange = [folder] if folder.is_symlink() else []
+    for place, folders, files in os.walk(folder):
+        paths = [pathlib.Path(place) / name for name in (*folders, *files)]
+        for path in paths:
+            is_written = _WRITTEN_BY_RUNS.fullmatch(path.relative_to(folder).as_posix())
+            if path.is_symlink() or not (is_written or path.is_dir()):
+                strange.append(path)
+    if strange:
+        shown = [str(path.relative_to(folder)) for path in sorted(strange)[:5]]
+        more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
+        raise RunFolderError(
+            f"{folder} holds what no run has written: {', '.join(shown)}{more}. "
+            "Nothing was deleted: move it away, or pass another --workdir."
+        )
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK_FILE:
+            entry.unlink()

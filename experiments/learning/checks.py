@@ -1,0 +1,34 @@
+"""Checks of config fields, made before anything runs."""
+
+from collections.abc import Collection
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the value and the cure."""
+
+
+def check_positive(config: ConfigDict, *names: str) -> None:
+    """Raises ConfigError unless the named integer fields are at least 1."""
+    for name in names:
+        if config[name] < 1:
+            raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
+    """Raises ConfigError unless the value of a field is one of the choices."""
+    if value not in choices:
+        raise ConfigError(
+            f"config.{name} must be one of {list(choices)}, got {value!r}."
+        )
+
+
+def check_measured_examples(config: ConfigDict) -> None:
+    """Raises ConfigError unless a task shows as many examples as are measured."""
+    if not 1 <= config.measured_examples <= config.examples_per_task:
+        raise ConfigError(
+            "config.measured_examples must be from 1 to config.examples_per_task "
+            f"({config.examples_per_task}), got {config.measured_examples}."
+        )

@@ -1,0 +1,86 @@
+"""A log of who was replaced, filled on the device.
+
+Shapes: C events kept for each lane and task, K replaced at most in one step.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from cbp_jax import ContinualBackpropState
+from cbp_jax.unit_state import average_weight
+
+EVENT_FIELDS = ("step", "layer", "unit", "age", "utility")
+"""The fields of `ReplacementLog` that describe an event."""
+
+
+class ReplacementLog(NamedTuple):
+    """Events of one lane in one task; those beyond C are only counted."""
+
+    step: jax.Array  # int32 [C], updates since the start of the task.
+    layer: jax.Array  # int32 [C], index of the hidden layer.
+    unit: jax.Array  # int32 [C]
+    age: jax.Array  # int32 [C], at the replacement.
+    utility: jax.Array  # float32 [C], age-corrected, of the step before.
+    count: jax.Array  # int32 scalar, events so far, also those beyond C.
+    clock: jax.Array  # int32 scalar, updates since the start of the task.
+
+
+def empty_log(capacity: int) -> ReplacementLog:
+    """Returns a log of C = capacity events, at the start of a task."""
+    integers = jnp.zeros(capacity, jnp.int32)
+    zero = jnp.zeros((), jnp.int32)
+    return ReplacementLog(
+        *(integers, integers, integers, integers),
+        utility=jnp.zeros(capacity, jnp.float32),
+        count=zero,
+        clock=zero,
+    )
+
+
+def record(
+    log: ReplacementLog,
+    layers: Sequence[str],
+    decay_rate: float | jax.Array,
+    before: ContinualBackpropState,
+    after: ContinualBackpropState,
+) -> ReplacementLog:
+    """Adds the replacements of one update.
+
+    Args:
+      log: the log so far.
+      layers: names of the hidden layers, which are those of the unit groups.
+      decay_rate: of the utilities' running average.
+      before: the optimizer's state before the update.
+      after: the state after it, whose `replaced` is recorded.
+
+    Returns:
+      The log with the new events, and its clock one step on.
+    """
+    capacity = log.step.shape[0]
+    for index, name in enumerate(layers):
+        units = before.units[name]
+        replaced = after.replaced[name]
+        is_event = replaced < units.age.shape[0]
+        place = log.count + jnp.cumsum(is_event) - 1
+        place = jnp.where(is_event, place, capacity)
+        unit = jnp.where(is_event, replaced, 0)
+        age = jnp.maximum(units.age[unit], 1)
+        weight = average_weight(age, decay_rate, units.utility.dtype)
+        event = {
+            "step": jnp.broadcast_to(log.clock, unit.shape),
+            "layer": jnp.full_like(unit, index),
+            "unit": unit,
+            "age": age + 1,
+            "utility": (units.utility[unit] / weight).astype(jnp.float32),
+        }
+        log = log._replace(
+            count=log.count + jnp.sum(is_event, dtype=jnp.int32),
+            **{
+                field: getattr(log, field).at[place].set(value, mode="drop")
+                for field, value in event.items()
+            },
+        )
+    return log._replace(clock=log.clock + 1)

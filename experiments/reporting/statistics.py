@@ -1,0 +1,51 @@
+"""Statistics over seeds, and the settings of a run one by one."""
+
+from collections.abc import Iterator
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+import xarray as xr
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds and how sure it is; NaN where there are too few seeds."""
+
+    mean: float
+    standard_error: float
+    half_width: float  # Of the 95 % confidence interval, by Student's t.
+    num_seeds: int  # Seeds that have not diverged.
+
+
+def estimate(values: np.ndarray) -> Estimate:
+    """Averages values [seeds]; NaN is left out."""
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    if values.size == 1:
+        return Estimate(float(values[0]), np.nan, np.nan, 1)
+    error = values.std(ddof=1) / np.sqrt(values.size)
+    quantile = stats.t.ppf(0.975, values.size - 1)
+    return Estimate(
+        float(values.mean()), float(error), float(quantile * error), values.size
+    )
+
+
+def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Goes through all settings: each case, then each point of the sweep."""
+    swept = [name for name in dataset.dims if name not in ("seed", "task", "layer")]
+    for point in itertools.product(*(dataset[name].values for name in swept)):
+        labels = dict(zip(swept, point, strict=True))
+        yield labels, dataset.sel(labels)
+
+
+def over_layers(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Averages a variable of layers, weighted by their weights or units."""
+    weights = dataset.num_weights if name == "weight_magnitude" else dataset.num_units
+    return dataset[name].weighted(weights.fillna(0)).mean("layer")
+
+
+def score_name(dataset: xr.Dataset) -> str:
+    """Returns the variable that tells how well a problem is learned."""
+    return "accuracy" if "accuracy" in dataset else "error"

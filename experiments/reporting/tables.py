@@ -1,0 +1,145 @@
+"""Tables of a run, as Markdown."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from experiments.reporting.statistics import (
+    Estimate,
+    estimate,
+    over_layers,
+    score_name,
+    settings_of,
+)
+
+# Measures of layers in the table: column, factor, digits.
+_LAST_MEASURED = {
+    "dead_units": ("dead units %", 100, 1),
+    "effective_rank": ("effective rank", 1, 1),
+    "weight_magnitude": ("weight magnitude", 1, 4),
+}
+
+INTERVALS = "Means over seeds ± 95 % confidence intervals."
+"""What `summary_table` shows."""
+
+
+def summary_table(dataset: xr.Dataset) -> str:
+    """Lays out one line for each setting, means over seeds with 95 % intervals."""
+    return format_table(
+        [_summary(labels, setting) for labels, setting in settings_of(dataset)]
+    )
+
+
+def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
+    """Lays out one line for each setting: its score in chosen tasks.
+
+    Args:
+      dataset: results of a run.
+      tasks: numbers of tasks; -1 is the last one.
+
+    Returns:
+      A Markdown table of means over seeds ± one standard error.
+
+    Raises:
+      ValueError: a task that the run does not have.
+    """
+    num_tasks = dataset.sizes["task"]
+    for task in tasks:
+        if not -num_tasks <= task < num_tasks:
+            raise ValueError(
+                f"Task {task} is not among the {num_tasks} tasks of this run: choose "
+                f"from 0 to {num_tasks - 1}, or -1 for the last."
+            )
+    score, unit, factor = _score(dataset)
+    rows = []
+    for labels, setting in settings_of(dataset):
+        curve = setting[score].transpose("seed", "task").values * factor
+        estimates = {task % num_tasks: estimate(curve[:, task]) for task in tasks}
+        rows.append(
+            {name: label(value) for name, value in labels.items()}
+            | {
+                f"{unit}, task {task}": _plus_minus(one.mean, one.standard_error, 3)
+                for task, one in estimates.items()
+            }
+        )
+    return format_table(rows)
+
+
+def _score(dataset: xr.Dataset) -> tuple[str, str, int]:
+    """Returns the name of the score, what to call it, and the factor to print it."""
+    name = score_name(dataset)
+    return (name, "accuracy %", 100) if name == "accuracy" else (name, name, 1)
+
+
+def _summary(labels: Mapping[str, Any], setting: xr.Dataset) -> dict[str, str]:
+    """Summarizes one setting: the columns of its line."""
+    score, unit, factor = _score(setting)
+    curve = setting[score].transpose("seed", "task").values * factor
+    curve = curve[:, setting.examples.notnull().values]
+    finished = np.isfinite(curve[:, -1]).sum()
+    means = np.array([estimate(column).mean for column in curve.T])
+    best = 0
+    if np.isfinite(means).any():
+        best = int((np.nanargmax if score == "accuracy" else np.nanargmin)(means))
+    columns = {name: label(value) for name, value in labels.items()} | {
+        "seeds": f"{finished} of {len(curve)}",
+        f"first {unit}": _interval(estimate(curve[:, 0])),
+        f"best {unit}": f"{_interval(estimate(curve[:, best]))} (task {best})",
+        f"last {unit}": _interval(estimate(curve[:, -1])),
+    }
+    for name, (column, factor, digits) in _LAST_MEASURED.items():
+        if name in setting:
+            last = estimate(_last_measured(over_layers(setting, name))).mean
+            columns[column] = f"{factor * last:.{digits}f}"
+    return columns | {"steps/s": f"{float(setting.steps_per_second):,.0f}"}
+
+
+def format_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Aligns rows of equal keys as a Markdown table."""
+    header = list(rows[0])
+    cells = [header, *([row[name] for name in header] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) + " |"
+        for line in cells
+    ]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def diverged_lanes(dataset: xr.Dataset) -> list[str]:
+    """Describes each lane that diverged: its setting, seed, and first task of NaN."""
+    score = score_name(dataset)
+    found = []
+    for labels, setting in settings_of(dataset):
+        has_run = setting.examples.notnull().values
+        for seed in setting.seed.values:
+            curve = setting[score].sel(seed=seed).values[has_run]
+            if np.isnan(curve).any():
+                names = ", ".join(f"{name} {label(v)}" for name, v in labels.items())
+                task = int(np.isnan(curve).argmax())
+                found.append(f"{names}, seed {seed}: diverged in task {task}")
+    return found
+
+
+def _last_measured(values: xr.DataArray) -> np.ndarray:
+    """Takes the last task at which any seed was measured: [seeds]."""
+    values = values.transpose("seed", "task").values
+    measured = np.flatnonzero(np.isfinite(values).any(axis=0))
+    return values[:, measured[-1]] if measured.size else values[:, -1]
+
+
+def _interval(value: Estimate) -> str:
+    return _plus_minus(value.mean, value.half_width, 2)
+
+
+def _plus_minus(mean: float, spread: float, digits: int) -> str:
+    around = "" if np.isnan(spread) else f" ± {spread:.{digits}f}"
+    return f"{mean:.{digits}f}{around}"
+
+
+def label(value: Any) -> str:
+    """Writes a case name or a swept number."""
+    return str(value) if isinstance(value, str) else f"{value:g}"

@@ -1,0 +1,1 @@
+"""What a learner sees: data sets and generators, pure functions of key and task."""

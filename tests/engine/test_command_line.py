@@ -1,0 +1,111 @@
+"""The command line: presets, overrides, messages and what a run leaves behind."""
+
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+from optional_data import MNIST_DIR, needs_mnist
+import pytest
+from tiny_runs import shrink, tiny_digits, write_idx_files
+
+from configs import pmnist
+from experiments import permuted_mnist
+from experiments.engine import command_line
+from experiments.reporting import run_results
+
+ROOT = pathlib.Path(__file__).parents[2]
+PRESETS = ("default", "small", "paper", "width", "rate", "smoke")
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
+    config = pmnist.get_config(preset)
+    cases = list(config.cases)
+    shrink(config)
+    if config.dataset == "mnist":
+        write_idx_files(tmp_path)
+        config.data_dir = str(tmp_path)
+    folder = tmp_path / "run"
+    assert command_line.train(config, folder, permuted_mnist.make_problem) == 0
+    dataset = run_results.load(folder)
+    assert list(dataset.case.values) == cases
+    assert dataset.accuracy.notnull().all()
+    printed = capsys.readouterr().out
+    assert all(f"| {case}" in printed for case in cases)
+    for name in ("results.nc", "config.json", "figures/learning.png"):
+        assert (folder / name).stat().st_size > 0
+        assert name in printed
+
+
+def test_an_unknown_preset_lists_the_presets():
+    with pytest.raises(ValueError, match="papr") as error:
+        pmnist.get_config("papr")
+    assert all(preset in str(error.value) for preset in PRESETS)
+
+
+def test_missing_data_ends_with_a_message_and_writes_nothing(tmp_path, capsys):
+    config = tiny_digits(dataset="mnist", data_dir=str(tmp_path / "nowhere"))
+    status = command_line.train(config, tmp_path / "run", permuted_mnist.make_problem)
+    assert status == 1
+    assert "nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def run_program(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.permuted_mnist", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=configs/pmnist.py", "--config.hiden_units=3"], "hidden_units"),
+        (["--config=configs/pmnist.py", "--config.num_tasks=many"], "'many'"),
+        (["--config=configs/pmnist.py", "--config.sweep.hidden_units=(1,2)"], "cases"),
+        (
+            ["--config=configs/pmnist.py", "--config.method=backprop"],
+            "--config.cases.continual_backprop.method",
+        ),
+        (["--config=configs/pmnist.py:papr"], "choose from"),
+        (["--config=configs/nothing.py"], "nothing.py"),
+        (["--config=configs/pmnist.py", "stray"], "stray"),
+        ([], "config"),
+    ],
+)
+def test_a_wrong_command_ends_with_a_short_message(arguments, message):
+    finished = run_program(*arguments)
+    assert finished.returncode != 0
+    assert message in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_the_command_runs_and_reads_sweeps_from_flags(tmp_path):
+    finished = run_program(
+        "--config=configs/pmnist.py:smoke",
+        "--config.sweep.step_size=(0.01, 0.03)",
+        "--config.num_tasks=1",
+        f"--workdir={tmp_path / 'run'}",
+    )
+    assert finished.returncode == 0, finished.stderr
+    dataset = run_results.load(tmp_path / "run")
+    np.testing.assert_array_equal(dataset.step_size, [0.01, 0.03])
+    assert "step/s" in finished.stderr
+
+
+@needs_mnist
+def test_real_mnist_is_learned_within_one_task(tmp_path):
+    """2,000 images reach what a linear model would, far above chance."""
+    config = pmnist.get_config("small")
+    config.data_dir, config.num_tasks, config.num_seeds = str(MNIST_DIR), 1, 2
+    config.examples_per_task, config.step_size = 2000, 0.01
+    assert (
+        command_line.train(config, tmp_path / "run", permuted_mnist.make_problem) == 0
+    )
+    accuracy = run_results.load(tmp_path / "run").accuracy
+    assert ((accuracy > 0.6) & (accuracy < 0.9)).all()

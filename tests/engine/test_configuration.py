@@ -1,0 +1,67 @@
+import pytest
+from tiny_runs import tiny_digits
+
+from experiments.engine import configuration
+from experiments.learning.checks import ConfigError
+
+
+def test_cases_apply_their_overrides_and_leave_the_rest():
+    config = tiny_digits(cases={"wide": {"hidden_units": 7}, "plain": {}})
+    cases = configuration.make_cases(config)
+    assert list(cases) == ["plain", "wide"]
+    assert cases["wide"].hidden_units == 7
+    assert cases["plain"].hidden_units == config.hidden_units == 5
+
+
+def test_a_misspelt_override_names_the_field_it_may_mean():
+    config = tiny_digits(cases={"wide": {"hiden_units": 7}})
+    with pytest.raises(ConfigError, match=r"wide.*hiden_units.*hidden_u"):
+        configuration.make_cases(config)
+
+
+def test_an_override_of_a_wrong_type_names_case_and_field():
+    config = tiny_digits(cases={"wide": {"hidden_units": "seven"}})
+    with pytest.raises(ConfigError, match=r"cases\.wide\.hidden_units"):
+        configuration.make_cases(config)
+
+
+def test_no_cases_is_an_error():
+    with pytest.raises(ConfigError, match="cases"):
+        configuration.make_cases(tiny_digits(cases={}))
+
+
+def test_a_case_cannot_have_its_own_seeds():
+    config = tiny_digits(cases={"more": {"num_seeds": 9}})
+    with pytest.raises(ConfigError, match="num_seeds"):
+        configuration.make_cases(config)
+
+
+def test_an_override_that_cases_or_sweep_override_again_has_no_effect():
+    config = tiny_digits()
+    config.cases.backprop.hidden_units = 7
+    configuration.check_has_effect(config, "hidden_units")  # Of the other case it has.
+    configuration.check_has_effect(config, "step_size")
+    with pytest.raises(ConfigError, match="cases.backprop.method"):
+        configuration.check_has_effect(config, "method")
+    config.sweep.step_size = (0.1,)
+    with pytest.raises(ConfigError, match=r"config\.sweep\.step_size"):
+        configuration.check_has_effect(config, "step_size")
+
+
+def test_differences_name_fields_and_pass_over_those_without_effect():
+    old = tiny_digits()
+    new = tiny_digits(step_size=0.5, checkpoint_every=3, lanes_per_block=1)
+    new.cases.backprop.method = "continual_backprop"
+    found = configuration.differences(*map(configuration.to_json, (old, new)))
+    assert found == [
+        "cases.backprop.method: backprop -> continual_backprop",
+        "step_size: 0.03 -> 0.5",
+    ]
+    assert not configuration.differences(*[configuration.to_json(old)] * 2)
+
+
+def test_differences_show_fields_of_another_version():
+    found = configuration.differences(
+        '{"old": 1, "same": 2}', '{"same": 2, "new": [3]}'
+    )
+    assert found == ["old: 1 -> (not there)", "new: (not there) -> [3]"]

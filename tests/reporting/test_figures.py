@@ -1,0 +1,144 @@
+"""Figures of runs: what is drawn, read from the axes themselves."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_runs import make_case
+
+from experiments import figures
+from experiments.reporting import plots, run_results
+
+
+def make_results(**errors):
+    """Results of two step sizes x two seeds; a seed adds 0.1, a bin 0.01."""
+    fields = {
+        "backprop_relu": {"activation": "relu", "hidden_layers": 1},
+        "continual_backprop_relu": {"activation": "relu", "hidden_layers": 1},
+        "tanh": {"activation": "tanh", "hidden_layers": 1},
+        "linear": {"activation": "relu", "hidden_layers": 0},
+    }
+    coordinates = {"step_size": np.array([0.1, 0.2]), "seed": np.array([0, 1])}
+    offsets = np.array([0.0, 0.1, 0.5, 0.6])[:, None] + 0.01 * np.arange(3)
+    made = [
+        run_results.case_dataset(
+            name,
+            coordinates,
+            ("dense_0", "head"),
+            {"error": offsets + error},
+            {"num_weights": [100, 5], "num_units": [5, 0]},
+            examples_per_task=40_000,
+            steps_per_task=40_000,
+            steps_per_second=1.0,
+            lanes_per_block=4,
+        )
+        for name, error in errors.items()
+    ]
+    config = {
+        "activation": "relu",
+        "hidden_layers": 1,
+        "cases": {name: fields[name] for name in errors},
+    }
+    return run_results.join_cases(made, {"config": json.dumps(config)})
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were drawn, kept open."""
+    kept = []
+
+    def keep(figure, folder):
+        kept.append(figure)
+        return folder / "learning.png"
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return kept
+
+
+def test_one_panel_per_activation_and_the_best_linear_model_dashed(drawn, tmp_path):
+    dataset = make_results(backprop_relu=1, continual_backprop_relu=2, tanh=3, linear=4)
+    plots.draw_errors(dataset, tmp_path)
+    relu, tanh = drawn[0].axes
+    assert [relu.get_title(), tanh.get_title()] == ["relu", "tanh"]
+    assert [line.get_label() for line in relu.lines] == [
+        *("backprop relu, step size 0.1", "backprop relu, step size 0.2"),
+        "continual backprop relu, step size 0.1",
+        "continual backprop relu, step size 0.2",
+        "linear",
+    ]
+    assert [line.get_label() for line in tanh.lines] == [
+        *("step size 0.1", "step size 0.2", "linear")
+    ]
+    for axis in (relu, tanh):
+        linear = axis.lines[-1]
+        assert linear.get_linestyle() == "--"
+        np.testing.assert_allclose(linear.get_ydata(), [4.05, 4.06, 4.07])
+    np.testing.assert_allclose(tanh.lines[1].get_ydata(), [3.55, 3.56, 3.57])
+    np.testing.assert_allclose(tanh.lines[1].get_xdata(), [0.04, 0.08, 0.12])
+    # Two seeds 0.1 apart: the standard error of their mean is 0.05.
+    low, high = tanh.collections[1].get_paths()[0].get_extents().get_points()[:, 1]
+    np.testing.assert_allclose([low, high], [3.50, 3.62], rtol=1e-6)
+
+
+def test_a_linear_model_alone_has_its_panel_and_nothing_finite_no_figure(
+    drawn, tmp_path
+):
+    dataset = make_results(linear=1)
+    plots.draw_errors(dataset, tmp_path)
+    (axis,) = drawn[0].axes
+    assert axis.get_title() == "linear"
+    assert len(axis.lines) == 2
+    dataset["error"] = dataset.error * np.nan
+    assert plots.draw_errors(dataset, tmp_path) == []
+
+
+def test_a_run_of_a_regression_is_drawn_as_errors_also_with_diverged_lanes(tmp_path):
+    dataset = make_results(tanh=1, linear=2)
+    dataset["error"].loc[{"case": "tanh", "step_size": 0.1}] = np.nan
+    dataset["error"].loc[{"case": "tanh", "step_size": 0.2, "seed": 1}] = np.nan
+    (path,) = plots.draw_run(dataset, tmp_path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_accuracy_and_measures_are_drawn_against_tasks(drawn, tmp_path):
+    plots.draw(run_results.join_cases([make_case()], {}), tmp_path)
+    accuracy, magnitude = drawn[0].axes
+    assert accuracy.get_ylabel() == "online accuracy (%)"
+    assert [line.get_label() for line in accuracy.lines] == [
+        "backprop, step size 0.1",
+        "backprop, step size 0.2",
+    ]
+    np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [25, 26, 27])
+    np.testing.assert_allclose(magnitude.lines[0].get_ydata(), 1.25)
+    # Two seeds 10 points apart: 12.706 times their standard error of 5.
+    band = accuracy.collections[1].get_paths()[0].get_extents().get_points()[:, 1]
+    np.testing.assert_allclose(band, [25 - 63.53, 27 + 63.53], atol=0.01)
+
+
+def test_nothing_is_drawn_without_values(tmp_path):
+    dataset = run_results.join_cases([make_case()], {})
+    assert plots.draw(dataset * np.nan, tmp_path) == []
+    (path,) = plots.draw(dataset, tmp_path / "figures")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_folder_without_results_is_named_and_nothing_is_drawn(tmp_path, capsys):
+    with pytest.raises(SystemExit) as error:
+        figures._main(["figures", str(tmp_path / "nowhere")])
+    assert error.value.code == 1
+    assert "nowhere does not exist; give the folder" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_panels_share_their_scale_and_one_legend_if_it_holds_for_all(drawn, tmp_path):
+    plots.draw_errors(make_results(backprop_relu=1, tanh=5), tmp_path)
+    relu, tanh = drawn[0].axes
+    assert relu.get_ylim() == tanh.get_ylim()
+    assert relu.get_legend() is tanh.get_legend() is None
+    (legend,) = drawn[0].legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels == ["step size 0.1", "step size 0.2"]
+    both = make_results(backprop_relu=1, continual_backprop_relu=2, tanh=5)
+    plots.draw_errors(both, tmp_path)
+    assert all(axis.get_legend() for axis in drawn[1].axes)
+    assert not drawn[1].legends
