@@ -9,12 +9,20 @@ from cbp_jax import networks as networks
 from cbp_jax import optimizers as optimizers
 from cbp_jax import recipes as recipes
 from cbp_jax import utility as utility
-from cbp_jax.continual_backprop import ContinualBackpropState as ContinualBackpropState
-from cbp_jax.continual_backprop import continual_backprop as continual_backprop
-from cbp_jax.continual_backprop import replace_units as replace_units
-from cbp_jax.rewriting import reset_units as reset_units
-from cbp_jax.unit_state import UnitState as UnitState
-from cbp_jax.units import UnitGroup as UnitGroup
-from cbp_jax.units import sequential_units as sequential_units
+from cbp_jax.resets.rewriting import reset_units as reset_units
+from cbp_jax.resets.rule import Choice as Choice
+from cbp_jax.resets.rule import Measurements as Measurements
+from cbp_jax.resets.rule import Rule as Rule
+from cbp_jax.resets.rule import choose_where as choose_where
+from cbp_jax.resets.transform import UnitResetState as UnitResetState
+from cbp_jax.resets.transform import reset_by_rule as reset_by_rule
+from cbp_jax.resets.units import UnitGroup as UnitGroup
+from cbp_jax.resets.units import sequential_units as sequential_units
+from cbp_jax.rules.continual_backprop import (
+    ContinualBackpropState as ContinualBackpropState,
+)
+from cbp_jax.rules.continual_backprop import continual_backprop as continual_backprop
+from cbp_jax.rules.continual_backprop import replace_units as replace_units
+from cbp_jax.rules.low_utility import UnitState as UnitState
 
 __version__ = _metadata.version("cbp_jax")

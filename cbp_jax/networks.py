@@ -8,7 +8,7 @@ import jax
 
 from cbp_jax.initializers import kaiming_uniform, uniform_fan_in
 from cbp_jax.layers import dropout
-from cbp_jax.units import Initializer, UnitGroup, sequential_units
+from cbp_jax.resets.units import Initializer, UnitGroup, sequential_units
 
 ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.resolution import resolve_units
-from cbp_jax.unit_state import at_least_float32, average_weight
-from cbp_jax.units import PyTree, UnitGroup
+from cbp_jax.averages import at_least_float32, average_weight
+from cbp_jax.resets.resolution import resolve_units
+from cbp_jax.resets.units import PyTree, UnitGroup
 
 
 class AdamWithUnitCountsState(NamedTuple):

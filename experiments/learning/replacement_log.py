@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from cbp_jax import ContinualBackpropState
-from cbp_jax.unit_state import average_weight
+from cbp_jax.averages import average_weight
 
 EVENT_FIELDS = ("step", "layer", "unit", "age", "utility")
 """The fields of `ReplacementLog` that describe an event."""

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cbp_jax.batching import cond_any_lane
+from cbp_jax.resets.batching import cond_any_lane
 
 OPERAND = {"x": jnp.arange(6.0), "y": jnp.arange(6)}
 

@@ -11,13 +11,13 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import replacement
+from cbp_jax.rules import low_utility
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
 PARAMS = tiny.make_params()
 FEATURES = tiny.at(tiny.make_features(), 0)
-BUDGET_ONE = 1 << replacement.BUDGET_BITS
+BUDGET_ONE = 1 << low_utility.BUDGET_BITS
 
 
 def make(base=None, units=tiny.UNITS, **options):
@@ -165,7 +165,7 @@ def test_the_budget_is_exact_over_a_million_steps(amount, wanted):
 
     def step(carry, _):
         budget, total = carry
-        due, budget = replacement.accrue_budget(
+        due, budget = low_utility.accrue_budget(
             budget, jnp.float32(amount), "accumulate", tiny.KEY
         )
         return (budget, total + due), None
@@ -181,7 +181,7 @@ def test_a_bernoulli_budget_is_right_on_average(amount):
     num_steps = 40_000
     keys = jax.random.split(tiny.KEY, num_steps)
     due, budget = jax.vmap(
-        lambda key: replacement.accrue_budget(
+        lambda key: low_utility.accrue_budget(
             jnp.int32(0), jnp.float32(amount), "bernoulli", key
         )
     )(keys)

@@ -14,7 +14,7 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from cbp_jax.units import Paths, PyTree, UnitGroup
+from cbp_jax.resets.units import Paths, PyTree, UnitGroup
 
 # Axes of (inputs, outputs) in a kernel of each layout of `UnitGroup`.
 KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}

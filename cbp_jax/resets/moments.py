@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.resolution import ResolvedGroup, path_string
-from cbp_jax.units import PyTree
+from cbp_jax.resets.resolution import ResolvedGroup, path_string
+from cbp_jax.resets.units import PyTree
 
 
 def reset_moments(

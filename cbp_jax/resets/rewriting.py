@@ -8,8 +8,13 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cbp_jax.resolution import KERNEL_AXES, ResolvedGroup, UnitAxis, resolve_units
-from cbp_jax.units import PyTree, UnitGroup
+from cbp_jax.resets.resolution import (
+    KERNEL_AXES,
+    ResolvedGroup,
+    UnitAxis,
+    resolve_units,
+)
+from cbp_jax.resets.units import PyTree, UnitGroup
 
 
 def reset_units(

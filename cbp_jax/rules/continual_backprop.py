@@ -3,29 +3,21 @@
 Shapes: N units of a group, K units of a group replaced at most in one step.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+import functools
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
-from cbp_jax import replacement, rewriting, utility
-from cbp_jax.initializers import kaiming_uniform
-from cbp_jax.moments import check_resettable, reset_moments
-from cbp_jax.resolution import ResolvedGroup, resolve_units
-from cbp_jax.settings import Settings, check_choice
-from cbp_jax.unit_state import UnitState, initial_state, reborn
-from cbp_jax.units import Initializer, PyTree, UnitGroup
+from cbp_jax import utility
+from cbp_jax.resets.transform import UnitResetState, reset_by_rule
+from cbp_jax.resets.units import Initializer, UnitGroup
+from cbp_jax.rules.continual_backprop_settings import Settings
+from cbp_jax.rules.low_utility import low_utility
 
-
-class ContinualBackpropState(NamedTuple):
-    """State of `continual_backprop` and `replace_units`."""
-
-    base_state: PyTree  # The base optimizer's state.
-    units: dict[str, UnitState]  # By group name.
-    rng_key: jax.Array  # Typed key; changes when a unit is replaced.
-    replaced: dict[str, jax.Array]  # int32 [K], replaced last time, N where unused.
+ContinualBackpropState = UnitResetState
+"""State of `continual_backprop` and `replace_units`; its groups hold `UnitState`."""
 
 
 def continual_backprop(
@@ -136,109 +128,23 @@ def continual_backprop(
         decay_rate=decay_rate,
         maturity_threshold=maturity_threshold,
         utility_fn=utility_fn,
-        initializer=kaiming_uniform("relu") if initializer is None else initializer,
         budget=budget,
         count=count,
         max_per_step=max_per_step,
         bias_correction=bias_correction,
     )
     settings.check(units)
-    check_choice("moments", moments, ("zero", "keep"))
-    base_optimizer = optax.with_extra_args_support(base_optimizer)
-
-    def init(params: PyTree) -> ContinualBackpropState:
-        groups = resolve_units(units, params)
-        if transfer_mean:
-            _check_transferable(groups)
-        if moments == "zero":
-            check_resettable(base_optimizer, params)
-        return ContinualBackpropState(
-            base_state=base_optimizer.init(params),
-            units={group.name: initial_state(group, params) for group in groups},
-            rng_key=jnp.copy(key),  # The caller's key survives a donated state.
-            replaced=replacement.nobody(settings, groups),
-        )
-
-    def update(
-        updates: PyTree,
-        state: ContinualBackpropState,
-        params: PyTree | None = None,
-        *,
-        features: Mapping[str, jax.Array] | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, ContinualBackpropState]:
-        if params is None:
-            raise ValueError(
-                "continual_backprop needs the params: tx.update(grads, state, params, "
-                "features=features)."
-            )
-        groups = resolve_units(units, params)
-        _check_features(groups, features)
-        updates, base_state = base_optimizer.update(
-            updates,
-            state.base_state,
-            params,
-            features=features,
-            unit_ages={
-                name: unit_state.age for name, unit_state in state.units.items()
-            },
-            **extra_args,
-        )
-        leaves, treedef = jax.tree.flatten(params)
-        new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
-        keys = replacement.step_keys(state.rng_key, state.units[groups[0].name], groups)
-        measured = {
-            group.name: replacement.measure(
-                settings,
-                group,
-                state.units[group.name],
-                features[group.name],
-                new_leaves,
-                keys[group.name],
-            )
-            for group in groups
-        }
-        # Left out altogether, a frozen group is the base optimizer's to the last bit:
-        # even a select that takes every update changes how XLA rounds `p + update`.
-        live = [group for group in groups if settings.may_replace(group)]
-        replaced, fresh, rng_key = replacement.select_and_draw(
-            settings, live, measured, state.rng_key, leaves
-        )
-        masks = {
-            group.name: rewriting.replaced_mask(replaced[group.name], group.num_units)
-            for group in live
-        }
-        update_leaves = treedef.flatten_up_to(updates)
-        for group in live:
-            mask = masks[group.name]
-            if transfer_mean:
-                mean = measured[group.name].mean_activation
-                update_leaves = rewriting.transfer_means(
-                    group, mask, mean, new_leaves, update_leaves
-                )
-            update_leaves = rewriting.rewrite_updates(
-                group,
-                mask,
-                replaced[group.name],
-                fresh[group.name],
-                leaves,
-                update_leaves,
-            )
-        updates = treedef.unflatten(update_leaves)
-        if moments == "zero":
-            new_params = optax.apply_updates(params, updates)
-            base_state = reset_moments(
-                base_optimizer, base_state, new_params, live, masks, keep_state
-            )
-        unit_states = {name: group.state for name, group in measured.items()}
-        for name, mask in masks.items():
-            unit_states[name] = reborn(unit_states[name], mask)
-        replaced = replacement.nobody(settings, groups) | replaced
-        return updates, ContinualBackpropState(
-            base_state, unit_states, rng_key, replaced
-        )
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return reset_by_rule(
+        base_optimizer,
+        units,
+        functools.partial(low_utility, settings),
+        initializer=initializer,
+        key=key,
+        moments=moments,
+        keep_state=keep_state,
+        transfer_mean=transfer_mean,
+        frozen=settings.never_replaces,
+    )
 
 
 def replace_units(
@@ -261,26 +167,3 @@ def replace_units(
       As `continual_backprop`.
     """
     return continual_backprop(optax.identity(), units, **options)
-
-
-def _check_transferable(groups: Sequence[ResolvedGroup]) -> None:
-    for group in groups:
-        if not group.outgoing_bias:
-            raise ValueError(
-                f"transfer_mean needs the biases of the consumers of unit group "
-                f"{group.name!r}; give them as outgoing_bias."
-            )
-
-
-def _check_features(
-    groups: Sequence[ResolvedGroup], features: Mapping[str, jax.Array] | None
-) -> None:
-    names = [group.name for group in groups]
-    given = [] if features is None else list(features)
-    missing = [name for name in names if name not in given]
-    if missing:
-        raise ValueError(
-            f"continual_backprop needs the activations of every unit group; missing: "
-            f"{missing}, given: {given}. Pass the update a mapping of names to arrays "
-            "[batch, ..., units]: features=features."
-        )

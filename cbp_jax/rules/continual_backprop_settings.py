@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cbp_jax.resolution import ResolvedGroup
-from cbp_jax.units import Initializer, UnitGroup
+from cbp_jax.resets.units import UnitGroup
 from cbp_jax.utility import UtilityFn
 
 
@@ -19,7 +18,6 @@ class Settings(NamedTuple):
     decay_rate: float | jax.Array
     maturity_threshold: int | float | jax.Array
     utility_fn: UtilityFn
-    initializer: Initializer
     budget: str
     count: str
     max_per_step: int | None
@@ -36,26 +34,26 @@ class Settings(NamedTuple):
         own = group.replacement_rate
         return self.replacement_rate if own is None else own
 
-    def may_replace(self, group: ResolvedGroup) -> bool:
-        """Returns False if it is known in advance that no unit is ever replaced."""
-        rate, maturity = self.rate_of(group.group), self.maturity_threshold
+    def never_replaces(self, group: UnitGroup) -> bool:
+        """Whether it is known in advance that no unit is ever replaced."""
+        rate, maturity = self.rate_of(group), self.maturity_threshold
         rate_is_zero = not _is_traced(rate) and _concrete(rate) == 0
         never_mature = not _is_traced(maturity) and _concrete(maturity) == math.inf
-        return not (rate_is_zero or never_mature)
+        return rate_is_zero or never_mature
 
-    def bound(self, group: ResolvedGroup) -> int:
+    def bound(self, group: UnitGroup, num_units: int) -> int:
         """Returns K, the most units of the group that are replaced in one step."""
         if self.max_per_step is not None:
-            return min(self.max_per_step, group.num_units)
-        return max(1, math.ceil(float(self.rate_of(group.group)) * group.num_units))
+            return min(self.max_per_step, num_units)
+        return max(1, math.ceil(float(self.rate_of(group)) * num_units))
 
     def check(self, units: Sequence[UnitGroup]) -> None:
         """Raises ValueError for an option out of range or unknown."""
         _check_range("replacement_rate", self.replacement_rate, 0, 1)
         _check_range("decay_rate", self.decay_rate, 0, 1, open_end=True)
         _check_range("maturity_threshold", self.maturity_threshold, 0, math.inf)
-        check_choice("budget", self.budget, ("accumulate", "bernoulli"))
-        check_choice("count", self.count, ("eligible", "all"))
+        _check_choice("budget", self.budget, ("accumulate", "bernoulli"))
+        _check_choice("count", self.count, ("eligible", "all"))
         if self.max_per_step is not None and self.max_per_step < 1:
             raise ValueError(
                 f"max_per_step must be at least 1, got {self.max_per_step}."
@@ -71,7 +69,7 @@ class Settings(NamedTuple):
                 )
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
     """Raises ValueError if the value is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")

@@ -1,0 +1,33 @@
+"""Running averages of unit statistics.
+
+Shapes: N units.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+def running_average(average: jax.Array, value: jax.Array, decay_rate: Any) -> jax.Array:
+    """Averages in a new value [N]; where it is not finite the average stays."""
+    decay_rate = jnp.asarray(decay_rate, average.dtype)
+    new = decay_rate * average + (1 - decay_rate) * value
+    return jnp.where(jnp.isfinite(value), new, average)
+
+
+def average_weight(age: jax.Array, decay_rate: Any, dtype: Any) -> jax.Array:
+    """Returns 1 - decay**age, the weight of a running average that began at 0.
+
+    Args:
+      age: steps averaged, integer array of any shape, at least 1.
+      decay_rate: in [0, 1).
+      dtype: floating dtype of the result.
+    """
+    log_decay = jnp.log(jnp.asarray(decay_rate, dtype))
+    return -jnp.expm1(age.astype(dtype) * log_decay)
+
+
+def at_least_float32(dtype: Any) -> Any:
+    """Returns the dtype for statistics of params of a floating dtype."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32

@@ -1,0 +1,1 @@
+"""Resets of hidden units, whoever chooses them: the one engine of all rules."""

@@ -1,0 +1,234 @@
+"""The engine: an optax transformation that resets the units that a rule chooses.
+
+Shapes: N units of a group, K units of a group reset at most in one update.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cbp_jax.averages import at_least_float32
+from cbp_jax.initializers import kaiming_uniform
+from cbp_jax.resets import rewriting, selection
+from cbp_jax.resets.measuring import measure
+from cbp_jax.resets.moments import check_resettable, reset_moments
+from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
+from cbp_jax.resets.rule import Rule
+from cbp_jax.resets.units import Initializer, PyTree, UnitGroup
+
+
+class UnitResetState(NamedTuple):
+    """State of `reset_by_rule`, and so of every rule's transformation."""
+
+    base_state: PyTree  # The base optimizer's state.
+    units: dict[str, Any]  # The rule's state of each group, by name.
+    rng_key: jax.Array  # Typed key; changes when a unit is reset.
+    replaced: dict[str, jax.Array]  # int32 [K], reset last time, N where unused.
+
+
+def reset_by_rule(
+    base_optimizer: optax.GradientTransformation,
+    units: Sequence[UnitGroup],
+    rule: Rule | Callable[[UnitGroup], Rule],
+    *,
+    initializer: Initializer | None = None,
+    key: jax.Array,
+    moments: str = "zero",
+    keep_state: Sequence[str] = (),
+    transfer_mean: bool = False,
+    frozen: Callable[[UnitGroup], bool] = lambda group: group.replacement_rate == 0,
+) -> optax.GradientTransformationExtraArgs:
+    """Base optimizer, followed by a reset of the units that a rule chooses.
+
+    At each update, after the base optimizer's step, the rule sees each group's
+    `Measurements` and chooses. A chosen unit's incoming weights are drawn afresh, its
+    biases and outgoing weights become 0, its normalization scale 1 and shift 0, the
+    base optimizer's moments and the rule's own state what they are at birth. All groups
+    are measured first, then rewritten in order.
+
+    The returned updates are those of the base optimizer, except on reset entries, where
+    they lead to the new value. Nothing that scales updates may be chained after it.
+
+    Args:
+      base_optimizer: any optax transformation. The update passes it `features`,
+        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
+        arguments, if it takes extra arguments.
+      units: groups of hidden units, see `sequential_units`.
+      rule: the rule of every group, or a function that gives a group's.
+      initializer: see `continual_backprop`.
+      key: typed PRNG key of fresh weights and of random choices.
+      moments: see `continual_backprop`.
+      keep_state: see `continual_backprop`.
+      transfer_mean: see `continual_backprop`; the rule's choices must hold
+        `mean_activation`.
+      frozen: whether it is known in advance that a group never loses a unit. By default
+        groups of `replacement_rate` 0; other rates mean nothing here.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` of state `UnitResetState`. Its update
+      needs `params` and the keyword `features`, see `continual_backprop`.
+
+    Raises:
+      ValueError: as `continual_backprop`.
+    """
+    units = tuple(units)
+    initializer = kaiming_uniform("relu") if initializer is None else initializer
+    if moments not in ("zero", "keep"):
+        raise ValueError(f"moments must be one of ['zero', 'keep'], got {moments!r}.")
+    base_optimizer = optax.with_extra_args_support(base_optimizer)
+
+    def rule_of(group: UnitGroup) -> Rule:
+        return rule if isinstance(rule, Rule) else rule(group)
+
+    def most(groups: Sequence[ResolvedGroup]) -> dict[str, int]:
+        bounds = {}
+        for group in groups:
+            bound = rule_of(group.group).most
+            bounds[group.name] = bound(group.num_units) if bound else group.num_units
+        return bounds
+
+    def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
+        dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
+        return rule_of(group.group).init(group.num_units, dtype)
+
+    def init(params: PyTree) -> UnitResetState:
+        groups = resolve_units(units, params)
+        if transfer_mean:
+            _check_transferable(groups)
+        if moments == "zero":
+            check_resettable(base_optimizer, params)
+        leaves = jax.tree.leaves(params)
+        return UnitResetState(
+            base_state=base_optimizer.init(params),
+            units={group.name: newborn(group, leaves) for group in groups},
+            rng_key=jnp.copy(key),  # The caller's key survives a donated state.
+            replaced=selection.nobody(groups, most(groups)),
+        )
+
+    def update(
+        updates: PyTree,
+        state: UnitResetState,
+        params: PyTree | None = None,
+        *,
+        features: Mapping[str, jax.Array] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnitResetState]:
+        groups = _check_arguments(units, params, features)
+        updates, base_state = base_optimizer.update(
+            updates,
+            state.base_state,
+            params,
+            features=features,
+            unit_ages={name: unit.age for name, unit in state.units.items()},
+            **extra_args,
+        )
+        leaves, treedef = jax.tree.flatten(params)
+        new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
+        keys = selection.step_keys(
+            state.rng_key, state.units[groups[0].name].age, groups
+        )
+        unit_states, choices = {}, {}
+        for group in groups:
+            name = group.name
+            unit_state = state.units[name]
+            dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
+            age = optax.safe_increment(unit_state.age)
+            measured = measure(
+                group, features[name], new_leaves, age, keys[name], dtype
+            )
+            unit_states[name], choices[name] = rule_of(group.group).update(
+                unit_state._replace(age=age), measured
+            )
+        # Left out altogether, a frozen group is the base optimizer's to the last bit:
+        # even a select that takes every update changes how XLA rounds `p + update`.
+        live = [group for group in groups if not frozen(group.group)]
+        bounds = most(groups)
+        replaced, fresh, rng_key = selection.select_and_draw(
+            live,
+            [group.name for group in groups],
+            choices,
+            bounds,
+            initializer,
+            state.rng_key,
+            leaves,
+        )
+        masks = {
+            group.name: rewriting.replaced_mask(replaced[group.name], group.num_units)
+            for group in live
+        }
+        update_leaves = treedef.flatten_up_to(updates)
+        for group in live:
+            mask = masks[group.name]
+            if transfer_mean:
+                mean = choices[group.name].mean_activation
+                update_leaves = rewriting.transfer_means(
+                    group, mask, mean, new_leaves, update_leaves
+                )
+            update_leaves = rewriting.rewrite_updates(
+                group,
+                mask,
+                replaced[group.name],
+                fresh[group.name],
+                leaves,
+                update_leaves,
+            )
+            unit_states[group.name] = _reborn(
+                unit_states[group.name], newborn(group, leaves), mask
+            )
+        updates = treedef.unflatten(update_leaves)
+        if moments == "zero":
+            new_params = optax.apply_updates(params, updates)
+            base_state = reset_moments(
+                base_optimizer, base_state, new_params, live, masks, keep_state
+            )
+        replaced = selection.nobody(groups, bounds) | replaced
+        return updates, UnitResetState(base_state, unit_states, rng_key, replaced)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _reborn(unit_state: Any, newborn: Any, mask: jax.Array) -> Any:
+    """Gives the units of a mask [N] the state of newborn ones; scalars stay."""
+
+    def reset(leaf: jax.Array, fresh: jax.Array) -> jax.Array:
+        if not leaf.ndim:
+            return leaf
+        return jnp.where(mask.reshape(-1, *(1,) * (leaf.ndim - 1)), fresh, leaf)
+
+    return jax.tree.map(reset, unit_state, newborn)
+
+
+def _check_transferable(groups: Sequence[ResolvedGroup]) -> None:
+    for group in groups:
+        if not group.outgoing_bias:
+            raise ValueError(
+                f"transfer_mean needs the biases of the consumers of unit group "
+                f"{group.name!r}; give them as outgoing_bias."
+            )
+
+
+def _check_arguments(
+    units: Sequence[UnitGroup],
+    params: PyTree | None,
+    features: Mapping[str, jax.Array] | None,
+) -> tuple[ResolvedGroup, ...]:
+    """Resolves the groups; raises ValueError without params or features."""
+    if params is None:
+        raise ValueError(
+            "Resets of units need the params: tx.update(grads, state, params, "
+            "features=features)."
+        )
+    groups = resolve_units(units, params)
+    names = [group.name for group in groups]
+    given = [] if features is None else list(features)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise ValueError(
+            f"Resets of units need the activations of every unit group; missing: "
+            f"{missing}, given: {given}. Pass the update a mapping of names to arrays "
+            "[batch, ..., units]: features=features."
+        )
+    return groups

@@ -1,0 +1,1 @@
+"""Rules that choose which hidden units to reset, one file each."""
