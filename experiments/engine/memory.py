@@ -5,10 +5,9 @@ import os
 from typing import Any
 
 import jax
+from tqdm import tqdm
 
 from experiments.learning.checks import ConfigError
-
-_GIB = 2**30
 
 
 def device_limit() -> float:
@@ -40,8 +39,10 @@ def check_fits(case: str, state: Any, num_lanes: int) -> None:
     cure = "config.hidden_units"
     if lane <= limit:
         cure = "config.num_seeds, values of config.sweep, or config.hidden_units"
+    each, together, there = (
+        tqdm.format_sizeof(size, suffix="B") for size in (lane, lane * num_lanes, limit)
+    )
     raise ConfigError(
-        f"Case {case!r} needs at least {lane / _GIB:,.1f} GiB for each of its "
-        f"{num_lanes} lanes, {lane * num_lanes / _GIB:,.1f} GiB in all, but this "
-        f"machine has {limit / _GIB:,.1f} GiB: lower {cure}."
+        f"Case {case!r} needs at least {each} of memory for each of its {num_lanes} "
+        f"lanes, {together} in all, but this machine has {there}: lower {cure}."
     )

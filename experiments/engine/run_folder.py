@@ -23,7 +23,7 @@ _WRITTEN_BY_RUNS = re.compile(
             rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
             rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
             rf"{plots.FIGURES_FOLDER}/({plots.FIGURE_FILE}|{survival.FIGURE_FILE})",
-            rf"{CHECKPOINTS_FOLDER}/[^/]+/\d+[^/]*/.+",
+            rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+[^/]*/.+",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
         )
     )

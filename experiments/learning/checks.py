@@ -10,11 +10,17 @@ class ConfigError(ValueError):
     """A config that cannot be run; the message names the value and the cure."""
 
 
+_LARGEST_INTEGER = 2**31 - 1
+
+
 def check_positive(config: ConfigDict, *names: str) -> None:
-    """Raises ConfigError unless the named integer fields are at least 1."""
+    """Raises ConfigError unless the named fields are from 1 to what int32 can hold."""
     for name in names:
-        if config[name] < 1:
-            raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
+        if not 1 <= config[name] <= _LARGEST_INTEGER:
+            raise ConfigError(
+                f"config.{name} must be from 1 to {_LARGEST_INTEGER}, got "
+                f"{config[name]}."
+            )
 
 
 def check_choice(name: str, value: Any, choices: Collection[str]) -> None:

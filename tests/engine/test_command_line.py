@@ -1,9 +1,12 @@
 """The command line: presets, overrides, messages and what a run leaves behind."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from optional_data import MNIST_DIR, needs_mnist
 import pytest
@@ -11,7 +14,8 @@ from tiny_runs import shrink, tiny_digits, write_idx_files
 
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.engine import command_line
+from experiments.engine import command_line, memory
+from experiments.learning.checks import ConfigError
 from experiments.reporting import run_results
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -50,6 +54,30 @@ def test_missing_data_ends_with_a_message_and_writes_nothing(tmp_path, capsys):
     assert status == 1
     assert "nowhere" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("units", "needed"), [(10**6, "8.00TB"), (10**9, "8.00EB")])
+def test_a_network_larger_than_the_memory_is_refused_before_it_is_built(
+    tmp_path, capsys, units, needed
+):
+    """Two of its layers have units x units weights of 4 bytes."""
+    config = tiny_digits(hidden_units=units, hidden_layers=3)
+    folder = tmp_path / "run"
+    assert command_line.train(config, folder, permuted_mnist.make_problem) == 1
+    message = capsys.readouterr().err
+    assert f"needs at least {needed} of memory for each of its 2 lanes" in message
+    assert re.search(
+        r"this machine has [\d.]+[GT]B: lower config.hidden_units", message
+    )
+    assert not folder.exists()
+
+
+def test_lanes_that_together_exceed_the_memory_are_refused(monkeypatch):
+    monkeypatch.setattr(memory, "device_limit", lambda: 2**20)
+    leaf = jax.ShapeDtypeStruct((2**18, 1), jnp.float32)
+    memory.check_fits("wide", {"leaf": leaf}, num_lanes=1)
+    with pytest.raises(ConfigError, match=r"'wide'.*3 lanes.*config.num_seeds"):
+        memory.check_fits("wide", {"leaf": leaf}, num_lanes=3)
 
 
 def run_program(*arguments):

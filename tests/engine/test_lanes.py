@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 from tiny_runs import tiny_digits
 
 from experiments.engine import lanes
+from experiments.learning.checks import ConfigError
 
 
 def test_grid_orders_lanes_by_swept_values_then_seeds():
@@ -43,24 +46,68 @@ def test_sweeping_what_cannot_be_traced_is_an_error(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "allowed"),
     [
-        ("step_size", -0.1),
-        ("replacement_rate", 1.5),
-        ("decay_rate", 1.0),
-        ("b2", 1.0),
-        ("weight_decay", float("nan")),
-        ("maturity_threshold", -1),
+        ("step_size", -0.1, "[0, inf)"),
+        ("step_size", float("inf"), "[0, inf)"),
+        ("step_size", 1e39, "[0, inf), got 1e+39, inf in float32"),
+        ("noise_scale", float("inf"), "[0, inf)"),
+        ("weight_decay", float("inf"), "[0, inf)"),
+        ("weight_decay", float("nan"), "[0, inf)"),
+        ("replacement_rate", 1.5, "[0, 1]"),
+        ("decay_rate", 1.0, "[0, 1)"),
+        ("decay_rate", 1 - 1e-12, "[0, 1), got 0.999999999999, 1.0 in float32"),
+        ("b2", 1.0, "[0, 1)"),
+        ("maturity_threshold", -1, "[0, inf]"),
     ],
 )
-def test_values_out_of_range_are_errors_also_in_a_sweep(name, value):
+def test_values_out_of_range_are_errors_also_in_a_sweep(name, value, allowed):
+    expected = re.escape(f"config.{name} must be in {allowed}")
     config = tiny_digits(**{name: value})
-    with pytest.raises(ValueError, match=f"config.{name} must be in"):
+    with pytest.raises(ConfigError, match=expected):
         lanes.make_grid(config)
     config = tiny_digits()
     config.sweep[name] = (0.5, float(value))
-    with pytest.raises(ValueError, match=f"config.{name} must be in"):
+    with pytest.raises(ConfigError, match=expected):
         lanes.make_grid(config)
+
+
+def test_a_sweep_of_what_is_no_number_is_an_error():
+    config = tiny_digits()
+    config.sweep.step_size = (0.5, "fast")
+    with pytest.raises(ConfigError, match="config.step_size must be a number"):
+        lanes.make_grid(config)
+
+
+def test_an_infinite_maturity_replaces_nobody_and_is_allowed():
+    config = tiny_digits()
+    config.sweep.maturity_threshold = (5.0, float("inf"))
+    maturity = lanes.make_grid(config).lanes.hyper_parameters["maturity_threshold"]
+    np.testing.assert_array_equal(maturity, [5, 5, np.inf, np.inf])
+
+
+@pytest.mark.parametrize("values", [(0.1, 0.1), (0.1, 0.2, 0.1 + 1e-12)])
+def test_a_value_swept_twice_is_an_error(values):
+    config = tiny_digits()
+    config.sweep.step_size = values
+    with pytest.raises(ConfigError, match="config.sweep.step_size holds a value twice"):
+        lanes.make_grid(config)
+
+
+@pytest.mark.parametrize(("first", "number"), [(2**32 - 1, 2), (2**32, 1), (0, 2**33)])
+def test_seeds_that_do_not_fit_into_32_bits_are_errors(first, number):
+    with pytest.raises(ConfigError, match="no seed above 4294967295; got"):
+        lanes.make_grid(tiny_digits(first_seed=first, num_seeds=number))
+
+
+def test_the_last_seed_is_a_seed():
+    grid = lanes.make_grid(tiny_digits(first_seed=2**32 - 2, num_seeds=2))
+    np.testing.assert_array_equal(grid.lanes.seed, [2**32 - 2, 2**32 - 1])
+
+
+def test_more_lanes_than_can_be_counted_out_are_an_error():
+    with pytest.raises(ConfigError, match="make 4000000000 lanes"):
+        lanes.make_grid(tiny_digits(num_seeds=4_000_000_000))
 
 
 def test_no_seeds_is_an_error():

@@ -1,0 +1,167 @@
+"""Checkpoints that are damaged, unfinished, or taken up by a longer run."""
+
+import random
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import tiny_digits
+import xarray as xr
+
+from experiments import permuted_mnist
+from experiments.engine import runner
+from experiments.engine.cases import CompiledCase
+from experiments.engine.checkpoints import Checkpointer, CheckpointError
+
+MAKE_PROBLEM = permuted_mnist.make_problem
+TIMES = ["steps_per_second"]
+CASES = ("backprop", "continual_backprop")
+
+
+def tree_of(number):
+    """A tree whose numbers do not compress, so that a flipped bit changes a value."""
+    rng = np.random.default_rng(number)
+    return {
+        "state": {"0": rng.normal(size=(3, 40)).astype("f4"), "1": np.array(number)},
+        "progress": {"metrics": {"loss": rng.normal(size=(3, number))}},
+    }
+
+
+def restore(folder):
+    checkpointer = Checkpointer(folder, "case")
+    try:
+        return checkpointer.restore()
+    finally:
+        checkpointer.close()
+
+
+def assert_is(tree, number):
+    jax.tree.map(np.testing.assert_array_equal, tree, tree_of(number))
+
+
+def flip_a_bit(path, rng):
+    data = bytearray(path.read_bytes())
+    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A folder in which four checkpoints were saved one after the other."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    checkpointer = Checkpointer(folder, "case")
+    for number in (1, 2, 3, 4):
+        checkpointer.save(number, tree_of(number))
+    checkpointer.close()
+    return folder
+
+
+def test_two_checkpoints_are_kept_and_the_last_is_restored(saved):
+    names = {path.name for path in (saved / "checkpoints" / "case").iterdir()}
+    assert names == {"3", "4"}
+    assert_is(restore(saved), 4)
+
+
+def test_no_checkpoint_is_none(tmp_path):
+    assert restore(tmp_path) is None
+
+
+def test_no_flipped_bit_goes_unnoticed(saved, tmp_path, capsys):
+    """One bit in each file of the last checkpoint, the list of checksums included."""
+    rng = random.Random(0)
+    step = saved / "checkpoints" / "case" / "4"
+    names = [path.relative_to(saved) for path in step.rglob("*") if path.is_file()]
+    assert len(names) >= 8
+    for index, name in enumerate(names):
+        folder = tmp_path / str(index)
+        shutil.copytree(saved, folder)
+        flip_a_bit(folder / name, rng)
+        assert_is(restore(folder), 3)
+        printed = capsys.readouterr()
+        message = printed.out + printed.err
+        assert "'case' after 4 tasks is damaged" in message
+        assert "going on from the one after 3 tasks" in message
+        if name.name != "SHA256SUMS":
+            assert name.name in message
+        # The damaged one is gone, so that it can be written again.
+        checkpointer = Checkpointer(folder, "case")
+        checkpointer.save(4, tree_of(4))
+        checkpointer.close()
+        assert_is(restore(folder), 4)
+
+
+@pytest.mark.parametrize("name", ["default/_METADATA", "default/manifest.ocdbt"])
+def test_a_file_that_is_missing_or_too_short_is_damage(saved, tmp_path, name, capsys):
+    shutil.copytree(saved, tmp_path / "short")
+    path = tmp_path / "short" / "checkpoints" / "case" / "4" / name
+    path.write_bytes(path.read_bytes()[:-5])
+    shutil.copytree(saved, tmp_path / "missing")
+    (tmp_path / "missing" / "checkpoints" / "case" / "4" / name).unlink()
+    for folder in ("short", "missing"):
+        assert_is(restore(tmp_path / folder), 3)
+        assert name in capsys.readouterr().err
+
+
+def test_two_damaged_checkpoints_are_an_error_in_one_sentence(saved, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    for step in ("3", "4"):
+        step = folder / "checkpoints" / "case" / step
+        flip_a_bit(step / "default" / "_METADATA", random.Random(1))
+    for _ in range(2):  # Nothing is deleted, so the second try says the same.
+        with pytest.raises(CheckpointError, match="'case'.*are damaged") as error:
+            restore(folder)
+    assert "--overwrite" in str(error.value)
+
+
+def test_a_checkpoint_without_checksums_was_never_finished(saved, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(saved, folder)
+    (folder / "checkpoints" / "case" / "4" / "SHA256SUMS").unlink()
+    assert_is(restore(folder), 3)
+    assert not capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run of five tasks from start to end, and its folder."""
+    folder = tmp_path_factory.mktemp("runs") / "whole"
+    config = tiny_digits(num_tasks=5, checkpoint_every=1)
+    return runner.run(config, folder, MAKE_PROBLEM), folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_numbers(
+    whole, tmp_path, case, capsys
+):
+    dataset, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    step = tmp_path / "run" / "checkpoints" / case / "5"
+    (data,) = (step / "default" / "d").iterdir()
+    flip_a_bit(data, random.Random(2))
+    again = runner.run(
+        tiny_digits(num_tasks=5, checkpoint_every=1), tmp_path / "run", MAKE_PROBLEM
+    )
+    assert f"{case!r} after 5 tasks is damaged" in capsys.readouterr().err
+    xr.testing.assert_identical(again.drop_vars(TIMES), dataset.drop_vars(TIMES))
+    assert (step / "SHA256SUMS").is_file()
+
+
+def test_a_longer_run_goes_on_where_a_finished_one_ended(whole, tmp_path, monkeypatch):
+    dataset, _ = whole
+    short = tiny_digits(num_tasks=3, checkpoint_every=100)
+    runner.run(short, tmp_path / "run", MAKE_PROBLEM)
+    run_task, tasks = CompiledCase.run_task, []
+
+    def counted(self, state, task):
+        tasks.append(task)
+        return run_task(self, state, task)
+
+    monkeypatch.setattr(CompiledCase, "run_task", counted)
+    config = tiny_digits(num_tasks=5, checkpoint_every=1)
+    longer = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    assert tasks == [3, 4] * len(CASES)
+    xr.testing.assert_equal(longer.drop_vars(TIMES), dataset.drop_vars(TIMES))
+    with pytest.raises(ValueError, match="longer, not shorter"):
+        runner.run(short, tmp_path / "run", MAKE_PROBLEM)

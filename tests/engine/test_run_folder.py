@@ -1,0 +1,173 @@
+"""What a run folder lets in, keeps and deletes."""
+
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+from tiny_runs import tiny_digits
+
+from experiments.engine import configuration
+from experiments.engine.lock import LOCK_FILE, hold_lock
+from experiments.engine.run_folder import RunFolderError, open_folder
+
+ROOT = pathlib.Path(__file__).parents[2]
+CONFIG = configuration.to_json(tiny_digits())
+WRITTEN = (
+    "results.nc",
+    "replacements.csv",
+    "checkpoints/backprop/4/SHA256SUMS",
+    "checkpoints/backprop/4/default/d/c4337be8e3da",
+    "checkpoints/backprop/6.orbax-checkpoint-tmp/default/manifest.ocdbt",
+    "figures/learning.png",
+    "figures/survival.png",
+    "tensorboard/backprop, step_size 0.1/events.out.tfevents.1790000000.host",
+)
+
+
+def write(folder, *names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def files(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+def open_and_close(folder, overwrite=False, config=CONFIG):
+    with open_folder(folder, config, overwrite):
+        pass
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A folder with one of everything that a run writes."""
+    folder = tmp_path / "run"
+    open_and_close(folder)
+    write(folder, *WRITTEN)
+    return folder
+
+
+def refused(folder, match, **options):
+    before = files(folder)
+    with pytest.raises(RunFolderError, match=match) as error:
+        open_and_close(folder, **options)
+    assert files(folder) == before
+    return str(error.value)
+
+
+def test_overwrite_leaves_nothing_of_the_run_before(run):
+    with open_folder(run, CONFIG, overwrite=True):
+        assert set(files(run)) == {"config.json", LOCK_FILE}
+    assert files(run) == {"config.json": CONFIG.encode()}
+
+
+def test_without_overwrite_all_is_kept(run):
+    before = files(run)
+    open_and_close(run)
+    assert files(run) == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "weights.npz",
+        "results.nc.backup",
+        "figures/mine.png",
+        "checkpoints/weights.npz",
+        "checkpoints/backprop/best/weights.npz",
+        "tensorboard/notes.txt",
+        "nested/config.json",
+    ],
+)
+def test_overwrite_refuses_what_no_run_has_written(run, name):
+    write(run, name)
+    refused(run, rf"no run has written: {name}\. Nothing was", overwrite=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "run"])
+def test_overwrite_never_follows_a_link(run, tmp_path, kind):
+    elsewhere = tmp_path / "elsewhere"
+    folder = run
+    if kind == "run":
+        run.rename(elsewhere)
+        folder.symlink_to(elsewhere)
+    elif kind == "folder":
+        write(elsewhere, "4/default/data")
+        (run / "checkpoints" / "linked").symlink_to(elsewhere)
+    else:
+        write(tmp_path, "elsewhere")
+        (run / "results.nc").unlink()
+        (run / "results.nc").symlink_to(elsewhere)
+    before = files(tmp_path)
+    refused(folder, "no run has written", overwrite=True)
+    assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ('{"model_type": "bert", "hidden_size": 768}', "not the config of a run"),
+        ("[1, 2]", "not the config of a run"),
+        (CONFIG[: len(CONFIG) // 2], "is damaged, or is not the config"),
+        ("\x00\x01", "is damaged, or is not the config"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_config_that_no_run_has_written_keeps_the_folder_safe(
+    tmp_path, text, match, overwrite
+):
+    write(tmp_path, "model.safetensors", "checkpoints/backprop/4/data")
+    (tmp_path / "config.json").write_text(text)
+    message = refused(tmp_path, match, overwrite=overwrite)
+    assert "config.json" in message
+    assert "--workdir" in message
+
+
+def test_a_run_killed_before_it_wrote_its_config_is_begun_anew(tmp_path):
+    write(tmp_path, LOCK_FILE, ".config.json")
+    open_and_close(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["cbp_jax"]
+
+
+def test_a_second_run_is_told_who_holds_the_folder(run):
+    holder = f"process {os.getpid()} on host {socket.gethostname()}"
+    with open_folder(run, CONFIG, overwrite=False):
+        for overwrite in (False, True):
+            with pytest.raises(RunFolderError, match=f"in use by {holder}"):
+                open_and_close(run, overwrite=overwrite)
+        assert (run / LOCK_FILE).exists()
+        assert set(WRITTEN) < set(files(run))
+    assert not (run / LOCK_FILE).exists()
+    open_and_close(run)
+
+
+def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
+    code = (
+        "import os, pathlib, sys; from experiments.engine.lock import hold_lock\n"
+        "with hold_lock(pathlib.Path(sys.argv[1])): os._exit(9)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    assert subprocess.run(command, cwd=ROOT).returncode == 9
+    left = (tmp_path / LOCK_FILE).read_text()
+    assert left.startswith("process ")
+    with hold_lock(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_a_run_can_be_made_longer_but_not_shorter(tmp_path):
+    open_and_close(tmp_path)
+    longer = tiny_digits(num_tasks=9)
+    open_and_close(tmp_path, config=configuration.to_json(longer))
+    assert json.loads((tmp_path / "config.json").read_text())["num_tasks"] == 9
+    message = refused(tmp_path, "num_tasks: 9 -> 2")
+    assert "longer, not shorter" in message

@@ -1,0 +1,94 @@
+"""The shape of the project: which room may import which, and how long a file is."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ("cbp_jax", "configs", "experiments")
+
+# What each room may import of the project, beside itself.
+LIBRARY = {"cbp_jax", "cbp_jax.resets", "cbp_jax.rules"}
+MAY_IMPORT = {
+    "cbp_jax": LIBRARY,
+    "cbp_jax.resets": LIBRARY - {"cbp_jax.rules"},
+    "cbp_jax.rules": LIBRARY,
+    "experiments.reporting": set(),
+    "experiments.learning": LIBRARY | {"experiments.reporting"},
+    "experiments.streams": LIBRARY | {"experiments.learning"},
+    "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
+    "experiments": LIBRARY
+    | {
+        f"experiments.{room}" for room in ("engine", "streams", "learning", "reporting")
+    },
+    "configs": {"experiments.learning"},
+}
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+SOURCES = {
+    module_name(path): path
+    for package in PACKAGES
+    for path in sorted((ROOT / package).rglob("*.py"))
+}
+
+
+def is_package(module):
+    return SOURCES[module].name == "__init__.py"
+
+
+def room(module):
+    return module if is_package(module) else module.rpartition(".")[0]
+
+
+def imports_of(module):
+    """The modules of this project that a module imports, wherever it does."""
+    found = set()
+    for node in ast.walk(ast.parse(SOURCES[module].read_text())):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            submodules = {f"{node.module}.{name.name}" for name in node.names}
+            known = submodules & SOURCES.keys()
+            found |= known or {node.module}
+    return {name for name in found if name.partition(".")[0] in PACKAGES}
+
+
+@pytest.mark.parametrize("module", SOURCES)
+def test_imports_lead_down_the_house(module):
+    home = room(module)
+    for other in imports_of(module):
+        assert other in SOURCES, f"{module} imports {other}, which does not exist"
+        assert room(other) == home or room(other) in MAY_IMPORT[home], (
+            f"{module} imports {other}: {home} may import {sorted(MAY_IMPORT[home])}"
+        )
+
+
+def test_no_module_imports_itself_through_others():
+    graph = {module: imports_of(module) - {module} for module in SOURCES}
+    while graph:
+        free = [module for module, needs in graph.items() if not needs & graph.keys()]
+        assert free, f"an import cycle among {sorted(graph)}"
+        for module in free:
+            del graph[module]
+
+
+def test_no_problem_or_command_imports_another():
+    commands = {name for name in SOURCES if room(name) == "experiments"}
+    for name in commands - {"experiments"}:
+        assert not imports_of(name) & commands, name
+
+
+def test_every_file_is_short():
+    files = [*SOURCES.values(), *(ROOT / "tests").rglob("*.py")]
+    too_long = {
+        path.relative_to(ROOT).as_posix(): length
+        for path in files
+        if (length := len(path.read_text().splitlines())) > 300
+    }
+    assert not too_long
