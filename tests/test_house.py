@@ -9,11 +9,16 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("cbp_jax", "configs", "experiments")
 
 # What each room may import of the project, beside itself.
-LIBRARY = {"cbp_jax", "cbp_jax.resets", "cbp_jax.rules"}
+LIBRARY = {
+    "cbp_jax",
+    *(f"cbp_jax.{room}" for room in ("layers", "optimizers", "resets", "rules")),
+}
 MAY_IMPORT = {
     "cbp_jax": LIBRARY,
-    "cbp_jax.resets": LIBRARY - {"cbp_jax.rules"},
-    "cbp_jax.rules": LIBRARY,
+    "cbp_jax.layers": {"cbp_jax", "cbp_jax.resets"},
+    "cbp_jax.optimizers": {"cbp_jax", "cbp_jax.resets"},
+    "cbp_jax.resets": {"cbp_jax"},
+    "cbp_jax.rules": {"cbp_jax", "cbp_jax.resets"},
     "experiments.reporting": set(),
     "experiments.learning": LIBRARY | {"experiments.reporting"},
     "experiments.streams": LIBRARY | {"experiments.learning"},

@@ -1,4 +1,4 @@
-"""Layers as pure functions."""
+"""Dropout with a rate that may be traced."""
 
 import jax
 import jax.numpy as jnp
