@@ -24,5 +24,9 @@ from cbp_jax.rules.continual_backprop import (
 from cbp_jax.rules.continual_backprop import continual_backprop as continual_backprop
 from cbp_jax.rules.continual_backprop import replace_units as replace_units
 from cbp_jax.rules.low_utility import UnitState as UnitState
+from cbp_jax.rules.redo import redo as redo
+from cbp_jax.rules.self_normalized_resets import (
+    self_normalized_resets as self_normalized_resets,
+)
 
 __version__ = _metadata.version("cbp_jax")

@@ -85,6 +85,19 @@ def random(measurements: UnitMeasurements) -> jax.Array:
 random.memoryless = True
 
 
+def inverted(utility_fn: UtilityFn) -> UtilityFn:
+    """Returns the negative of a utility: the best mature units are the first to go.
+
+    A control, the lower bound of what replacing units can do.
+    """
+
+    def negative(measurements: UnitMeasurements) -> jax.Array:
+        return -utility_fn(measurements)
+
+    negative.memoryless = getattr(utility_fn, "memoryless", False)
+    return negative
+
+
 def _deviation(measurements: UnitMeasurements) -> jax.Array:
     return jnp.abs(measurements.activation - measurements.mean_activation)
 

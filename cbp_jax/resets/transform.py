@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
+from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.resets import rewriting, selection
 from cbp_jax.resets.measuring import measure
@@ -76,8 +77,7 @@ def reset_by_rule(
     """
     units = tuple(units)
     initializer = kaiming_uniform("relu") if initializer is None else initializer
-    if moments not in ("zero", "keep"):
-        raise ValueError(f"moments must be one of ['zero', 'keep'], got {moments!r}.")
+    check_choice("moments", moments, ("zero", "keep"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
 
     def rule_of(group: UnitGroup) -> Rule:

@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from cbp_jax.checks import check_choice, check_range, is_known, is_traced
 from cbp_jax.resets.units import UnitGroup
 from cbp_jax.utility import UtilityFn
 
@@ -37,9 +38,7 @@ class Settings(NamedTuple):
     def never_replaces(self, group: UnitGroup) -> bool:
         """Whether it is known in advance that no unit is ever replaced."""
         rate, maturity = self.rate_of(group), self.maturity_threshold
-        rate_is_zero = not _is_traced(rate) and _concrete(rate) == 0
-        never_mature = not _is_traced(maturity) and _concrete(maturity) == math.inf
-        return rate_is_zero or never_mature
+        return is_known(rate, lambda rate: rate == 0) or is_known(maturity, np.isposinf)
 
     def bound(self, group: UnitGroup, num_units: int) -> int:
         """Returns K, the most units of the group that are replaced in one step."""
@@ -49,48 +48,21 @@ class Settings(NamedTuple):
 
     def check(self, units: Sequence[UnitGroup]) -> None:
         """Raises ValueError for an option out of range or unknown."""
-        _check_range("replacement_rate", self.replacement_rate, 0, 1)
-        _check_range("decay_rate", self.decay_rate, 0, 1, open_end=True)
-        _check_range("maturity_threshold", self.maturity_threshold, 0, math.inf)
-        _check_choice("budget", self.budget, ("accumulate", "bernoulli"))
-        _check_choice("count", self.count, ("eligible", "all"))
+        check_range("replacement_rate", self.replacement_rate, 0, 1)
+        check_range("decay_rate", self.decay_rate, 0, 1, open_end=True)
+        check_range("maturity_threshold", self.maturity_threshold, 0, math.inf)
+        check_choice("budget", self.budget, ("accumulate", "bernoulli"))
+        check_choice("count", self.count, ("eligible", "all"))
         if self.max_per_step is not None and self.max_per_step < 1:
             raise ValueError(
                 f"max_per_step must be at least 1, got {self.max_per_step}."
             )
         for group in units:
             rate = self.rate_of(group)
-            _check_range(f"replacement_rate of unit group {group.name!r}", rate, 0, 1)
-            if self.max_per_step is None and _is_traced(rate):
+            check_range(f"replacement_rate of unit group {group.name!r}", rate, 0, 1)
+            if self.max_per_step is None and is_traced(rate):
                 raise ValueError(
                     f"The replacement_rate of unit group {group.name!r} is traced, so "
                     "the number of units replaced in a step has no static bound. Pass "
                     "max_per_step: 1, or ceil(largest rate x units)."
                 )
-
-
-def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raises ValueError if the value is not one of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
-
-
-def _check_range(
-    name: str, value: Any, low: float, high: float, open_end: bool = False
-) -> None:
-    if _is_traced(value):
-        return
-    value = _concrete(value)
-    inside = low <= value < high if open_end else low <= value <= high
-    if not inside:
-        end = ")" if open_end else "]"
-        raise ValueError(f"{name} must be in [{low}, {high}{end}, got {value}.")
-
-
-def _concrete(value: Any) -> np.ndarray:
-    """Makes a number NumPy's, since comparing a `jax.Array` under jit is traced."""
-    return np.asarray(value)
-
-
-def _is_traced(value: Any) -> bool:
-    return isinstance(value, jax.core.Tracer)
