@@ -109,6 +109,7 @@ def _any_due(due: Mapping[str, jax.Array]) -> jax.Array:
 def _lowest(score: jax.Array, number: jax.Array, bound: int) -> jax.Array:
     """Finds the units of lowest score [N], among equals the lowest index: int32 [K]."""
     _, indices = lax.top_k(-score, bound)
+    indices = indices.astype(jnp.int32)
     return jnp.where(jnp.arange(bound, dtype=jnp.int32) < number, indices, score.size)
 
 
