@@ -1,7 +1,8 @@
-"""The fields that every problem's config has: learner, lanes, and what is kept.
+"""What the configs of all problems share, and how a preset becomes a config.
 
-A new hyper-parameter is declared in experiments/learning/hyper_parameters.py and gets
-its field here.
+The hyper-parameters of a method, their published values and their ranges are declared
+with the method, in experiments/learning/methods.py. A config has those of the methods
+that its cases use.
 """
 
 from collections.abc import Mapping
@@ -9,67 +10,66 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.learning.hyper_parameters import HYPER_PARAMETERS
+from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
+from experiments.learning.methods import METHODS
 
+_LEARNER = {
+    "method": "continual_backprop",  # A name in experiments/learning/methods.py.
+    "optimizer": "sgd",  # Or "adam".
+    "hidden_layers": 1,  # 0 for a linear model.
+    "hidden_units": 100,
+    "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.
+}
 
-def add_learner(config: ConfigDict) -> None:
-    """Adds the method with its hyper-parameters, and the network."""
-    config.method = "continual_backprop"  # Or "backprop".
-    config.optimizer = "sgd"  # Or "adam".
-    config.step_size = 0.01
-    config.momentum = 0.0
-    config.b1 = 0.9  # Of Adam, like b2.
-    config.b2 = 0.999
-    config.weight_decay = 0.0  # L2 on all parameters, added to the gradient.
-    config.noise_scale = 0.0  # Of N(0, scale**2) added to all parameters.
-    config.dropout_rate = 0.0
-    config.replacement_rate = 1e-4
-    config.decay_rate = 0.99
-    config.maturity_threshold = 100
-    config.hidden_layers = 1  # 0 for a linear model.
-    config.hidden_units = 100
-    config.activation = "relu"  # A name in cbp_jax.networks.ACTIVATIONS.
-
-
-def add_lanes(config: ConfigDict) -> None:
-    """Adds the lanes: seeds x sweep, for each case."""
-    config.num_seeds = 30
-    config.first_seed = 0
-    config.sweep = dict.fromkeys(HYPER_PARAMETERS, ())  # Values to combine.
-    config.cases = {
+# Lanes: seeds x sweep, for each case.
+_LANES = {
+    "num_seeds": 30,
+    "first_seed": 0,
+    "cases": {
         "backprop": {"method": "backprop"},
         "continual_backprop": {"method": "continual_backprop"},
-    }
-    config.lanes_per_block = 0  # Lanes vmapped together on a device; 0 chooses.
-    config.probe = {  # Overrides of the short task that is timed to choose it.
+    },
+    "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 chooses.
+    "probe": {  # Overrides of the short task that is timed to choose it.
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
-    }
+    },
+}
+
+_OUTPUT = {
+    "measured_examples": 2000,  # First ones of a task, for all measures of features.
+    "rank_every": 1,  # Tasks between measurements of the ranks; 0 for never.
+    "rank_method": "gram",  # Or "svd", see cbp_jax.metrics.singular_values.
+    "replacement_log": 0,  # Replacements logged per lane and task; 0 for no log.
+    "tensorboard": False,  # Write TensorBoard event files, too.
+    "checkpoint_every": 10,  # Tasks.
+}
 
 
-def add_output(config: ConfigDict) -> None:
-    """Adds what is measured and kept."""
-    config.measured_examples = 2000  # First ones of a task, for dead units and ranks.
-    config.rank_every = 1  # Tasks between measurements of the ranks; 0 for never.
-    config.rank_method = "gram"  # Or "svd", see cbp_jax.metrics.singular_values.
-    config.replacement_log = 0  # Replacements logged per lane and task; 0 for no log.
-    config.tensorboard = False  # Write TensorBoard event files, too.
-    config.checkpoint_every = 10  # Tasks.
+def make_config(
+    preset: str, presets: Mapping[str, Any], problem: Mapping[str, Any]
+) -> ConfigDict:
+    """Builds the config of a preset.
 
+    Args:
+      preset: its name.
+      presets: for each name the fields in which it differs from the problem's.
+      problem: fields of the problem's own, and shared ones in which it differs.
 
-def override(config: ConfigDict, preset: str, presets: Mapping[str, Any]) -> ConfigDict:
-    """Applies the fields of a preset, and names the config after it.
+    Returns:
+      The config; `sweep` names all that its methods can sweep.
 
     Raises:
       ValueError: unknown preset.
     """
     if preset not in presets:
         raise ValueError(f"Unknown preset {preset!r}; choose from {list(presets)}.")
-    config.preset = preset
-    for field, value in presets[preset].items():
-        if field == "sweep":
-            config.sweep.update(value)
-        else:
-            config[field] = value
-    return config
+    chosen = presets[preset]
+    fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(chosen)
+    parameters = dict(OPTIMIZER_PARAMETERS)
+    for case in fields["cases"].values():
+        parameters |= METHODS[case.get("method", fields["method"])].hyper_parameters
+    defaults = {name: parameter.default for name, parameter in parameters.items()}
+    sweep = dict.fromkeys(parameters, ()) | chosen.get("sweep", {})
+    return ConfigDict(defaults | fields | {"preset": preset, "sweep": sweep})

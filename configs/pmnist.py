@@ -36,22 +36,7 @@ def get_config(preset: str = "default") -> ConfigDict:
     Raises:
       ValueError: unknown preset.
     """
-    config = ConfigDict()
-    common.add_learner(config)
-    common.add_lanes(config)
-    common.add_output(config)
-
-    config.dataset = "mnist"  # A name in experiments/streams/datasets.py.
-    config.data_dir = ""  # Folder of the data set; "" for that of TFDS.
-    config.num_tasks = 800
-    config.examples_per_task = 60_000
-    config.sampling = "without_replacement"  # Or "with_replacement".
-
-    config.hidden_layers = 3
-    config.hidden_units = 2000
-    config.step_size = 0.003
-    config.replacement_rate = 1e-6
-    return common.override(config, preset, _PRESETS)
+    return common.make_config(preset, _PRESETS, _PROBLEM)
 
 
 def _widths(*widths: int) -> dict[str, dict[str, object]]:
@@ -74,6 +59,18 @@ def _change_every(total: int, *examples: int) -> dict[str, dict[str, object]]:
         for number in examples
     }
 
+
+_PROBLEM = {
+    "dataset": "mnist",  # A name in experiments/streams/datasets.py.
+    "data_dir": "",  # Folder of the data set; "" for that of TFDS.
+    "num_tasks": 800,
+    "examples_per_task": 60_000,
+    "sampling": "without_replacement",  # Or "with_replacement".
+    "hidden_layers": 3,
+    "hidden_units": 2000,
+    "step_size": 0.003,
+    "replacement_rate": 1e-6,
+}
 
 _DIGITS = {
     "dataset": "digits",

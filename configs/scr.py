@@ -31,26 +31,23 @@ def get_config(preset: str = "default") -> ConfigDict:
     Raises:
       ValueError: unknown preset.
     """
-    config = ConfigDict()
-    common.add_learner(config)
-    common.add_lanes(config)
-    common.add_output(config)
+    return common.make_config(preset, _PRESETS, _PROBLEM)
 
-    config.num_tasks = 75  # Bins to average over.
-    config.examples_per_task = 40_000
-    config.num_bits = 21  # The last of them is always 1.
-    config.slow_bits = 15
-    config.drift = "one"  # Slow bit that flips, or "all" are redrawn.
-    config.drift_every = 10_000  # Examples.
-    config.target_units = 100
-    config.target_beta = 0.7  # Share of bits that makes a unit of the target fire.
 
-    config.hidden_units = 5
-    config.num_seeds = 100
-    config.lanes_per_block = 1000  # Many, as they are so small.
-    config.probe.examples_per_task = 2000
-    return common.override(config, preset, _PRESETS)
-
+_PROBLEM = {
+    "num_tasks": 75,  # Bins to average over.
+    "examples_per_task": 40_000,
+    "num_bits": 21,  # The last of them is always 1.
+    "slow_bits": 15,
+    "drift": "one",  # Slow bit that flips, or "all" are redrawn.
+    "drift_every": 10_000,  # Examples.
+    "target_units": 100,
+    "target_beta": 0.7,  # Share of bits that makes a unit of the target fire.
+    "hidden_units": 5,
+    "num_seeds": 100,
+    "lanes_per_block": 1000,  # Many, as they are so small.
+    "probe": {"examples_per_task": 2000, "measured_examples": 100, "rank_every": 0},
+}
 
 _LINEAR = {"linear": {"method": "backprop", "hidden_layers": 0}}
 _ACTIVATIONS = ("relu", "leaky_relu", "tanh", "sigmoid", "elu", "swish")

@@ -44,7 +44,9 @@ def make_problem(config: Any) -> Problem:
     num_images = len(dataset.images)
     num_pixels = dataset.images[0].size
     network = make_mlp(config, dataset.num_classes)
-    learner = make_learner(config, network, (num_pixels,))
+    learner = make_learner(
+        config, network, (num_pixels,), updates_per_task=config.examples_per_task
+    )
     data = {
         "images": dataset.images.reshape(num_images, num_pixels),
         "labels": dataset.labels,

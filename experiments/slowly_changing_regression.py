@@ -47,7 +47,13 @@ def make_problem(config: Any) -> Problem:
     check_measured_examples(config)
     # The constant bit is no input of the learner: its weights are the biases.
     num_inputs = config.num_bits - 1
-    learner = make_learner(config, make_mlp(config, 1), (num_inputs,), squared_error)
+    learner = make_learner(
+        config,
+        make_mlp(config, 1),
+        (num_inputs,),
+        squared_error,
+        updates_per_task=config.drift_every,
+    )
 
     def run_task(
         settings: Any,

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 import cbp_jax
 from experiments.learning.checks import ConfigError
+from experiments.learning.methods import METHODS
 
 VERSION_FIELD = "cbp_jax"
 """The field of a written config that tells the version, and that a run wrote it."""
@@ -18,6 +19,24 @@ VERSION_FIELD = "cbp_jax"
 _NOT_RESULTS = ("checkpoint_every", "lanes_per_block", "probe", "tensorboard")
 # Every task follows from the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")
+
+
+def complete(config: ConfigDict) -> ConfigDict:
+    """Adds hyper-parameters of the methods that cases use, where they are missing.
+
+    Args:
+      config: the whole config; it is left as it is.
+
+    Returns:
+      A config with published values in place of those that it did not have.
+    """
+    completed = ConfigDict(config.to_dict())
+    for case in config.cases.values():
+        method = METHODS.get(case.get("method", config.method))
+        for name, parameter in (method.hyper_parameters if method else {}).items():
+            if name not in completed:
+                completed[name] = parameter.default
+    return completed
 
 
 def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from experiments.engine import distributed
 from experiments.learning.checks import ConfigError
-from experiments.learning.hyper_parameters import HYPER_PARAMETERS
+from experiments.learning.methods import HYPER_PARAMETERS
 
 _LAST_SEED = 2**32 - 1
 _MOST_LANES = 10_000_000
@@ -52,7 +52,7 @@ def make_grid(config: Any) -> LaneGrid:
       config: the case's config, with `num_seeds`, `first_seed` and `sweep`.
 
     Returns:
-      The grid of all combinations. Hyper-parameters that are 0 in every lane are left
+      The grid of all combinations. Hyper-parameters that are off in every lane are left
       out, so that no code is compiled for them.
 
     Raises:
@@ -78,8 +78,9 @@ def make_grid(config: Any) -> LaneGrid:
         for name in HYPER_PARAMETERS
         if config.sweep.get(name)
     }
-    for name, allowed in HYPER_PARAMETERS.items():
-        allowed.check(name, config[name])
+    names = [name for name in HYPER_PARAMETERS if name in config]
+    for name in names:
+        HYPER_PARAMETERS[name].range.check(name, config[name])
         _check_swept(name, swept.get(name, ()))
     num_lanes = config.num_seeds * math.prod(map(len, swept.values()))
     if num_lanes > _MOST_LANES:
@@ -94,8 +95,8 @@ def make_grid(config: Any) -> LaneGrid:
     columns = dict(zip(coordinates, zip(*points, strict=True), strict=True))
     hyper_parameters = {
         name: np.asarray(columns.get(name, [config[name]] * len(points)), np.float32)
-        for name in HYPER_PARAMETERS
-        if name in swept or config[name] != 0
+        for name in names
+        if name in swept or config[name] != HYPER_PARAMETERS[name].off
     }
     lanes = Lane(np.asarray(columns["seed"], np.uint32), hyper_parameters)
     return LaneGrid(lanes, coordinates)
@@ -104,7 +105,7 @@ def make_grid(config: Any) -> LaneGrid:
 def _check_swept(name: str, values: Sequence[float]) -> None:
     """Raises ConfigError for values out of range, and for the same one twice."""
     for value in values:
-        HYPER_PARAMETERS[name].check(name, value)
+        HYPER_PARAMETERS[name].range.check(name, value)
     if len(np.unique(np.asarray(values, np.float32))) < len(values):
         raise ConfigError(
             f"config.sweep.{name} holds a value twice, as lanes see it in float32: "
@@ -113,8 +114,8 @@ def _check_swept(name: str, values: Sequence[float]) -> None:
 
 
 def lane_settings(config: Any, lane: Lane) -> SimpleNamespace:
-    """Returns the hyper-parameters of one lane: traced where they may vary, else 0."""
-    fixed = {name: config[name] for name in HYPER_PARAMETERS}
+    """Returns the hyper-parameters of one lane: traced, or a number where off."""
+    fixed = {name: config[name] for name in HYPER_PARAMETERS if name in config}
     return SimpleNamespace(**(fixed | lane.hyper_parameters))
 
 

@@ -59,6 +59,7 @@ def run(
         of a case are damaged.
       Interrupted: SIGINT or SIGTERM came; the same call goes on from there.
     """
+    config = configuration.complete(config)
     cases = prepare_cases(config, make_problem)
     if config.tensorboard:
         tensorboard.check_installed()

@@ -16,10 +16,11 @@ _LARGEST_INTEGER = 2**31 - 1
 def check_positive(config: ConfigDict, *names: str) -> None:
     """Raises ConfigError unless the named fields are from 1 to what int32 can hold."""
     for name in names:
-        if not 1 <= config[name] <= _LARGEST_INTEGER:
+        if config[name] < 1:
+            raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
+        if config[name] > _LARGEST_INTEGER:
             raise ConfigError(
-                f"config.{name} must be from 1 to {_LARGEST_INTEGER}, got "
-                f"{config[name]}."
+                f"config.{name} must be at most {_LARGEST_INTEGER}, got {config[name]}."
             )
 
 

@@ -11,7 +11,7 @@ from experiments.learning.checks import ConfigError
 
 
 class Range(NamedTuple):
-    """The numbers that a hyper-parameter may be, from `low` on."""
+    """The numbers that a hyper-parameter may be."""
 
     low: float
     high: float
@@ -38,22 +38,45 @@ class Range(NamedTuple):
             )
 
 
-_FINITE = Range(0, math.inf, includes_high=False)
-_FRACTION = Range(0, 1, includes_high=True)
-_DECAY = Range(0, 1, includes_high=False)
+FINITE = Range(0, math.inf, includes_high=False)
+AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
+NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
+FRACTION = Range(0, 1, includes_high=True)
+DECAY = Range(0, 1, includes_high=False)
 
-HYPER_PARAMETERS: Mapping[str, Range] = MappingProxyType(
+
+class HyperParameter(NamedTuple):
+    """A number that a method or an optimizer takes.
+
+    Attributes:
+      default: the published value, or the usual one.
+      range: what it may be.
+      off: the value at which it does nothing. Where all lanes have it, nothing is
+        compiled for it. None if there is no such value.
+      meaning: what it is, with its unit.
+    """
+
+    default: float
+    range: Range
+    off: float | None
+    meaning: str
+
+
+OPTIMIZER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
     {
-        "step_size": _FINITE,
-        "momentum": _DECAY,
-        "b1": _DECAY,
-        "b2": _DECAY,
-        "weight_decay": _FINITE,
-        "noise_scale": _FINITE,
-        "dropout_rate": _DECAY,
-        "replacement_rate": _FRACTION,
-        "decay_rate": _DECAY,
-        "maturity_threshold": Range(0, math.inf, includes_high=True),
+        "step_size": HyperParameter(0.01, FINITE, None, "step size"),
+        "momentum": HyperParameter(0.0, DECAY, 0.0, "momentum of SGD"),
+        "b1": HyperParameter(0.9, DECAY, None, "decay of Adam's first moments"),
+        "b2": HyperParameter(0.999, DECAY, None, "decay of Adam's second moments"),
+        "weight_decay": HyperParameter(
+            0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
+        ),
+        "noise_scale": HyperParameter(
+            0.0, FINITE, 0.0, "standard deviation of noise on all parameters per update"
+        ),
+        "dropout_rate": HyperParameter(
+            0.0, DECAY, 0.0, "share of hidden activations dropped"
+        ),
     }
 )
-"""Names of the fields, and what each may be."""
+"""What every learner takes, whatever its method."""

@@ -15,6 +15,7 @@ import optax
 import cbp_jax
 from cbp_jax.networks import MLP
 from experiments.learning.checks import check_choice
+from experiments.learning.methods import METHODS, Ingredients
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
 
 # Purposes of the random numbers derived from a lane's key. They are the same for every
@@ -63,6 +64,8 @@ def make_learner(
     network: Any,
     input_shape: tuple[int, ...],
     loss_fn: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
+    *,
+    updates_per_task: int,
 ) -> Learner:
     """Builds the learner that a case's config describes.
 
@@ -71,6 +74,7 @@ def make_learner(
       network: module with the interface of `cbp_jax.networks.MLP`.
       input_shape: shape of one input, without the batch.
       loss_fn: maps outputs `[B, num_outputs]` and targets to a scalar.
+      updates_per_task: told to methods that act when a task ends.
 
     Returns:
       The learner.
@@ -81,7 +85,8 @@ def make_learner(
     check_choice("method", config.method, METHODS)
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
     units = network.units()
-    if config.method == "continual_backprop" and not units:
+    method = METHODS[config.method]
+    if method.resets_units and not units:
         raise ValueError(
             "A network without hidden layers has no units to replace: set "
             "config.hidden_layers to at least 1, or config.method to 'backprop'."
@@ -89,7 +94,10 @@ def make_learner(
     layers = (*(group.name for group in units), "head")
     max_replaced = _max_replaced(config)
     inputs_like = jnp.zeros((1, *input_shape))
-    has_log = config.replacement_log > 0 and config.method == "continual_backprop"
+    has_log = config.replacement_log > 0 and method.resets_units
+
+    def init_params(key: jax.Array) -> Any:
+        return network.init(key, inputs_like)["params"]
 
     def make_optimizer(
         settings: SimpleNamespace, key: jax.Array
@@ -101,11 +109,21 @@ def make_learner(
             noise_key = jax.random.fold_in(key, NOISE)
             noise = cbp_jax.optimizers.perturb(settings.noise_scale, key=noise_key)
             base = optax.chain(base, noise)
-        return METHODS[config.method](settings, base, network, max_replaced, key)
+        return method.build(
+            Ingredients(
+                settings=settings,
+                base=base,
+                network=network,
+                init_params=init_params,
+                max_replaced=max_replaced,
+                updates_per_task=updates_per_task,
+                key=key,
+            )
+        )
 
     def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
-        params = network.init(key, inputs_like)["params"]
+        params = init_params(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
         return LearnerState(
             params=params,
@@ -141,7 +159,7 @@ def make_learner(
         log = state.log
         if log is not None:
             states = state.optimizer_state, optimizer_state
-            log = record(log, layers[:-1], settings.decay_rate, *states)
+            log = record(log, layers[:-1], settings, *states)
         new_state = LearnerState(
             params=optax.apply_updates(state.params, updates),
             optimizer_state=optimizer_state,
@@ -154,7 +172,7 @@ def make_learner(
     def features(params: Any, inputs: jax.Array) -> dict[str, jax.Array]:
         return network.apply({"params": params}, inputs)[1]
 
-    params = jax.eval_shape(network.init, jax.random.key(0), inputs_like)["params"]
+    params = jax.eval_shape(init_params, jax.random.key(0))
     kernels = [params[layer]["kernel"] for layer in layers]
     layer_sizes = {
         "num_weights": [kernel.size for kernel in kernels],
@@ -197,46 +215,15 @@ def _adam(
     return cbp_jax.optimizers.adam_with_unit_counts(settings.step_size, units, **betas)
 
 
-def _backprop(
-    settings: SimpleNamespace,
-    base: optax.GradientTransformation,
-    network: Any,
-    max_replaced: int,
-    key: jax.Array,
-) -> optax.GradientTransformationExtraArgs:
-    del settings, network, max_replaced, key
-    return optax.with_extra_args_support(base)
-
-
-def _continual_backprop(
-    settings: SimpleNamespace,
-    base: optax.GradientTransformation,
-    network: Any,
-    max_replaced: int,
-    key: jax.Array,
-) -> optax.GradientTransformationExtraArgs:
-    return cbp_jax.continual_backprop(
-        base,
-        network.units(),
-        replacement_rate=settings.replacement_rate,
-        decay_rate=settings.decay_rate,
-        maturity_threshold=settings.maturity_threshold,
-        max_per_step=max_replaced,
-        initializer=network.initializer(),
-        key=key,
-    )
-
-
 OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"sgd": _sgd, "adam": _adam}
-)
-METHODS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"backprop": _backprop, "continual_backprop": _continual_backprop}
 )
 
 
 def _max_replaced(config: Any) -> int:
     """Bounds the units of a layer replaced in one step, over all rates of a sweep."""
+    if "replacement_rate" not in config:
+        return 1
     rates = (*config.sweep.get("replacement_rate", ()), config.replacement_rate)
     return max(1, math.ceil(max(rates) * config.hidden_units))
 

@@ -4,12 +4,13 @@ Shapes: C events kept for each lane and task, K replaced at most in one step.
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from cbp_jax import ContinualBackpropState
+from cbp_jax import UnitResetState
 from cbp_jax.averages import average_weight
 
 EVENT_FIELDS = ("step", "layer", "unit", "age", "utility")
@@ -23,7 +24,7 @@ class ReplacementLog(NamedTuple):
     layer: jax.Array  # int32 [C], index of the hidden layer.
     unit: jax.Array  # int32 [C]
     age: jax.Array  # int32 [C], at the replacement.
-    utility: jax.Array  # float32 [C], age-corrected, of the step before.
+    utility: jax.Array  # float32 [C], age-corrected, of the step before, or NaN.
     count: jax.Array  # int32 scalar, events so far, also those beyond C.
     clock: jax.Array  # int32 scalar, updates since the start of the task.
 
@@ -43,16 +44,17 @@ def empty_log(capacity: int) -> ReplacementLog:
 def record(
     log: ReplacementLog,
     layers: Sequence[str],
-    decay_rate: float | jax.Array,
-    before: ContinualBackpropState,
-    after: ContinualBackpropState,
+    settings: SimpleNamespace,
+    before: UnitResetState,
+    after: UnitResetState,
 ) -> ReplacementLog:
     """Adds the replacements of one update.
 
     Args:
       log: the log so far.
       layers: names of the hidden layers, which are those of the unit groups.
-      decay_rate: of the utilities' running average.
+      settings: the learner's hyper-parameters; `decay_rate` of the utilities' running
+        average, if the rule keeps any.
       before: the optimizer's state before the update.
       after: the state after it, whose `replaced` is recorded.
 
@@ -68,13 +70,17 @@ def record(
         place = jnp.where(is_event, place, capacity)
         unit = jnp.where(is_event, replaced, 0)
         age = jnp.maximum(units.age[unit], 1)
-        weight = average_weight(age, decay_rate, units.utility.dtype)
+        utility = jnp.full(unit.shape, jnp.nan)
+        if hasattr(units, "utility"):
+            dtype = units.utility.dtype
+            weight = average_weight(age, settings.decay_rate, dtype)
+            utility = units.utility[unit] / weight
         event = {
             "step": jnp.broadcast_to(log.clock, unit.shape),
             "layer": jnp.full_like(unit, index),
             "unit": unit,
             "age": age + 1,
-            "utility": (units.utility[unit] / weight).astype(jnp.float32),
+            "utility": utility.astype(jnp.float32),
         }
         log = log._replace(
             count=log.count + jnp.sum(is_event, dtype=jnp.int32),

@@ -1,6 +1,7 @@
 import csv
 import json
 import operator
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -72,11 +73,11 @@ def test_the_log_holds_every_replacement_with_its_age_and_utility(stepped):
 
 def test_a_full_log_keeps_the_first_events_and_counts_the_rest(stepped):
     full, before, after = stepped
-    log = empty_log(2)
+    log, settings = empty_log(2), SimpleNamespace(decay_rate=0.99)
     for step in range(40):
         at_step = operator.itemgetter(step)
         states = (jax.tree.map(at_step, states) for states in (before, after))
-        log = replacement_log.record(log, ("dense_0", "dense_1"), 0.99, *states)
+        log = replacement_log.record(log, ("dense_0", "dense_1"), settings, *states)
     assert log.count == full.count
     for field in ("step", "layer", "unit", "age"):
         np.testing.assert_array_equal(getattr(log, field), getattr(full, field)[:2])
