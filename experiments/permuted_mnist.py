@@ -16,7 +16,7 @@ from cbp_jax import metrics
 from experiments.engine import command_line
 from experiments.learning.checks import check_choice, check_measured_examples
 from experiments.learning.learners import LearnerState, make_learner, make_mlp
-from experiments.learning.measures import layer_measures, mean_weight_magnitude
+from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.problem import Problem
 from experiments.streams import datasets
 from experiments.streams.permuted_images import SAMPLING, draw_task
@@ -30,9 +30,8 @@ def make_problem(config: Any) -> Problem:
 
     Returns:
       The problem; its metrics per task are online `accuracy` (fraction), `loss`
-      (cross-entropy in nats), both of predictions before the update, and per layer
-      `dead_units` (fraction), `effective_rank`, `stable_rank` (on images of the new
-      task, before it) and `weight_magnitude` (mean of before and after the task).
+      (cross-entropy in nats), both of predictions before the update, and per layer what
+      `layer_measures` finds on images of the new task, before it, and `task_measures`.
 
     Raises:
       ValueError: a field out of range, or the data set cannot be loaded.
@@ -65,12 +64,9 @@ def make_problem(config: Any) -> Problem:
             images = data["images"][indices][..., pixels]
             return images / jnp.float32(dataset.max_value), data["labels"][indices]
 
+        inputs, labels = read(order[: config.measured_examples])
         measures = layer_measures(
-            config,
-            learner,
-            state.params,
-            read(order[: config.measured_examples])[0],
-            task,
+            config, learner, settings, state, inputs, labels, task
         )
 
         def step(
@@ -84,10 +80,7 @@ def make_problem(config: Any) -> Problem:
         return new_state, measures | {
             "accuracy": jnp.sum(is_correct) / jnp.float32(config.examples_per_task),
             "loss": jnp.mean(losses),
-            "weight_magnitude": mean_weight_magnitude(
-                learner, state.params, new_state.params
-            ),
-        }
+        } | task_measures(learner, state, new_state)
 
     return Problem(
         learner=learner,

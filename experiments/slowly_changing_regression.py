@@ -17,7 +17,7 @@ from cbp_jax import metrics
 from experiments.engine import command_line
 from experiments.learning.checks import check_choice, check_measured_examples
 from experiments.learning.learners import LearnerState, make_learner, make_mlp
-from experiments.learning.measures import layer_measures, mean_weight_magnitude
+from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.problem import Problem
 from experiments.streams.drifting_bits import (
     Examples,
@@ -35,9 +35,9 @@ def make_problem(config: Any) -> Problem:
 
     Returns:
       The problem; its metrics per bin are `error`, the squared error of predictions
-      before the update, `loss`, which here is the same, and per layer `dead_units`
-      (fraction), `effective_rank`, `stable_rank` (on the first examples of the bin,
-      before it) and `weight_magnitude` (mean of before and after the bin).
+      before the update, `loss`, which here is the same, and per layer what
+      `layer_measures` finds on the first examples of the bin, before it, and
+      `task_measures`.
 
     Raises:
       ValueError: a field out of range.
@@ -65,7 +65,10 @@ def make_problem(config: Any) -> Problem:
         del data
         examples = draw_task(config, lane_key, task)
         measured = unpack(examples.words[: config.measured_examples], num_inputs)
-        measures = layer_measures(config, learner, state.params, measured, task)
+        targets = examples.targets[: config.measured_examples]
+        measures = layer_measures(
+            config, learner, settings, state, measured, targets, task
+        )
 
         def step(
             state: LearnerState, example: Examples
@@ -80,10 +83,7 @@ def make_problem(config: Any) -> Problem:
         return new_state, measures | {
             "error": error,
             "loss": error,
-            "weight_magnitude": mean_weight_magnitude(
-                learner, state.params, new_state.params
-            ),
-        }
+        } | task_measures(learner, state, new_state)
 
     return Problem(
         learner=learner,

@@ -30,6 +30,7 @@ class LearnerState(NamedTuple):
     optimizer_state: Any
     noise_key: jax.Array  # Typed key of all noise but the optimizer's.
     num_updates: jax.Array  # int32 scalar
+    num_resets: jax.Array  # int32 [hidden layers], units reset so far.
     log: ReplacementLog | None  # Of the task, where it is switched on.
 
 
@@ -41,15 +42,21 @@ class Learner(NamedTuple):
       step: `(settings, state, inputs, targets) -> (state, outputs, loss)` makes one
         update on a batch, inputs `[B, ...]`; outputs `[B, num_outputs]` and the loss, a
         scalar mean over the batch, are from before the update.
+      probe: `(settings, state, inputs, targets) -> (grads, updates)`, trees like the
+        params: what `step` would do, without doing it.
       features: `(params, inputs) -> dict` of the hidden activations by layer,
         `[B, ..., units]`.
+      unit_ages: `state -> list` of the updates since birth of the units of each hidden
+        layer, `[units]`.
       layers: names of the layers in forward order, the head last.
       layer_sizes: for each layer `num_weights`, and `num_units` (0 for the head).
     """
 
     init: Callable[..., LearnerState]
     step: Callable[..., tuple[LearnerState, jax.Array, jax.Array]]
+    probe: Callable[..., tuple[Any, Any]]
     features: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    unit_ages: Callable[[LearnerState], list[jax.Array]]
     layers: tuple[str, ...]
     layer_sizes: dict[str, list[int]]
 
@@ -130,15 +137,16 @@ def make_learner(
             optimizer_state=make_optimizer(settings, key).init(params),
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
+            num_resets=jnp.zeros(len(units), jnp.int32),
             log=empty_log(config.replacement_log) if has_log else None,
         )
 
-    def step(
+    def compute_update(
         settings: SimpleNamespace,
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
-    ) -> tuple[LearnerState, jax.Array, jax.Array]:
+    ) -> tuple[Any, Any, Any, jax.Array, jax.Array]:
         dropout = {}
         if not _is_off(settings.dropout_rate):
             key = jax.random.fold_in(state.noise_key, state.num_updates)
@@ -156,7 +164,20 @@ def make_learner(
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
-        log = state.log
+        return grads, updates, optimizer_state, outputs, loss
+
+    def step(
+        settings: SimpleNamespace,
+        state: LearnerState,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> tuple[LearnerState, jax.Array, jax.Array]:
+        _, updates, optimizer_state, outputs, loss = compute_update(
+            settings, state, inputs, targets
+        )
+        num_resets, log = state.num_resets, state.log
+        if method.resets_units:
+            num_resets = num_resets + _num_replaced(optimizer_state, layers[:-1])
         if log is not None:
             states = state.optimizer_state, optimizer_state
             log = record(log, layers[:-1], settings, *states)
@@ -165,9 +186,28 @@ def make_learner(
             optimizer_state=optimizer_state,
             noise_key=state.noise_key,
             num_updates=state.num_updates + 1,
+            num_resets=num_resets,
             log=log,
         )
         return new_state, outputs, loss
+
+    def probe(
+        settings: SimpleNamespace,
+        state: LearnerState,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> tuple[Any, Any]:
+        grads, updates, *_ = compute_update(settings, state, inputs, targets)
+        return grads, updates
+
+    def unit_ages(state: LearnerState) -> list[jax.Array]:
+        if method.resets_units:
+            states = state.optimizer_state.units
+            return [states[layer].age for layer in layers[:-1]]
+        return [
+            jnp.full(units, state.num_updates)
+            for units in layer_sizes["num_units"][:-1]
+        ]
 
     def features(params: Any, inputs: jax.Array) -> dict[str, jax.Array]:
         return network.apply({"params": params}, inputs)[1]
@@ -178,7 +218,7 @@ def make_learner(
         "num_weights": [kernel.size for kernel in kernels],
         "num_units": [*(kernel.shape[-1] for kernel in kernels[:-1]), 0],
     }
-    return Learner(init, step, features, layers, layer_sizes)
+    return Learner(init, step, probe, features, unit_ages, layers, layer_sizes)
 
 
 def make_mlp(config: Any, num_outputs: int) -> MLP:
@@ -218,6 +258,18 @@ def _adam(
 OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"sgd": _sgd, "adam": _adam}
 )
+
+
+def _num_replaced(state: cbp_jax.UnitResetState, layers: Sequence[str]) -> jax.Array:
+    """Counts the units of each hidden layer that the last update reset: int32."""
+    return jnp.stack(
+        [
+            jnp.sum(
+                state.replaced[layer] < state.units[layer].age.size, dtype=jnp.int32
+            )
+            for layer in layers
+        ]
+    )
 
 
 def _max_replaced(config: Any) -> int:

@@ -1,74 +1,134 @@
-"""Measures of a network, one entry for each layer of a learner."""
+"""Measures of a learner before a task, one entry for each of its layers."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from cbp_jax import metrics
-from experiments.learning.learners import Learner
+from experiments.learning.learners import Learner, LearnerState
+
+# The values that a bounded activation approaches.
+_ASYMPTOTES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
+_RANKS = {
+    "effective_rank": metrics.effective_rank,
+    "stable_rank": metrics.stable_rank,
+    "approximate_rank": metrics.approximate_rank,
+}
+_NAN = np.float32(np.nan)  # A `jax.Array` here would start JAX too early.
 
 
 def layer_measures(
-    config: Any, learner: Learner, params: Any, inputs: jax.Array, task: jax.Array
+    config: Any,
+    learner: Learner,
+    settings: SimpleNamespace,
+    state: LearnerState,
+    inputs: jax.Array,
+    targets: jax.Array,
+    task: jax.Array,
 ) -> dict[str, jax.Array]:
-    """Measures the features of every hidden layer on some inputs.
+    """Measures a learner on some examples, without teaching it.
 
     Args:
-      config: `rank_every` (measure ranks at every so many tasks, 0 for never) and
-        `rank_method` (`cbp_jax.metrics.singular_values`).
+      config: `activation`, `rank_every` (measure ranks at every so many tasks, 0 for
+        never) and `rank_method` (`cbp_jax.metrics.singular_values`).
       learner: the learner.
-      params: its params.
+      settings: its hyper-parameters.
+      state: its state.
       inputs: `[samples, ...]`.
+      targets: `[samples]`.
       task: int32 scalar.
 
     Returns:
-      `dead_units` (fraction), `effective_rank` and `stable_rank` (NaN where not
-      measured), float32 arrays with one entry for each layer; NaN for the head.
+      Float32 arrays with one entry for each layer. Of the hidden layers, NaN for the
+      head: `dead_units`, `dormant_units` (ReDo's, threshold 0.1) and `saturated_units`
+      (fractions; the last NaN for unbounded activations), `effective_rank`,
+      `stable_rank` and `approximate_rank` (NaN where not measured), `mean_age`
+      (updates since birth). Of all layers: `gradient_norm` (L2, of the mean loss over
+      the examples) and `update_to_weight` (norm of the update that the examples would
+      make as one batch, over the norm of the params).
     """
-    features = learner.features(params, inputs)
+    features = learner.features(state.params, inputs)
     hidden = [_as_matrix(features[name]) for name in learner.layers[:-1]]
-    nothing = jnp.float32(jnp.nan)
+    per_layer = {
+        "dead_units": [metrics.dead_units(layer) for layer in hidden],
+        "dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
+        "saturated_units": [_saturated(config.activation, layer) for layer in hidden],
+        "mean_age": [
+            jnp.mean(age.astype(jnp.float32)) for age in learner.unit_ages(state)
+        ],
+    }
+    measures = {name: jnp.stack([*found, _NAN]) for name, found in per_layer.items()}
+    grads, updates = learner.probe(settings, state, inputs, targets)
+    return (
+        measures
+        | _ranks(config, hidden, task)
+        | {
+            "gradient_norm": _norms(learner, grads),
+            "update_to_weight": _norms(learner, updates)
+            / _norms(learner, state.params),
+        }
+    )
 
-    def ranks() -> tuple[jax.Array, jax.Array]:
-        # Equal subexpressions are compiled once, so both ranks share one decomposition.
-        pairs = [
-            (
-                metrics.effective_rank(layer, method=config.rank_method),
-                metrics.stable_rank(layer, method=config.rank_method),
-            )
-            for layer in hidden
-        ]
-        effective, stable = zip(*pairs, (nothing, nothing), strict=True)
-        return jnp.stack(effective), jnp.stack(stable)
 
-    def no_ranks() -> tuple[jax.Array, jax.Array]:
-        return (jnp.full(len(learner.layers), nothing),) * 2
+def task_measures(
+    learner: Learner, before: LearnerState, after: LearnerState
+) -> dict[str, jax.Array]:
+    """Measures what a task has done to a learner.
 
-    effective, stable = no_ranks()
-    if config.rank_every > 0 and hidden:
-        effective, stable = lax.cond(task % config.rank_every == 0, ranks, no_ranks)
-    dead = [metrics.dead_units(layer) for layer in hidden]
+    Returns:
+      Float32 arrays with one entry for each layer: `weight_magnitude`, the mean |w| of
+      before and after the task, and `units_reset` since the first task, NaN for the
+      head.
+    """
+
+    def magnitude(state: LearnerState, name: str) -> jax.Array:
+        return metrics.weight_magnitude(state.params[name])
+
     return {
-        "dead_units": jnp.stack([*dead, nothing]),
-        "effective_rank": effective,
-        "stable_rank": stable,
+        "weight_magnitude": jnp.stack(
+            [
+                (magnitude(before, name) + magnitude(after, name)) / 2
+                for name in learner.layers
+            ]
+        ),
+        "units_reset": jnp.append(after.num_resets.astype(jnp.float32), _NAN),
     }
 
 
-def mean_weight_magnitude(learner: Learner, before: Any, after: Any) -> jax.Array:
-    """Mean |w| of each layer, averaged over two params: one entry for each layer."""
-    return jnp.stack(
-        [
-            (
-                metrics.weight_magnitude(before[name])
-                + metrics.weight_magnitude(after[name])
+def _ranks(
+    config: Any, hidden: list[jax.Array], task: jax.Array
+) -> dict[str, jax.Array]:
+    def measured() -> dict[str, jax.Array]:
+        # Equal subexpressions are compiled once, so all share one decomposition.
+        return {
+            name: jnp.stack(
+                [*(rank(layer, method=config.rank_method) for layer in hidden), _NAN]
             )
-            / 2
-            for name in learner.layers
-        ]
-    )
+            for name, rank in _RANKS.items()
+        }
+
+    def not_measured() -> dict[str, jax.Array]:
+        return dict.fromkeys(_RANKS, jnp.full(len(hidden) + 1, _NAN))
+
+    if config.rank_every == 0 or not hidden:
+        return not_measured()
+    return lax.cond(task % config.rank_every == 0, measured, not_measured)
+
+
+def _saturated(activation: str, features: jax.Array) -> jax.Array:
+    if activation not in _ASYMPTOTES:
+        return _NAN
+    return metrics.saturated_units(features, *_ASYMPTOTES[activation])
+
+
+def _norms(learner: Learner, tree: Any) -> jax.Array:
+    """L2 norm of each layer's part of a tree like the params."""
+    return jnp.stack([optax.tree.norm(tree[name]) for name in learner.layers])
 
 
 def _as_matrix(features: jax.Array) -> jax.Array:
