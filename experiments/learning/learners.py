@@ -30,7 +30,7 @@ class LearnerState(NamedTuple):
     optimizer_state: Any
     noise_key: jax.Array  # Typed key of all noise but the optimizer's.
     num_updates: jax.Array  # int32 scalar
-    num_resets: jax.Array  # int32 [hidden layers], units reset so far.
+    num_resets: dict[str, jax.Array]  # int32 scalars, units of a layer reset so far.
     log: ReplacementLog | None  # Of the task, where it is switched on.
 
 
@@ -137,7 +137,7 @@ def make_learner(
             optimizer_state=make_optimizer(settings, key).init(params),
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
-            num_resets=jnp.zeros(len(units), jnp.int32),
+            num_resets={name: jnp.zeros((), jnp.int32) for name in layers[:-1]},
             log=empty_log(config.replacement_log) if has_log else None,
         )
 
@@ -177,7 +177,7 @@ def make_learner(
         )
         num_resets, log = state.num_resets, state.log
         if method.resets_units:
-            num_resets = num_resets + _num_replaced(optimizer_state, layers[:-1])
+            num_resets = _add_resets(num_resets, optimizer_state)
         if log is not None:
             states = state.optimizer_state, optimizer_state
             log = record(log, layers[:-1], settings, *states)
@@ -260,16 +260,15 @@ OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 )
 
 
-def _num_replaced(state: cbp_jax.UnitResetState, layers: Sequence[str]) -> jax.Array:
-    """Counts the units of each hidden layer that the last update reset: int32."""
-    return jnp.stack(
-        [
-            jnp.sum(
-                state.replaced[layer] < state.units[layer].age.size, dtype=jnp.int32
-            )
-            for layer in layers
-        ]
-    )
+def _add_resets(
+    num_resets: Mapping[str, jax.Array], state: cbp_jax.UnitResetState
+) -> dict[str, jax.Array]:
+    """Adds the units of each hidden layer that the last update reset."""
+    return {
+        name: number
+        + jnp.sum(state.replaced[name] < state.units[name].age.size, dtype=jnp.int32)
+        for name, number in num_resets.items()
+    }
 
 
 def _max_replaced(config: Any) -> int:

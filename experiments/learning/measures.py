@@ -96,7 +96,12 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": jnp.append(after.num_resets.astype(jnp.float32), _NAN),
+        "units_reset": jnp.stack(
+            [
+                after.num_resets.get(name, _NAN).astype(jnp.float32)
+                for name in learner.layers
+            ]
+        ),
     }
 
 
