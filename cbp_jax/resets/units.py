@@ -42,6 +42,10 @@ class UnitGroup(NamedTuple):
         `[..., fan_in, 1]` for each unit; None takes the transform's.
       layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
         (Equinox), where a flattened map has the channel as its slowest index.
+      statistics: leaves or subtrees of the network's state that is no param, such as
+        running means, with the N units as the last axis of each leaf; paths in that
+        state, its collection first: `batch_stats/norm_0`. Only
+        `cbp_jax.reset_statistics` uses them.
     """
 
     name: str
@@ -54,6 +58,7 @@ class UnitGroup(NamedTuple):
     replacement_rate: float | jax.Array | None = None
     initializer: Initializer | None = None
     layout: str = "io"
+    statistics: Paths = None
 
 
 def sequential_units(

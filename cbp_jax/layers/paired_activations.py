@@ -1,0 +1,46 @@
+"""Activations that give two outputs for each unit.
+
+Concatenated along the last axis they would be the halves of a layer twice as wide. Here
+the pair has an axis of its own in front of the units, so that its flat form is that
+concatenation and a unit's two outputs still stand under its own index: for a
+`cbp_jax.UnitGroup` they are two positions of one unit.
+
+`cbp_jax.metrics`: the fractions of units take `[samples, 2, N]` as it is and judge a
+unit by both outputs (a unit of `crelu` is dead only if its input is always 0). Measures
+of a representation, such as its rank, take all outputs: `reshape(samples, 2 * N)`.
+
+Shapes: N units.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def crelu(inputs: jax.Array) -> jax.Array:
+    """Concatenated ReLU, `[relu(x), relu(-x)]`: the gradient never vanishes.
+
+    Args:
+      inputs: `[..., N]`.
+
+    Returns:
+      `[..., 2, N]`.
+
+    Source: Shang et al., Understanding and improving convolutional neural networks via
+    concatenated rectified linear units, ICML 2016; against loss of plasticity: Abbas et
+    al., Loss of plasticity in continual deep reinforcement learning, CoLLAs 2023.
+    """
+    return jax.nn.relu(jnp.stack([inputs, -inputs], axis=-2))
+
+
+def sin_cos(inputs: jax.Array) -> jax.Array:
+    """Deep Fourier features, `[sin(x), cos(x)]`: one of the two is nearly linear.
+
+    Args:
+      inputs: `[..., N]`.
+
+    Returns:
+      `[..., 2, N]`.
+
+    Source: Lewandowski et al., Plastic learning with deep Fourier features, ICLR 2025.
+    """
+    return jnp.stack([jnp.sin(inputs), jnp.cos(inputs)], axis=-2)
