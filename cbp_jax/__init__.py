@@ -14,6 +14,7 @@ from cbp_jax.resets.rule import Choice as Choice
 from cbp_jax.resets.rule import Measurements as Measurements
 from cbp_jax.resets.rule import Rule as Rule
 from cbp_jax.resets.rule import choose_where as choose_where
+from cbp_jax.resets.statistics import reset_statistics as reset_statistics
 from cbp_jax.resets.transform import UnitResetState as UnitResetState
 from cbp_jax.resets.transform import reset_by_rule as reset_by_rule
 from cbp_jax.resets.units import UnitGroup as UnitGroup

@@ -163,7 +163,7 @@ class MLP(nn.Module):
         return kaiming_uniform(PAIRED.get(self.activation, self.activation))
 
     def _has_bias(self) -> bool:
-        """Whether hidden layers have a bias: no shift of a normalization replaces it."""
+        """Whether hidden layers have a bias: a normalization's shift replaces it."""
         normalization = normalization_named(self.normalization)
         return normalization is None or not normalization.has_shift
 
@@ -207,8 +207,8 @@ class ConvNet(nn.Module):
         activation = activation_function(self.activation)
         if self.activation in PAIRED:
             raise ValueError(
-                f"ConvNet has no activation {self.activation!r}, which gives two outputs "
-                "for each unit; use it in an MLP, or 'relu' here."
+                f"ConvNet has no activation {self.activation!r}, which gives two "
+                "outputs for each unit; use it in an MLP, or 'relu' here."
             )
         features = {}
         hidden = images

@@ -135,8 +135,9 @@ class OnlineNorm(nn.Module):
 
     The mean and variance are estimates of the past. Where inputs suddenly move, outputs
     are large until the estimates have followed; the guard bounds them. It comes last:
-    "layer_scaling" divides by the root mean square over the units, the paper's;
-    "clip" clips to [-5, 5], the later default of the authors' code; "none" does nothing.
+    "layer_scaling", the paper's, divides by the root mean square over the units;
+    "clip", the later default of the authors' code, clips to [-5, 5]; "none" does
+    nothing.
 
     Attributes:
       use_running_average: whether to measure only: normalize all examples by the state
