@@ -1,7 +1,7 @@
 """What the configs of all problems share, and how a preset becomes a config.
 
 The hyper-parameters of a method, their published values and their ranges are declared
-with the method, in experiments/learning/methods.py. A config has those of the methods
+with the method, in experiments/learning/methods/. A config has those of the methods
 that its cases use.
 """
 
@@ -11,14 +11,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
-from experiments.learning.methods import METHODS
+from experiments.learning.methods import parameters_of
 
 _LEARNER = {
-    "method": "continual_backprop",  # A name in experiments/learning/methods.py.
+    "method": "continual_backprop",  # A name in experiments/learning/methods/.
     "optimizer": "sgd",  # Or "adam".
     "hidden_layers": 1,  # 0 for a linear model.
     "hidden_units": 100,
     "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.
+    "normalization": "none",  # Or a name in cbp_jax.layers.NORMALIZATIONS.
+    "batch_size": 1,  # Examples of an update.
 }
 
 # Lanes: seeds x sweep, for each case.
@@ -69,7 +71,7 @@ def make_config(
     fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(chosen)
     parameters = dict(OPTIMIZER_PARAMETERS)
     for case in fields["cases"].values():
-        parameters |= METHODS[case.get("method", fields["method"])].hyper_parameters
+        parameters |= parameters_of(fields | case)
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     sweep = dict.fromkeys(parameters, ()) | chosen.get("sweep", {})
     return ConfigDict(defaults | fields | {"preset": preset, "sweep": sweep})

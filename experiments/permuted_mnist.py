@@ -3,7 +3,8 @@
     python -m experiments.permuted_mnist --config=configs/pmnist.py
 
 Each task draws a permutation of the pixels and shows images one at a time, in random
-order, for one update each. Nothing is reset or signaled at a change of task.
+order, for one update each (or for one of each mini-batch, `config.batch_size`). Nothing
+is reset or signaled at a change of task, but to methods that are defined by it.
 """
 
 from typing import Any
@@ -14,9 +15,14 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.engine import command_line
-from experiments.learning.checks import check_choice, check_measured_examples
-from experiments.learning.learners import LearnerState, make_learner, make_mlp
+from experiments.learning.checks import (
+    check_batch_size,
+    check_choice,
+    check_measured_examples,
+)
+from experiments.learning.learners import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
+from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem
 from experiments.streams import datasets
 from experiments.streams.permuted_images import SAMPLING, draw_task
@@ -39,12 +45,14 @@ def make_problem(config: Any) -> Problem:
     check_choice("sampling", config.sampling, SAMPLING)
     check_choice("rank_method", config.rank_method, metrics.METHODS)
     check_measured_examples(config)
+    check_batch_size(config, "examples_per_task")
+    updates_per_task = config.examples_per_task // config.batch_size
     dataset = datasets.load(config.dataset, config.data_dir)
     num_images = len(dataset.images)
     num_pixels = dataset.images[0].size
     network = make_mlp(config, dataset.num_classes)
     learner = make_learner(
-        config, network, (num_pixels,), updates_per_task=config.examples_per_task
+        config, network, (num_pixels,), updates_per_task=updates_per_task
     )
     data = {
         "images": dataset.images.reshape(num_images, num_pixels),
@@ -70,13 +78,14 @@ def make_problem(config: Any) -> Problem:
         )
 
         def step(
-            state: LearnerState, index: jax.Array
+            state: LearnerState, indices: jax.Array
         ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
-            image, label = read(index[None])
-            state, outputs, loss = learner.step(settings, state, image, label)
-            return state, (jnp.argmax(outputs[0]) == label[0], loss)
+            images, labels = read(indices)
+            state, outputs, loss = learner.step(settings, state, images, labels)
+            return state, (jnp.argmax(outputs, axis=-1) == labels, loss)
 
-        new_state, (is_correct, losses) = lax.scan(step, state, order)
+        batches = order.reshape(updates_per_task, config.batch_size)
+        new_state, (is_correct, losses) = lax.scan(step, state, batches)
         return new_state, measures | {
             "accuracy": jnp.sum(is_correct) / jnp.float32(config.examples_per_task),
             "loss": jnp.mean(losses),
@@ -86,7 +95,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data=data,
         run_task=run_task,
-        steps_per_task=config.examples_per_task,
+        steps_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
 

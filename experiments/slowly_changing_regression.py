@@ -15,9 +15,14 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.engine import command_line
-from experiments.learning.checks import check_choice, check_measured_examples
-from experiments.learning.learners import LearnerState, make_learner, make_mlp
+from experiments.learning.checks import (
+    check_batch_size,
+    check_choice,
+    check_measured_examples,
+)
+from experiments.learning.learners import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
+from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem
 from experiments.streams.drifting_bits import (
     Examples,
@@ -45,6 +50,8 @@ def make_problem(config: Any) -> Problem:
     check_stream(config)
     check_choice("rank_method", config.rank_method, metrics.METHODS)
     check_measured_examples(config)
+    check_batch_size(config, "examples_per_task", "drift_every")
+    updates_per_task = config.examples_per_task // config.batch_size
     # The constant bit is no input of the learner: its weights are the biases.
     num_inputs = config.num_bits - 1
     learner = make_learner(
@@ -52,7 +59,7 @@ def make_problem(config: Any) -> Problem:
         make_mlp(config, 1),
         (num_inputs,),
         squared_error,
-        updates_per_task=config.drift_every,
+        updates_per_task=config.drift_every // config.batch_size,
     )
 
     def run_task(
@@ -71,14 +78,16 @@ def make_problem(config: Any) -> Problem:
         )
 
         def step(
-            state: LearnerState, example: Examples
+            state: LearnerState, batch: Examples
         ) -> tuple[LearnerState, jax.Array]:
-            inputs = unpack(example.words[None], num_inputs)
-            targets = example.targets[None]
-            state, _, loss = learner.step(settings, state, inputs, targets)
+            inputs = unpack(batch.words, num_inputs)
+            state, _, loss = learner.step(settings, state, inputs, batch.targets)
             return state, loss
 
-        new_state, losses = lax.scan(step, state, examples)
+        batches = jax.tree.map(
+            lambda leaf: leaf.reshape(updates_per_task, config.batch_size), examples
+        )
+        new_state, losses = lax.scan(step, state, batches)
         error = jnp.mean(losses)
         return new_state, measures | {
             "error": error,
@@ -89,7 +98,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data={},
         run_task=run_task,
-        steps_per_task=config.examples_per_task,
+        steps_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
 

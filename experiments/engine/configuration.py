@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 import cbp_jax
 from experiments.learning.checks import ConfigError
-from experiments.learning.methods import METHODS
+from experiments.learning.methods import parameters_of
 
 VERSION_FIELD = "cbp_jax"
 """The field of a written config that tells the version, and that a run wrote it."""
@@ -32,8 +32,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     """
     completed = ConfigDict(config.to_dict())
     for case in config.cases.values():
-        method = METHODS.get(case.get("method", config.method))
-        for name, parameter in (method.hyper_parameters if method else {}).items():
+        fields = config.to_dict() | case.to_dict()
+        for name, parameter in parameters_of(fields).items():
             if name not in completed:
                 completed[name] = parameter.default
     return completed
@@ -113,6 +113,8 @@ def differences(old: str, new: str) -> list[str]:
 def _make_case(config: ConfigDict, name: str) -> ConfigDict:
     case = ConfigDict(config.to_dict())
     for field, value in config.cases[name].items():
+        if field == "sweep":
+            continue
         if field in ("cases", "num_seeds", "first_seed") or field not in config:
             fields = sorted(set(config) - {"cases", "num_seeds", "first_seed"})
             close = difflib.get_close_matches(field, fields, n=1)
@@ -124,7 +126,21 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
             case[field] = value
         except TypeError as error:
             raise ConfigError(f"config.cases.{name}.{field}: {error}") from error
+    if "sweep" in config.cases[name]:
+        _add_sweep(case, name, config.cases[name].sweep.to_dict())
     return case
+
+
+def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
+    """Puts a case's own sweep beside that of the config, or in its place."""
+    parameters = parameters_of(case.to_dict())
+    for field, values in sweep.items():
+        if values and field not in parameters:
+            raise ConfigError(
+                f"config.cases.{name}.sweep holds {field!r}, which its method does not "
+                f"take: choose from {list(parameters)}."
+            )
+    case.sweep = case.sweep.to_dict() | dict(sweep)
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,3 +39,14 @@ def check_measured_examples(config: ConfigDict) -> None:
             "config.measured_examples must be from 1 to config.examples_per_task "
             f"({config.examples_per_task}), got {config.measured_examples}."
         )
+
+
+def check_batch_size(config: ConfigDict, *names: str) -> None:
+    """Raises ConfigError unless whole batches make up each of the named fields."""
+    check_positive(config, "batch_size")
+    for name in names:
+        if config[name] % config.batch_size:
+            raise ConfigError(
+                f"config.batch_size must divide config.{name} ({config[name]}), got "
+                f"{config.batch_size}."
+            )

@@ -1,21 +1,29 @@
-"""From a config to a learner: network, loss and optimizer, the same for every problem.
+"""From a config to a learner: network, loss and method, the same for every problem.
 
 Shapes: B batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 import math
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
+from flax.core import pop
 import jax
 import jax.numpy as jnp
 import optax
 
 import cbp_jax
-from cbp_jax.networks import MLP
-from experiments.learning.checks import check_choice
+from cbp_jax.layers import value_and_grad_with_state
+from experiments.learning import networks
+from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.methods import METHODS, Ingredients
+from experiments.learning.optimizers import (
+    OPTIMIZERS,
+    check_plain,
+    is_off,
+    make_base_optimizer,
+)
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
 
 # Purposes of the random numbers derived from a lane's key. They are the same for every
@@ -27,6 +35,7 @@ class LearnerState(NamedTuple):
     """What a learner carries from step to step."""
 
     params: Any
+    network_state: Any  # Statistics of normalizations by collection, {} for none.
     optimizer_state: Any
     noise_key: jax.Array  # Typed key of all noise but the optimizer's.
     num_updates: jax.Array  # int32 scalar
@@ -44,18 +53,23 @@ class Learner(NamedTuple):
         scalar mean over the batch, are from before the update.
       probe: `(settings, state, inputs, targets) -> (grads, updates)`, trees like the
         params: what `step` would do, without doing it.
-      features: `(params, inputs) -> dict` of the hidden activations by layer,
-        `[B, ..., units]`.
+      predict: `(state, inputs) -> outputs` `[B, num_outputs]` of the finished network:
+        no dropout, running statistics, and the average of the params where the method
+        keeps one to be evaluated.
+      features: `(state, inputs) -> dict` of the hidden activations by layer,
+        `[B, ..., units]`, of the params in training, otherwise as `predict`.
       unit_ages: `state -> list` of the updates since birth of the units of each hidden
         layer, `[units]`.
       layers: names of the layers in forward order, the head last.
-      layer_sizes: for each layer `num_weights`, and `num_units` (0 for the head).
+      layer_sizes: for each layer `num_weights`, `num_units` and `num_features`, the
+        entries of its activation at each position (0 for the head).
     """
 
     init: Callable[..., LearnerState]
     step: Callable[..., tuple[LearnerState, jax.Array, jax.Array]]
     probe: Callable[..., tuple[Any, Any]]
-    features: Callable[[Any, jax.Array], dict[str, jax.Array]]
+    predict: Callable[[LearnerState, jax.Array], jax.Array]
+    features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
     unit_ages: Callable[[LearnerState], list[jax.Array]]
     layers: tuple[str, ...]
     layer_sizes: dict[str, list[int]]
@@ -87,53 +101,47 @@ def make_learner(
       The learner.
 
     Raises:
-      ValueError: unknown method or optimizer, or a method without units to work on.
+      ValueError: unknown method or optimizer, a method without units to work on, or one
+        that does not go with another field.
     """
-    check_choice("method", config.method, METHODS)
-    check_choice("optimizer", config.optimizer, OPTIMIZERS)
     units = network.units()
+    _check(config, network)
     method = METHODS[config.method]
-    if method.resets_units and not units:
-        raise ValueError(
-            "A network without hidden layers has no units to replace: set "
-            "config.hidden_layers to at least 1, or config.method to 'backprop'."
-        )
     layers = (*(group.name for group in units), "head")
-    max_replaced = _max_replaced(config)
     inputs_like = jnp.zeros((1, *input_shape))
     has_log = config.replacement_log > 0 and method.resets_units
 
-    def init_params(key: jax.Array) -> Any:
-        return network.init(key, inputs_like)["params"]
+    def init_network(key: jax.Array) -> tuple[Any, Any]:
+        network_state, params = pop(network.init(key, inputs_like), "params")
+        return params, network_state
+
+    params, _ = jax.eval_shape(init_network, jax.random.key(0))
+    layer_sizes = networks.layer_sizes(params, layers, config.activation)
+    max_replaced = _max_replaced(config, max(layer_sizes["num_units"]))
 
     def make_optimizer(
         settings: SimpleNamespace, key: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
-        base = OPTIMIZERS[config.optimizer](settings, units)
-        if not _is_off(settings.weight_decay):
-            base = optax.chain(optax.add_decayed_weights(settings.weight_decay), base)
-        if not _is_off(settings.noise_scale):
-            noise_key = jax.random.fold_in(key, NOISE)
-            noise = cbp_jax.optimizers.perturb(settings.noise_scale, key=noise_key)
-            base = optax.chain(base, noise)
-        return method.build(
-            Ingredients(
-                settings=settings,
-                base=base,
-                network=network,
-                init_params=init_params,
-                max_replaced=max_replaced,
-                updates_per_task=updates_per_task,
-                key=key,
-            )
+        noise_key = jax.random.fold_in(key, NOISE)
+        ingredients = Ingredients(
+            settings=settings,
+            base=make_base_optimizer(config.optimizer, settings, units, noise_key),
+            network=network,
+            init_params=lambda key: init_network(key)[0],
+            weight_bounds=networks.weight_bounds(network),
+            max_replaced=max_replaced,
+            updates_per_task=updates_per_task,
+            key=key,
         )
+        return optax.with_extra_args_support(method.build(ingredients))
 
     def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
-        params = init_params(key)
+        params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
         return LearnerState(
             params=params,
+            network_state=network_state,
             optimizer_state=make_optimizer(settings, key).init(params),
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
@@ -146,25 +154,49 @@ def make_learner(
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
-    ) -> tuple[Any, Any, Any, jax.Array, jax.Array]:
+    ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
+        """Returns gradients, updates, the state after them but for params, and more."""
+        trained = networks.with_settings(network, settings)
         dropout = {}
-        if not _is_off(settings.dropout_rate):
+        if not is_off(settings.dropout_rate):
             key = jax.random.fold_in(state.noise_key, state.num_updates)
             dropout = {"dropout_rate": settings.dropout_rate, "dropout_key": key}
 
-        def loss_of(params: Any) -> tuple[jax.Array, tuple[jax.Array, dict]]:
-            outputs, features = network.apply({"params": params}, inputs, **dropout)
-            return loss_fn(outputs, targets), (outputs, features)
+        def loss_of(params: Any, network_state: Any) -> Any:
+            (outputs, features), network_state = trained.apply(
+                {"params": params, **network_state},
+                inputs,
+                train=True,
+                mutable=list(network_state),
+                **dropout,
+            )
+            return loss_fn(outputs, targets), (network_state, (outputs, features))
 
-        (loss, (outputs, features)), grads = jax.value_and_grad(loss_of, has_aux=True)(
-            state.params
-        )
+        (loss, (outputs, features)), grads, network_state = value_and_grad_with_state(
+            loss_of
+        )(state.params, state.network_state)
         # The key only matters to init; the state carries it from there.
         optimizer = make_optimizer(settings, jax.random.key(0))
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
-        return grads, updates, optimizer_state, outputs, loss
+        num_updates = state.num_updates + 1
+        if method.resets_units:
+            network_state = cbp_jax.reset_statistics(
+                network_state, units, optimizer_state.replaced
+            )
+        if method.resets_network:
+            is_new = num_updates % updates_per_task == 0
+            _, newborn = init_network(jax.random.key(0))
+            network_state = jax.tree.map(
+                lambda new, old: jnp.where(is_new, new, old), newborn, network_state
+            )
+        state = state._replace(
+            network_state=network_state,
+            optimizer_state=optimizer_state,
+            num_updates=num_updates,
+        )
+        return grads, updates, state, outputs, loss
 
     def step(
         settings: SimpleNamespace,
@@ -172,20 +204,17 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
-        _, updates, optimizer_state, outputs, loss = compute_update(
+        _, updates, new_state, outputs, loss = compute_update(
             settings, state, inputs, targets
         )
         num_resets, log = state.num_resets, state.log
         if method.resets_units:
-            num_resets = _add_resets(num_resets, optimizer_state)
+            num_resets = _add_resets(num_resets, new_state.optimizer_state)
         if log is not None:
-            states = state.optimizer_state, optimizer_state
+            states = state.optimizer_state, new_state.optimizer_state
             log = record(log, layers[:-1], settings, *states)
-        new_state = LearnerState(
+        new_state = new_state._replace(
             params=optax.apply_updates(state.params, updates),
-            optimizer_state=optimizer_state,
-            noise_key=state.noise_key,
-            num_updates=state.num_updates + 1,
             num_resets=num_resets,
             log=log,
         )
@@ -200,6 +229,18 @@ def make_learner(
         grads, updates, *_ = compute_update(settings, state, inputs, targets)
         return grads, updates
 
+    def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
+        return network.apply({"params": params, **state.network_state}, inputs)
+
+    def predict(state: LearnerState, inputs: jax.Array) -> jax.Array:
+        params = state.params
+        if method.evaluated_params is not None:
+            params = method.evaluated_params(state.optimizer_state)
+        return apply(params, state, inputs)[0]
+
+    def features(state: LearnerState, inputs: jax.Array) -> dict[str, jax.Array]:
+        return apply(state.params, state, inputs)[1]
+
     def unit_ages(state: LearnerState) -> list[jax.Array]:
         if method.resets_units:
             states = state.optimizer_state.units
@@ -209,55 +250,29 @@ def make_learner(
             for units in layer_sizes["num_units"][:-1]
         ]
 
-    def features(params: Any, inputs: jax.Array) -> dict[str, jax.Array]:
-        return network.apply({"params": params}, inputs)[1]
-
-    params = jax.eval_shape(init_params, jax.random.key(0))
-    kernels = [params[layer]["kernel"] for layer in layers]
-    layer_sizes = {
-        "num_weights": [kernel.size for kernel in kernels],
-        "num_units": [*(kernel.shape[-1] for kernel in kernels[:-1]), 0],
-    }
-    return Learner(init, step, probe, features, unit_ages, layers, layer_sizes)
+    return Learner(
+        init, step, probe, predict, features, unit_ages, layers, layer_sizes
+    )
 
 
-def make_mlp(config: Any, num_outputs: int) -> MLP:
-    """Builds the MLP of `hidden_layers` layers of `hidden_units` units.
-
-    Raises:
-      ValueError: unknown activation, or a size that cannot be; no layers at all are a
-        linear model.
-    """
-    if config.hidden_layers < 0 or config.hidden_units < 1:
-        raise ValueError(
-            "hidden_layers must be at least 0 and hidden_units at least 1, got "
-            f"{config.hidden_layers} and {config.hidden_units}."
+def _check(config: Any, network: Any) -> None:
+    """Raises ValueError for fields that do not go together."""
+    check_choice("method", config.method, METHODS)
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
+    method = METHODS[config.method]
+    if method.resets_units and not network.units():
+        raise ConfigError(
+            "A network without hidden layers has no units to replace: set "
+            "config.hidden_layers to at least 1, or config.method to 'backprop'."
         )
-    cbp_jax.networks.activation_function(config.activation)
-    widths = (config.hidden_units,) * config.hidden_layers
-    return MLP(widths, num_outputs, config.activation)
-
-
-def _sgd(
-    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    del units
-    momentum = None if _is_off(settings.momentum) else settings.momentum
-    return optax.sgd(settings.step_size, momentum=momentum)
-
-
-def _adam(
-    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    betas = {"b1": settings.b1, "b2": settings.b2}
-    if not units:
-        return optax.adam(settings.step_size, **betas)
-    return cbp_jax.optimizers.adam_with_unit_counts(settings.step_size, units, **betas)
-
-
-OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"sgd": _sgd, "adam": _adam}
-)
+    if method.replaces_optimizer:
+        check_plain(config, config.method)
+    if method.normalizations and config.normalization not in method.normalizations:
+        raise ConfigError(
+            f"config.method {config.method!r} is defined with a normalization before "
+            f"each activation: set config.normalization to one of "
+            f"{list(method.normalizations)}, got {config.normalization!r}."
+        )
 
 
 def _add_resets(
@@ -271,14 +286,9 @@ def _add_resets(
     }
 
 
-def _max_replaced(config: Any) -> int:
+def _max_replaced(config: Any, num_units: int) -> int:
     """Bounds the units of a layer replaced in one step, over all rates of a sweep."""
     if "replacement_rate" not in config:
         return 1
     rates = (*config.sweep.get("replacement_rate", ()), config.replacement_rate)
-    return max(1, math.ceil(max(rates) * config.hidden_units))
-
-
-def _is_off(value: Any) -> bool:
-    """Whether a hyper-parameter is 0 in every lane, so its code can be left out."""
-    return isinstance(value, (int, float)) and value == 0
+    return max(1, math.ceil(max(rates) * num_units))

@@ -52,8 +52,8 @@ def layer_measures(
       the examples) and `update_to_weight` (norm of the update that the examples would
       make as one batch, over the norm of the params).
     """
-    features = learner.features(state.params, inputs)
-    hidden = [_as_matrix(features[name]) for name in learner.layers[:-1]]
+    features = learner.features(state, inputs)
+    hidden = [features[name] for name in learner.layers[:-1]]
     per_layer = {
         "dead_units": [metrics.dead_units(layer) for layer in hidden],
         "dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
@@ -66,7 +66,7 @@ def layer_measures(
     grads, updates = learner.probe(settings, state, inputs, targets)
     return (
         measures
-        | _ranks(config, hidden, task)
+        | _ranks(config, _outputs(learner, features), task)
         | {
             "gradient_norm": _norms(learner, grads),
             "update_to_weight": _norms(learner, updates)
@@ -105,6 +105,15 @@ def task_measures(
     }
 
 
+def _outputs(learner: Learner, features: dict[str, jax.Array]) -> list[jax.Array]:
+    """Returns matrices of the hidden layers' outputs, two columns for a paired unit."""
+    sizes = learner.layer_sizes["num_features"]
+    return [
+        features[name].reshape(-1, size)
+        for name, size in zip(learner.layers[:-1], sizes, strict=False)
+    ]
+
+
 def _ranks(
     config: Any, hidden: list[jax.Array], task: jax.Array
 ) -> dict[str, jax.Array]:
@@ -134,7 +143,3 @@ def _saturated(activation: str, features: jax.Array) -> jax.Array:
 def _norms(learner: Learner, tree: Any) -> jax.Array:
     """L2 norm of each layer's part of a tree like the params."""
     return jnp.stack([optax.tree.norm(tree[name]) for name in learner.layers])
-
-
-def _as_matrix(features: jax.Array) -> jax.Array:
-    return features.reshape(-1, features.shape[-1])

@@ -1,0 +1,55 @@
+"""The methods that a case can name: one entry each, in the file of its kind.
+
+An entry has the method's hyper-parameters, with published values, ranges and off
+values, and a function that puts it around, before or behind the optimizer. Configs,
+sweeps, lanes and checks all read them here. L2, online shrink and perturb, dropout and
+Adam are fields of the optimizer, normalizations and activations of the network: each
+goes with every method.
+"""
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from experiments.learning.hyper_parameters import (
+    OPTIMIZER_PARAMETERS,
+    HyperParameter,
+)
+from experiments.learning.methods.events import EVENTS
+from experiments.learning.methods.method import Ingredients as Ingredients
+from experiments.learning.methods.method import Method as Method
+from experiments.learning.methods.regularizers import REGULARIZERS
+from experiments.learning.methods.unit_resets import UNIT_RESETS
+from experiments.learning.networks import NORMALIZATION_PARAMETERS
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    dict(REGULARIZERS) | UNIT_RESETS | EVENTS
+)
+"""All methods by the name that `config.method` takes."""
+
+HYPER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
+    {
+        name: parameter
+        for parameters in (
+            OPTIMIZER_PARAMETERS,
+            *NORMALIZATION_PARAMETERS.values(),
+            *(method.hyper_parameters for method in METHODS.values()),
+        )
+        for name, parameter in parameters.items()
+    }
+)
+"""All config fields that lanes of one program may differ in."""
+
+
+def parameters_of(fields: Mapping[str, Any]) -> dict[str, HyperParameter]:
+    """Returns the hyper-parameters that a case takes.
+
+    Args:
+      fields: of its config, `method` and `normalization` among them. Unknown names have
+        none; the learner's checks name them.
+    """
+    found = dict(OPTIMIZER_PARAMETERS)
+    found |= NORMALIZATION_PARAMETERS.get(fields["normalization"], {})
+    if fields["method"] in METHODS:
+        found |= METHODS[fields["method"]].hyper_parameters
+    return found

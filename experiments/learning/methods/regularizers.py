@@ -1,0 +1,158 @@
+"""Methods that act on every gradient or every update: a link before or behind."""
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import jax
+import optax
+
+from cbp_jax import optimizers
+from experiments.learning.hyper_parameters import (
+    AT_LEAST_ONE,
+    DECAY,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    HyperParameter,
+)
+from experiments.learning.methods.method import Ingredients, Method
+
+
+def _backprop(given: Ingredients) -> optax.GradientTransformation:
+    return given.base
+
+
+def _l2_init(given: Ingredients) -> optax.GradientTransformation:
+    return optax.chain(optimizers.l2_init(given.settings.l2_init_strength), given.base)
+
+
+def _spectral_regularization(given: Ingredients) -> optax.GradientTransformation:
+    penalty = optimizers.spectral_regularization(
+        given.settings.spectral_strength,
+        exponent=given.settings.spectral_exponent,
+        key=given.key,
+    )
+    return optax.chain(penalty, given.base)
+
+
+def _weight_clipping(given: Ingredients) -> optax.GradientTransformation:
+    clip = optimizers.clip_weights(
+        given.settings.clipping_kappa, bounds=given.weight_bounds
+    )
+    return optax.chain(given.base, clip)
+
+
+def _normalize_and_project(given: Ingredients) -> optax.GradientTransformation:
+    return optax.chain(given.base, optimizers.project_norms())
+
+
+def _upgd(
+    given: Ingredients, protecting: bool = True
+) -> optax.GradientTransformation:
+    return optimizers.upgd(
+        given.settings.step_size,
+        decay_rate=given.settings.upgd_decay_rate,
+        noise_scale=given.settings.upgd_noise_scale,
+        weight_decay=given.settings.upgd_weight_decay,
+        protecting=protecting,
+        key=given.key,
+    )
+
+
+def _selective_weight_reinitialization(
+    given: Ingredients,
+) -> optax.GradientTransformation:
+    # Each kernel is drawn as its network draws it; what else that draws, XLA leaves out.
+    def draw(path: tuple[Any, ...]) -> Any:
+        def initializer(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
+            del shape
+            leaves, _ = jax.tree_util.tree_flatten_with_path(given.init_params(key))
+            return dict(leaves)[path].astype(dtype)
+
+        return initializer
+
+    shapes = jax.eval_shape(given.init_params, given.key)
+    kernels = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): draw(path)
+        for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
+        if leaf.ndim >= 2
+    }
+    reinitialize = optimizers.selective_weight_reinitialization(
+        given.settings.swr_fraction,
+        reinitialize_every=given.settings.swr_every,
+        initializers=kernels,
+        key=given.key,
+    )
+    return optax.chain(given.base, reinitialize)
+
+
+_UPGD = {
+    "upgd_decay_rate": HyperParameter(0.999, DECAY, None, "of the utilities' average"),
+    "upgd_noise_scale": HyperParameter(
+        1e-3, FINITE, None, "standard deviation of the noise on the gradient"
+    ),
+    "upgd_weight_decay": HyperParameter(
+        0.0, FINITE, None, "shrinkage of the params, times the step size"
+    ),
+}
+
+REGULARIZERS: Mapping[str, Method] = {
+    "backprop": Method(_backprop),
+    "l2_init": Method(
+        _l2_init,
+        {
+            "l2_init_strength": HyperParameter(
+                1e-3, FINITE, 0.0, "L2 toward the initial parameters"
+            )
+        },
+        source="Kumar et al. 2023",
+    ),
+    "spectral_regularization": Method(
+        _spectral_regularization,
+        {
+            "spectral_strength": HyperParameter(
+                1e-3, FINITE, 0.0, "penalty on the distance of spectral norms from 1"
+            ),
+            "spectral_exponent": HyperParameter(
+                2, AT_LEAST_ONE, None, "power of a spectral norm in the penalty"
+            ),
+        },
+        source="Lewandowski et al. 2024",
+    ),
+    "weight_clipping": Method(
+        _weight_clipping,
+        {
+            "clipping_kappa": HyperParameter(
+                2.0, NOT_NEGATIVE, float("inf"), "multiple of the initial bound"
+            )
+        },
+        source="Elsayed et al. 2024",
+    ),
+    "normalize_and_project": Method(
+        _normalize_and_project,
+        normalizations=("layer", "rms"),
+        source="Lyle et al. 2024",
+    ),
+    "upgd": Method(
+        _upgd, _UPGD, replaces_optimizer=True, source="Elsayed and Mahmood 2024"
+    ),
+    "upgd_nonprotecting": Method(
+        functools.partial(_upgd, protecting=False),
+        _UPGD,
+        replaces_optimizer=True,
+        source="Elsayed and Mahmood 2024",
+    ),
+    "selective_weight_reinitialization": Method(
+        _selective_weight_reinitialization,
+        {
+            "swr_fraction": HyperParameter(
+                0.01, FRACTION, 0.0, "share of each tensor's weights redrawn"
+            ),
+            "swr_every": HyperParameter(
+                1000, AT_LEAST_ONE, None, "updates between two reinitializations"
+            ),
+        },
+        source="Hernandez-Garcia et al. 2025",
+    ),
+}
