@@ -250,9 +250,7 @@ def make_learner(
             for units in layer_sizes["num_units"][:-1]
         ]
 
-    return Learner(
-        init, step, probe, predict, features, unit_ages, layers, layer_sizes
-    )
+    return Learner(init, step, probe, predict, features, unit_ages, layers, layer_sizes)
 
 
 def _check(config: Any, network: Any) -> None:

@@ -1,6 +1,8 @@
 """Results of a run as one labeled data set, and the file that holds it.
 
-Dimensions: case, each swept hyper-parameter, seed, task, layer.
+Dimensions: case, each swept hyper-parameter, seed, task, layer. Where cases sweep
+different hyper-parameters there is one dimension `point` in the place of theirs: point
+p of a case is the p-th combination of its own values, coordinates (case, point).
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,6 +39,9 @@ DESCRIPTIONS = {
     "steps": "updates made by the end of the task",
     "num_weights": "entries of the layer's kernel",
     "num_units": "hidden units of the layer, 0 for the head",
+    "num_features": "outputs of the units at each position, 0 for the head",
+    "dead_units_percent": "dead units, 0 to 100",
+    "effective_rank_percent": "effective rank as a share of the width, 0 to 100",
 }
 
 
@@ -59,7 +64,7 @@ def case_dataset(
         are all combinations.
       layers: names of the learner's layers.
       metrics: arrays [L, tasks] or [L, tasks, layers].
-      layer_sizes: `num_weights` and `num_units` of each layer.
+      layer_sizes: `num_weights`, `num_units` and `num_features` of each layer.
       examples_per_task: examples that a task shows to a lane.
       steps_per_task: updates that a lane makes in a task.
       steps_per_second: of the case.
@@ -87,13 +92,31 @@ def case_dataset(
         },
         coords={**coordinates, "task": np.arange(num_tasks), "layer": list(layers)},
     )
-    return dataset.expand_dims(case=[name])
+    return _add_percentages(dataset).expand_dims(case=[name])
+
+
+def _add_percentages(dataset: xr.Dataset) -> xr.Dataset:
+    """Adds what the paper draws as a share of the width, 0 to 100."""
+    if "dead_units" in dataset:
+        dataset["dead_units_percent"] = 100 * dataset.dead_units
+    if "effective_rank" in dataset:
+        width = dataset.num_features.where(dataset.num_features > 0)
+        dataset["effective_rank_percent"] = 100 * dataset.effective_rank / width
+    return dataset
 
 
 def join_cases(
     cases: Sequence[xr.Dataset], attributes: Mapping[str, Any]
 ) -> xr.Dataset:
-    """Joins the data sets of cases; what one lacks (tasks, layers) is NaN there."""
+    """Joins the data sets of cases; what one lacks (tasks, layers) is NaN there.
+
+    Cases of the same sweep keep its dimensions, others get the dimension `point`.
+    """
+    first, *others = (
+        {name: tuple(case[name].values) for name in _swept(case)} for case in cases
+    )
+    if any(other != first for other in others):
+        cases = _to_points(cases)
     layers = list(
         dict.fromkeys(itertools.chain(*(case.layer.values for case in cases)))
     )
@@ -115,6 +138,36 @@ def join_cases(
         if name in dataset:
             dataset[name].attrs["description"] = description
     return dataset.assign_attrs(attributes)
+
+
+def _to_points(cases: Sequence[xr.Dataset]) -> list[xr.Dataset]:
+    """Lays the sweep of each case along one dimension of the same length for all."""
+    names = list(dict.fromkeys(itertools.chain(*(_swept(case) for case in cases))))
+    flat = [_to_point_dimension(case, names) for case in cases]
+    num_points = max(case.sizes["point"] for case in flat)
+    return [case.reindex(point=np.arange(num_points)) for case in flat]
+
+
+def _to_point_dimension(case: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
+    """Lays the sweep of a case along `point`; of `names` it has NaN where not swept."""
+    own = _swept(case)
+    if own:
+        case = case.stack(point=own)
+    else:
+        case = case.map(
+            lambda one: one.expand_dims("point") if "seed" in one.dims else one
+        )
+    num_points = case.sizes["point"]
+    values = {name: case[name].values for name in own}
+    case = case.drop_vars(["point", *own], errors="ignore")
+    case = case.assign_coords(point=np.arange(num_points))
+    # Which points there are must still be seen when others have more.
+    for name in ("examples", "steps"):
+        case[name] = case[name].expand_dims(point=case.point)
+    missing = np.full(num_points, np.nan)
+    return case.assign_coords(
+        {name: (("case", "point"), values.get(name, missing)[None]) for name in names}
+    )
 
 
 def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
@@ -159,16 +212,26 @@ def tidy_csv(dataset: xr.Dataset) -> str:
     """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
 
     One line for each finite value; `task` and `layer` are empty where a variable has
-    none.
+    none, a swept hyper-parameter where a case does not sweep it.
     """
-    columns = ["case", *_swept(dataset), "seed", "task", "layer", "variable", "value"]
+    point = ["point"] if "point" in dataset.dims else []
+    columns = ["case", *point, *swept_names(dataset), "seed", "task", "layer"]
+    columns += ["variable", "value"]
     tables = []
     for name, values in dataset.data_vars.items():
-        table = values.rename("value").to_dataframe().reset_index().dropna()
+        table = values.rename("value").to_dataframe().reset_index()
+        table = table.dropna(subset=["value"])
         tables.append(table.assign(variable=name).reindex(columns=columns))
     return pd.concat(tables).to_csv(index=False, float_format="%.9g")
 
 
+def swept_names(dataset: xr.Dataset) -> list[str]:
+    """Returns the hyper-parameters that any case sweeps."""
+    own = [name for name in dataset.coords if "point" in dataset[name].dims]
+    return [name for name in (*_swept(dataset), *own) if name != "point"]
+
+
 def _swept(dataset: xr.Dataset) -> list[str]:
+    """Returns the dimensions of the sweep; see the module for `point`."""
     fixed = ("case", "seed", "task", "layer")
     return [name for name in dataset.dims if name not in fixed]

@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 import xarray as xr
 
+from experiments.reporting.run_results import swept_names
+
 
 class Estimate(NamedTuple):
     """A mean over seeds and how sure it is; NaN where there are too few seeds."""
@@ -33,11 +35,21 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Goes through all settings: each case, then each point of the sweep."""
+    """Goes through all settings that were run: each case, then each of its points.
+
+    The labels of a setting are its case and the values that its sweep has there.
+    """
     swept = [name for name in dataset.dims if name not in ("seed", "task", "layer")]
     for point in itertools.product(*(dataset[name].values for name in swept)):
         labels = dict(zip(swept, point, strict=True))
-        yield labels, dataset.sel(labels)
+        setting = dataset.sel(labels)
+        if "point" in labels:
+            if not setting.examples.notnull().any():
+                continue
+            del labels["point"]
+            values = {name: setting[name].item() for name in swept_names(dataset)}
+            labels |= {n: value for n, value in values.items() if not np.isnan(value)}
+        yield labels, setting
 
 
 def over_layers(dataset: xr.Dataset, name: str) -> xr.DataArray:

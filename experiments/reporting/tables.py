@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from experiments.reporting.run_results import swept_names
 from experiments.reporting.statistics import (
     Estimate,
     estimate,
@@ -18,6 +19,7 @@ from experiments.reporting.statistics import (
 _LAST_MEASURED = {
     "dead_units": ("dead units %", 100, 1),
     "effective_rank": ("effective rank", 1, 1),
+    "effective_rank_percent": ("effective rank %", 1, 1),
     "weight_magnitude": ("weight magnitude", 1, 4),
 }
 
@@ -28,7 +30,10 @@ INTERVALS = "Means over seeds ± 95 % confidence intervals."
 def summary_table(dataset: xr.Dataset) -> str:
     """Lays out one line for each setting, means over seeds with 95 % intervals."""
     return format_table(
-        [_summary(labels, setting) for labels, setting in settings_of(dataset)]
+        [
+            _label_cells(dataset, labels) | _summary(setting)
+            for labels, setting in settings_of(dataset)
+        ]
     )
 
 
@@ -58,7 +63,7 @@ def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
         curve = setting[score].transpose("seed", "task").values * factor
         estimates = {task % num_tasks: estimate(curve[:, task]) for task in tasks}
         rows.append(
-            {name: label(value) for name, value in labels.items()}
+            _label_cells(dataset, labels)
             | {
                 f"{unit}, task {task}": _plus_minus(one.mean, one.standard_error, 3)
                 for task, one in estimates.items()
@@ -73,8 +78,14 @@ def _score(dataset: xr.Dataset) -> tuple[str, str, int]:
     return (name, "accuracy %", 100) if name == "accuracy" else (name, name, 1)
 
 
-def _summary(labels: Mapping[str, Any], setting: xr.Dataset) -> dict[str, str]:
-    """Summarizes one setting: the columns of its line."""
+def _label_cells(dataset: xr.Dataset, labels: Mapping[str, Any]) -> dict[str, str]:
+    """Names a setting: its case, and a cell for each value that any case sweeps."""
+    names = ("case", *swept_names(dataset))
+    return {name: label(labels[name]) if name in labels else "" for name in names}
+
+
+def _summary(setting: xr.Dataset) -> dict[str, str]:
+    """Summarizes one setting: the columns of its line behind its labels."""
     score, unit, factor = _score(setting)
     curve = setting[score].transpose("seed", "task").values * factor
     curve = curve[:, setting.examples.notnull().values]
@@ -83,7 +94,7 @@ def _summary(labels: Mapping[str, Any], setting: xr.Dataset) -> dict[str, str]:
     best = 0
     if np.isfinite(means).any():
         best = int((np.nanargmax if score == "accuracy" else np.nanargmin)(means))
-    columns = {name: label(value) for name, value in labels.items()} | {
+    columns = {
         "seeds": f"{finished} of {len(curve)}",
         f"first {unit}": _interval(estimate(curve[:, 0])),
         f"best {unit}": f"{_interval(estimate(curve[:, best]))} (task {best})",

@@ -47,9 +47,7 @@ def _normalize_and_project(given: Ingredients) -> optax.GradientTransformation:
     return optax.chain(given.base, optimizers.project_norms())
 
 
-def _upgd(
-    given: Ingredients, protecting: bool = True
-) -> optax.GradientTransformation:
+def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransformation:
     return optimizers.upgd(
         given.settings.step_size,
         decay_rate=given.settings.upgd_decay_rate,
@@ -63,7 +61,7 @@ def _upgd(
 def _selective_weight_reinitialization(
     given: Ingredients,
 ) -> optax.GradientTransformation:
-    # Each kernel is drawn as its network draws it; what else that draws, XLA leaves out.
+    # Kernels are drawn as the network draws them; XLA leaves out what it draws beside.
     def draw(path: tuple[Any, ...]) -> Any:
         def initializer(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
             del shape
