@@ -12,6 +12,7 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint arXiv:2306.13812
 | paper  | MNIST  | 3 x 2,000          | 800 x 60,000     | 30    | the main result    |
 | width  | MNIST  | 3 x 100 ... 10,000 | 150 x 60,000     | 30    | the width study    |
 | rate   | MNIST  | 3 x 2,000          | 48 M in all      | 30    | the rate of change |
+| methods | digits | 3 x 50            | 60 x 5,000       | 10    | every method       |
 | smoke  | digits | 3 x 10             | 2 x 200          | 2     | that it runs       |
 
 Digits are the 1,797 images of 8x8 pixels inside scikit-learn, so the default gives the
@@ -28,6 +29,7 @@ billion updates of 10 million weights, which only an accelerator finishes.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.methods import batch_methods, newer_methods, paper_methods
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -94,6 +96,12 @@ _PRESETS = {
     },
     "width": {"num_tasks": 150, "cases": _widths(100, 1000, 10_000)},
     "rate": {"cases": _change_every(48_000_000, 10_000, 100_000, 1_000_000)},
+    "methods": _DIGITS
+    | {
+        "cases": paper_methods(adam_step_size=0.001)
+        | batch_methods(batch_size=10, step_size=0.1)
+        | newer_methods(adam_step_size=0.001)
+    },
     "smoke": _DIGITS
     | {
         "hidden_units": 10,

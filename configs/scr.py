@@ -12,6 +12,7 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 | cbp        | ReLU, tanh, 6 rates            | 3 M      | 100   | 10 min    |
 | adam       | as figure_b10, by Adam         | 3 M      | 100   | 17 min    |
 | all_bits   | ReLU, tanh, 3 steps, linear    | 1 M      | 100   | 2 min     |
+| methods    | ReLU, every method             | 1 M      | 30    |           |
 | smoke      | as the default                 | 400      | 2     | seconds   |
 
 Expected squared error, first and last bin at step size 0.01: by default ReLU 0.6 to 1.1
@@ -23,6 +24,7 @@ beside the paper's.
 from ml_collections import ConfigDict
 
 from configs import common
+from configs.methods import batch_methods, newer_methods, paper_methods
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -87,6 +89,14 @@ _PRESETS = {
         "examples_per_task": 20_000,
         "sweep": _STEP_SIZES,
         "cases": _one_method("backprop", "relu", "tanh") | _LINEAR,
+    },
+    "methods": {
+        "num_tasks": 25,
+        "num_seeds": 30,
+        "cases": _LINEAR
+        | paper_methods(adam_step_size=0.01)
+        | batch_methods(batch_size=10, step_size=0.03)
+        | newer_methods(adam_step_size=0.01),
     },
     "smoke": _DEFAULT
     | {
