@@ -9,17 +9,13 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("cbp_jax", "configs", "experiments")
 
 # What each room may import of the project, beside itself.
-LIBRARY = {
-    "cbp_jax",
-    *(
-        f"cbp_jax.{room}"
-        for room in ("layers", "metrics", "optimizers", "resets", "rules")
-    ),
-}
+ROOMS = ("layers", "metrics", "networks", "optimizers", "resets", "rules")
+LIBRARY = {"cbp_jax", *(f"cbp_jax.{room}" for room in ROOMS)}
 MAY_IMPORT = {
     "cbp_jax": LIBRARY,
     "cbp_jax.layers": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.metrics": set(),
+    "cbp_jax.networks": {"cbp_jax", "cbp_jax.layers", "cbp_jax.resets"},
     "cbp_jax.optimizers": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.resets": {"cbp_jax"},
     "cbp_jax.rules": {"cbp_jax", "cbp_jax.resets"},

@@ -1,6 +1,7 @@
 """The normalizations of a hidden layer, by name."""
 
 from collections.abc import Callable, Mapping
+import math
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -51,19 +52,23 @@ def normalize(
     """Normalizes a layer inside a `flax.linen.compact` method.
 
     Args:
-      kind: a key of `NORMALIZATIONS`.
-      inputs: `[batch, N]`.
+      kind: a key of `NORMALIZATIONS`, or "none" for the inputs as they are.
+      inputs: `[batch, ..., N]`; "layer" and "rms" normalize over the last axis, the
+        others over all axes but the last.
       train: whether to use and update the statistics as training does.
       name: of the submodule.
       options: further attributes of its module.
 
     Returns:
-      `[batch, N]`.
+      Normalized inputs, of the same shape.
 
     Raises:
-      ValueError: batch normalization of a single example in training.
+      ValueError: unknown kind; batch normalization in training of a single number for
+        each unit.
     """
-    normalization = NORMALIZATIONS[kind]
+    normalization = normalization_named(kind)
+    if normalization is None:
+        return inputs
     if normalization.collections:
         options = {"use_running_average": not train, **options}
     module = normalization.module(name=name, **options)
@@ -73,9 +78,9 @@ def normalize(
 
 
 def _check_batch(inputs: jax.Array) -> None:
-    if inputs.shape[0] < 2:
+    if math.prod(inputs.shape[:-1]) < 2:
         raise ValueError(
             f"Batch normalization in training needs a batch of more than one example, "
-            f"got inputs of shape {inputs.shape}: one example minus its own mean is 0. "
+            f"got inputs of shape {inputs.shape}: one number minus its own mean is 0. "
             "Set normalization to 'online' for one example at a time."
         )
