@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 PyTree = Any
 
@@ -20,22 +21,24 @@ def value_and_grad_with_state(
     """`jax.value_and_grad` for networks with or without state beside the params.
 
     The state is the dict of a flax network's collections other than the params, as its
-    `init` makes it. Collections that the forward pass updates (running statistics of
-    batch normalization, say) are taken from what it returns. To `BACKWARD_STATS`
-    (online normalization's) the gradient with respect to it is added. A network without
-    state has the state `{}`.
+    `init` makes it; `{}` for a network without any. Collections that the forward pass
+    updates (batch normalization's running statistics) are taken from what it returns.
+    To `BACKWARD_STATS` (online normalization's) the gradient with respect to it is
+    added.
 
     Example::
 
-      state, params = flax.core.pop(network.init(key, inputs), "params")
+      network = cbp_jax.networks.MLP((64, 64), 10, normalization="online")
+      state, params = flax.core.pop(network.init(key, images), "params")
 
-      def loss_fn(params, state, inputs, targets):
-        (outputs, features), state = network.apply(
-            {"params": params, **state}, inputs, train=True, mutable=list(state))
-        return loss(outputs, targets), (state, features)
+      def loss_fn(params, state, images, labels):
+        (logits, features), state = network.apply(
+            {"params": params, **state}, images, train=True, mutable=list(state))
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (state, features)
 
-      (value, features), grads, state = value_and_grad_with_state(loss_fn)(
-          params, state, inputs, targets)
+      step = cbp_jax.layers.value_and_grad_with_state(loss_fn)
+      (loss, features), grads, state = step(params, state, images, labels)
 
     Args:
       loss_fn: `(params, state, *args) -> (loss, (state, aux))` of a scalar loss. It may
@@ -51,7 +54,7 @@ def value_and_grad_with_state(
     def value_and_grad(
         params: PyTree, state: PyTree, *args: Any
     ) -> tuple[tuple[jax.Array, Any], PyTree, PyTree]:
-        backward = {name: state[name] for name in state if name == BACKWARD_STATS}
+        backward = {name: state[name] for name in (BACKWARD_STATS,) if name in state}
 
         def loss_of(params: PyTree, backward: PyTree) -> Any:
             return loss_fn(params, {**state, **backward}, *args)
@@ -66,9 +69,13 @@ def value_and_grad_with_state(
                 f"state {sorted(state)}; return those of the state only: network.apply("
                 "..., mutable=list(state))."
             )
-        backward = jax.tree.map(
-            lambda old, added: old + added.astype(old.dtype), backward, increments
-        )
+        forward = {name: _cast(forward[name], state[name]) for name in forward}
+        backward = jax.tree.map(jnp.add, backward, _cast(increments, backward))
         return (loss, aux), grads, {**state, **forward, **backward}
 
     return value_and_grad
+
+
+def _cast(tree: PyTree, like: PyTree) -> PyTree:
+    """Converts leaves to the dtypes of another tree, so that a scan can carry it."""
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)
