@@ -65,3 +65,31 @@ def newer_methods(*, adam_step_size: float) -> Cases:
         "adam_equal_betas": {"method": "backprop", "b1": 0.99, "b2": 0.99} | adam,
         "optimizer_reset": {"method": "optimizer_reset"} | adam,
     }
+
+
+def with_strengths(
+    cases: Cases, strengths: dict[str, dict[str, tuple[float, ...]]]
+) -> Cases:
+    """Gives each case the sweep of the values that it is to be tried with."""
+    return {name: case | {"sweep": strengths[name]} for name, case in cases.items()}
+
+
+def chosen(
+    strengths: dict[str, dict[str, tuple[float, ...]]], **values: float
+) -> dict[str, dict[str, tuple[float, ...]]]:
+    """Keeps one value of each case's only sweep.
+
+    Args:
+      strengths: for each case the values of one hyper-parameter.
+      **values: for each case the one to keep, which must be among them.
+
+    Raises:
+      ValueError: a value that was not tried.
+    """
+    kept = {}
+    for case, value in values.items():
+        ((name, tried),) = strengths[case].items()
+        if value not in tried:
+            raise ValueError(f"{case}: {name} {value} is not among {tried}.")
+        kept[case] = {name: (value,)}
+    return kept

@@ -29,7 +29,12 @@ billion updates of 10 million weights, which only an accelerator finishes.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.methods import batch_methods, newer_methods, paper_methods
+from configs.methods import (
+    batch_methods,
+    newer_methods,
+    paper_methods,
+    with_strengths,
+)
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -85,6 +90,21 @@ _DIGITS = {
     "num_seeds": 10,
 }
 
+# Strengths to choose from: the published ones, shifted where a narrow network wants it.
+_MNIST_STEPS = {"step_size": (0.01, 0.003, 0.001)}
+_MNIST_RATES = {"replacement_rate": (1e-3, 1e-4, 1e-5)}
+_MNIST_STRENGTHS = {
+    "backprop": _MNIST_STEPS,
+    "l2": {"weight_decay": (1e-3, 1e-4, 1e-5)},
+    "shrink_and_perturb": {"noise_scale": (1e-4, 1e-5, 1e-6)},
+    "dropout": {"dropout_rate": (0.1, 0.03, 0.01)},
+    "online_norm": _MNIST_STEPS,
+    "adam": {"step_size": (3e-4, 1e-4, 3e-5)},
+    "continual_backprop": _MNIST_RATES,
+    "continual_backprop_adam": _MNIST_RATES,
+}
+_MNIST_COMPARISON = {"hidden_units": 100, "rank_every": 5}
+
 _PRESETS = {
     "default": _DIGITS,
     "paper": {},
@@ -101,6 +121,12 @@ _PRESETS = {
         "cases": paper_methods(adam_step_size=0.001)
         | batch_methods(batch_size=10, step_size=0.1)
         | newer_methods(adam_step_size=0.001)
+    },
+    "comparison_mnist_tuning": _MNIST_COMPARISON
+    | {
+        "num_tasks": 30,
+        "num_seeds": 2,
+        "cases": with_strengths(paper_methods(adam_step_size=1e-4), _MNIST_STRENGTHS),
     },
     "smoke": _DIGITS
     | {
