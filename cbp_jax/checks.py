@@ -35,3 +35,11 @@ def check_range(
     if not is_traced(value) and not is_known(value, inside):
         end = ")" if open_end else "]"
         raise ValueError(f"{name} must be in [{low}, {high}{end}, got {value}.")
+
+
+def check_params(name: str, params: Any) -> None:
+    """Raises ValueError if an optax update that needs the params got none."""
+    if params is None:
+        raise ValueError(
+            f"{name} needs the params: call update(updates, state, params)."
+        )

@@ -30,9 +30,6 @@ from cbp_jax.optimizers.resets_at_events import (
 from cbp_jax.optimizers.resets_at_events import reset_optimizer_at as reset_optimizer_at
 from cbp_jax.optimizers.resets_at_events import reset_params_at as reset_params_at
 from cbp_jax.optimizers.selective_weight_reinitialization import (
-    ReinitializationState as ReinitializationState,
-)
-from cbp_jax.optimizers.selective_weight_reinitialization import (
     selective_weight_reinitialization as selective_weight_reinitialization,
 )
 from cbp_jax.optimizers.shrink_and_perturb import PerturbState as PerturbState

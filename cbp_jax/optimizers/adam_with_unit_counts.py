@@ -41,6 +41,12 @@ def adam_with_unit_counts(
     Use as base optimizer of `continual_backprop`, which passes the ages; on its own, or
     in front of `replace_units`, it is Adam.
 
+    Equal betas, a remedy of their own, need no other optimizer: with `b1=b2` no step is
+    longer than the learning rate, whatever the gradients, because the square of an
+    average is at most the average of the squares. A count for all weights
+    then makes the first steps of a reborn unit too short, by :math:`\sqrt{1 - \beta}`
+    at first; here they are as long as any newborn weight's.
+
     Args:
       learning_rate: step size, or a schedule of the optimizer's count of updates.
       units: the unit groups given to `continual_backprop`.
@@ -61,7 +67,9 @@ def adam_with_unit_counts(
     References:
       Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Dohare et al.,
       `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_, 2023, whose code keeps a
-      count per weight.
+      count per weight; Dohare, Lan and Mahmood, `Overcoming policy collapse in deep
+      reinforcement learning <https://openreview.net/forum?id=m9Jfdz4ymO>`_, 2023, for
+      equal betas.
     """
     return optax.chain(
         scale_by_adam_with_unit_counts(

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.checks import check_range
-from cbp_jax.optimizers.norm_projection import leaf_paths
+from cbp_jax.checks import check_params, check_range
+from cbp_jax.optimizers.paths import leaf_paths
 from cbp_jax.resets.batching import cond_any_lane
 from cbp_jax.resets.units import PyTree
 
@@ -49,7 +49,7 @@ def act_at(
 
     Args:
       schedule: which updates are events, see `every` and `at`. It may use traced
-        arrays.
+        arrays. For `optax.inject_hyperparams` it is a static argument.
       act: function of the params and a key that returns new params, which are cast to
         the dtypes of the old ones. It may use traced arrays.
       key: typed PRNG key, from which `act` gets a new one at each event; without it
@@ -73,7 +73,7 @@ def act_at(
         **extra_args: Any,
     ) -> tuple[PyTree, EventState]:
         del extra_args
-        check_params(params)
+        check_params("An event", params)
         is_due, count = next_update(schedule, state)
         updates, rng_key = change_params(is_due, act, state.rng_key, updates, params)
         return updates, EventState(count, rng_key)
@@ -234,9 +234,3 @@ def draw_params(
             f"differ: its leaves are {given}, those of the params {wanted}."
         )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, params)
-
-
-def check_params(params: PyTree | None) -> None:
-    """Raises ValueError without params."""
-    if params is None:
-        raise ValueError("Events need the params: call update(updates, state, params).")

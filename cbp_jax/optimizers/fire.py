@@ -11,7 +11,7 @@ import optax
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_range
 from cbp_jax.optimizers.events import EventState, Schedule, act_at
-from cbp_jax.optimizers.norm_projection import is_excluded
+from cbp_jax.optimizers.paths import are_named
 from cbp_jax.resets.units import PyTree
 
 
@@ -52,8 +52,8 @@ def fire(
     Args:
       schedule: which updates are events, see `cbp_jax.optimizers.every`; without events
         the updates are left as they are, bit for bit.
-      num_iterations: number of iterations, at least 1; published 10. May be
-        traced.
+      num_iterations: number of iterations, at least 1; published 10, for a language
+        model 5. May be traced.
       exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
         alone.
 
@@ -79,12 +79,12 @@ def fire(
                 return param
             return orthogonalize(param, num_iterations)
 
-        return jax.tree.map(replace, params, is_excluded(params, exclude))
+        return jax.tree.map(replace, params, are_named(params, exclude, "exclude"))
 
     events = act_at(schedule, act)
 
     def init(params: PyTree) -> EventState:
-        is_excluded(params, exclude)
+        are_named(params, exclude, "exclude")
         return events.init(params)
 
     return optax.GradientTransformationExtraArgs(init, events.update)

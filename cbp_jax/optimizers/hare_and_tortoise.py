@@ -7,12 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.checks import check_range
+from cbp_jax.checks import check_params, check_range
 from cbp_jax.optimizers.events import (
     EventState,
     Schedule,
     change_params,
-    check_params,
     new_events,
     next_params,
     next_update,
@@ -84,7 +83,7 @@ def hare_and_tortoise(
         **extra_args: Any,
     ) -> tuple[PyTree, HareAndTortoiseState]:
         del extra_args
-        check_params(params)
+        check_params("hare_and_tortoise", params)
 
         def follow(slow: jax.Array, fast: jax.Array) -> jax.Array:
             mu = jnp.asarray(decay, slow.dtype)

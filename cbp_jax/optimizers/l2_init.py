@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
+from cbp_jax.checks import check_params
 from cbp_jax.resets.units import PyTree
 
 
@@ -62,10 +63,7 @@ def l2_init(
         **extra_args: Any,
     ) -> tuple[PyTree, L2InitState]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "l2_init needs the params: call update(updates, state, params)."
-            )
+        check_params("l2_init", params)
 
         def add_pull(
             update: jax.Array, param: jax.Array, initial: jax.Array

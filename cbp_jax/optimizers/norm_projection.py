@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.resets.resolution import path_string
+from cbp_jax.checks import check_params
+from cbp_jax.optimizers.paths import are_named
 from cbp_jax.resets.units import PyTree
 
 
@@ -66,7 +67,7 @@ def project_norms(
             return jnp.linalg.norm(param.astype(dtype).ravel())
 
         return ProjectNormsState(
-            jax.tree.map(norm, params, is_excluded(params, exclude))
+            jax.tree.map(norm, params, are_named(params, exclude, "exclude"))
         )
 
     def update(
@@ -76,10 +77,7 @@ def project_norms(
         **extra_args: Any,
     ) -> tuple[PyTree, ProjectNormsState]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "project_norms needs the params: call update(updates, state, params)."
-            )
+        check_params("project_norms", params)
 
         def project(
             update: jax.Array,
@@ -98,37 +96,8 @@ def project_norms(
             return jnp.where(is_projected, projected, update)
 
         updates = jax.tree.map(
-            project, updates, params, state.norms, is_excluded(params, exclude)
+            project, updates, params, state.norms, are_named(params, exclude, "exclude")
         )
         return updates, state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def is_excluded(params: PyTree, exclude: Sequence[str]) -> PyTree:
-    """Returns for each leaf whether one of the paths leads to it or to its layer.
-
-    Raises:
-      ValueError: a path that leads nowhere.
-    """
-    paths, treedef = leaf_paths(params), jax.tree.structure(params)
-
-    def leads_to(name: str, path: str) -> bool:
-        return path == name or path.startswith(f"{name}/")
-
-    for name in exclude:
-        # Without leaves they are the placeholder of `optax.tree.map_params`.
-        if paths and not any(leads_to(name, path) for path in paths):
-            raise ValueError(
-                f"exclude names {name!r}, which is not in the params. "
-                f"Use one of {paths}."
-            )
-    return treedef.unflatten(
-        [any(leads_to(name, path) for name in exclude) for path in paths]
-    )
-
-
-def leaf_paths(params: PyTree) -> list[str]:
-    """Returns the path of each leaf, keys joined by `/`, without nnx's `value`."""
-    with_paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [path_string(path).removesuffix("/value") for path, _ in with_paths]

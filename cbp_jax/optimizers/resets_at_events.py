@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cbp_jax.checks import check_params
 from cbp_jax.optimizers.events import (
     EventState,
     Schedule,
     act_at,
-    check_params,
     draw_params,
     new_events,
     next_params,
     next_update,
     without_closure,
 )
-from cbp_jax.optimizers.norm_projection import leaf_paths
+from cbp_jax.optimizers.paths import are_named
 from cbp_jax.resets.batching import cond_any_lane
 from cbp_jax.resets.units import PyTree
 
@@ -76,7 +76,7 @@ def reset_params_at(
     def act(params: PyTree, key: jax.Array) -> PyTree:
         return jax.tree.map(
             lambda is_drawn, fresh, param: fresh if is_drawn else param,
-            _is_in_layers(params, layers),
+            _are_drawn(params, layers),
             draw_params(init_fn, key, params),
             params,
         )
@@ -84,7 +84,7 @@ def reset_params_at(
     events = act_at(schedule, act, key=key)
 
     def init(params: PyTree) -> EventState:
-        _is_in_layers(params, layers)
+        _are_drawn(params, layers)
         return events.init(params)
 
     return optax.GradientTransformationExtraArgs(init, events.update)
@@ -125,7 +125,7 @@ def reset_optimizer_at(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, ResetOptimizerState]:
-        check_params(params)
+        check_params("reset_optimizer_at", params)
         updates, base_state = base_optimizer.update(
             updates, state.base_state, params, **extra_args
         )
@@ -156,28 +156,10 @@ def reset_optimizer_at(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _is_in_layers(params: PyTree, layers: Sequence[str] | None) -> PyTree:
-    """Returns for each leaf whether it is one of the layers or below one.
-
-    Raises:
-      ValueError: a path that leads nowhere.
-    """
-    paths, treedef = leaf_paths(params), jax.tree.structure(params)
-    layers = paths if layers is None else layers
-
-    def leads_to(layer: str, path: str) -> bool:
-        return path == layer or path.startswith(f"{layer}/")
-
-    for layer in layers:
-        # Without leaves they are the placeholder of `optax.tree.map_params`.
-        if paths and not any(leads_to(layer, path) for path in paths):
-            raise ValueError(
-                f"layers names {layer!r}, which is not in the params. Use one of "
-                f"{paths}, or a path above it."
-            )
-    return treedef.unflatten(
-        [any(leads_to(layer, path) for layer in layers) for path in paths]
-    )
+def _are_drawn(params: PyTree, layers: Sequence[str] | None) -> PyTree:
+    if layers is None:
+        return jax.tree.map(lambda _: True, params)
+    return are_named(params, layers, "layers")
 
 
 def _goes_on(old: Any) -> bool:

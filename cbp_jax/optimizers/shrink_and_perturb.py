@@ -1,11 +1,14 @@
 """Shrink and perturb in its online form: L2, and noise after every update."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from cbp_jax.averages import at_least_float32
+from cbp_jax.checks import check_params
 from cbp_jax.resets.units import PyTree
 
 
@@ -17,7 +20,7 @@ class PerturbState(NamedTuple):
 
 def perturb(
     noise_scale: float | jax.Array, *, key: jax.Array
-) -> optax.GradientTransformation:
+) -> optax.GradientTransformationExtraArgs:
     r"""Adds :math:`N(0, \sigma^2)` noise to every param at every update.
 
     The last link of a chain: noise added before a learning rate is scaled by it. Behind
@@ -25,11 +28,12 @@ def perturb(
     paper's experiments, see `shrink_and_perturb`.
 
     Args:
-      noise_scale: :math:`\sigma`, standard deviation of the noise.
+      noise_scale: :math:`\sigma`, standard deviation of the noise; 0 leaves the
+        updates as they are, bit for bit.
       key: typed PRNG key.
 
     Returns:
-      An optax transformation.
+      An optax transformation of state `PerturbState`.
     """
 
     def init(params: PyTree) -> PerturbState:
@@ -37,19 +41,24 @@ def perturb(
         return PerturbState(jnp.copy(key))
 
     def update(
-        updates: PyTree, state: PerturbState, params: PyTree | None = None
+        updates: PyTree,
+        state: PerturbState,
+        params: PyTree | None = None,
+        **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        del params
-        next_key, key = jax.random.split(state.rng_key)
-        noise = optax.tree.random_like(key, updates)
-        updates = jax.tree.map(
-            lambda update, noise: (update + noise_scale * noise).astype(update.dtype),
-            updates,
-            noise,
-        )
-        return updates, PerturbState(next_key)
+        del params, extra_args
+        next_key, noise_key = jax.random.split(state.rng_key)
 
-    return optax.GradientTransformation(init, update)
+        def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
+            dtype = at_least_float32(update.dtype)
+            noise = jax.random.normal(key, update.shape, dtype)
+            sigma = jnp.asarray(noise_scale, dtype)
+            return (update.astype(dtype) + sigma * noise).astype(update.dtype)
+
+        keys = optax.tree.split_key_like(noise_key, updates)
+        return jax.tree.map(add_noise, updates, keys), PerturbState(next_key)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def shrink_and_perturb(
@@ -67,11 +76,15 @@ def shrink_and_perturb(
     Args:
       base_optimizer: any optax transformation.
       weight_decay: L2 factor, times the params added to the gradient.
-      noise_scale: standard deviation of the noise.
+      noise_scale: standard deviation of the noise. With both 0 the updates are those of
+        the base optimizer, bit for bit.
       key: typed PRNG key.
 
     Returns:
       An optax transformation; its update needs the params.
+
+    Raises:
+      ValueError: the update gets no params.
 
     References:
       Ash and Adams, `On warm-starting neural network training
@@ -79,7 +92,20 @@ def shrink_and_perturb(
       `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_, 2023.
     """
     return optax.chain(
-        optax.add_decayed_weights(weight_decay),
+        optax.stateless(functools.partial(_add_l2, weight_decay)),
         base_optimizer,
         perturb(noise_scale, key=key),
     )
+
+
+def _add_l2(
+    weight_decay: float | jax.Array, updates: PyTree, params: PyTree | None
+) -> PyTree:
+    check_params("shrink_and_perturb", params)
+
+    def add(update: jax.Array, param: jax.Array) -> jax.Array:
+        dtype = at_least_float32(update.dtype)
+        pull = jnp.asarray(weight_decay, dtype) * param.astype(dtype)
+        return (update.astype(dtype) + pull).astype(update.dtype)
+
+    return jax.tree.map(add, updates, params)

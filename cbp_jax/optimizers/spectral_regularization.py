@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.checks import check_range
-from cbp_jax.optimizers.norm_projection import leaf_paths
+from cbp_jax.checks import check_params, check_range
+from cbp_jax.optimizers.paths import leaf_paths
 from cbp_jax.resets.units import PyTree
 
 
@@ -90,11 +90,7 @@ def spectral_regularization(
         **extra_args: Any,
     ) -> tuple[PyTree, SpectralRegularizationState]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "spectral_regularization needs the params: call "
-                "update(updates, state, params)."
-            )
+        check_params("spectral_regularization", params)
 
         def add_penalty(
             path: str, update: jax.Array, param: jax.Array, vector: jax.Array

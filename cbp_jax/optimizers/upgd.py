@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32, average_weight
+from cbp_jax.checks import check_params
 from cbp_jax.resets.units import PyTree
 
 
@@ -88,10 +89,7 @@ def upgd(
         **extra_args: Any,
     ) -> tuple[PyTree, UPGDState]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "upgd needs the params: call update(grads, state, params)."
-            )
+        check_params("upgd", params)
         count = optax.safe_increment(state.count)
         utility = jax.tree.map(
             functools.partial(_average_utility, decay_rate),

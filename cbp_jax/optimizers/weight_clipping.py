@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.checks import check_range
-from cbp_jax.optimizers.norm_projection import is_excluded, leaf_paths
+from cbp_jax.checks import check_params, check_range
+from cbp_jax.optimizers.paths import are_named, leaf_paths
 from cbp_jax.resets.units import PyTree
 
 Bounds = Callable[[str, tuple[int, ...]], float]
@@ -36,7 +36,7 @@ def uniform_fan_in_bound(path: str, kernel_shape: tuple[int, ...]) -> float:
 def clip_weights(
     kappa: float | jax.Array,
     *,
-    bounds: Bounds = uniform_fan_in_bound,
+    bounds: Bounds | None = None,
     exclude: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
     r"""Clips every weight and bias to a multiple of its initial bound.
@@ -64,8 +64,9 @@ def clip_weights(
       kappa: :math:`\kappa`, published 1 to 5; infinity leaves the updates as they are,
         bit for bit, as an update that leads to no clipped entry is.
       bounds: function of a leaf's path and of the shape of its kernel, which gives
-        :math:`s`, infinity to leave the leaf alone. A bias's kernel is the only one in
-        the same layer; a leaf without one comes with its own shape.
+        :math:`s`, infinity to leave the leaf alone; None for `uniform_fan_in_bound`. A
+        bias's kernel is the only one in the same layer; a leaf without one comes with
+        its own shape.
       exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
         alone.
 
@@ -81,10 +82,11 @@ def clip_weights(
       <https://arxiv.org/abs/2407.01704>`_, 2024.
     """
     check_range("kappa", kappa, 0, math.inf)
+    bounds = uniform_fan_in_bound if bounds is None else bounds
     exclude = tuple(exclude)
 
     def init(params: PyTree) -> optax.EmptyState:
-        is_excluded(params, exclude)
+        are_named(params, exclude, "exclude")
         return optax.EmptyState()
 
     def update(
@@ -94,10 +96,7 @@ def clip_weights(
         **extra_args: Any,
     ) -> tuple[PyTree, optax.EmptyState]:
         del extra_args
-        if params is None:
-            raise ValueError(
-                "clip_weights needs the params: call update(updates, state, params)."
-            )
+        check_params("clip_weights", params)
 
         def clip(
             update: jax.Array, param: jax.Array, bound: float, is_excluded: bool
@@ -116,7 +115,7 @@ def clip_weights(
             updates,
             params,
             _bounds_of_leaves(params, bounds),
-            is_excluded(params, exclude),
+            are_named(params, exclude, "exclude"),
         )
         return updates, state
 
