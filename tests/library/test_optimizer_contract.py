@@ -40,17 +40,14 @@ def take_step(tx, params, state, grads):
     return optax.apply_updates(params, updates), updates, state
 
 
-@functools.cache
 def step_of(name, off=False):
-    """A step for any numbers and keys."""
+    """A step for any numbers and keys; off, with the options that switch it off."""
     case = CASES[name]
-    fixed = {
-        option: case.off[option] for option in case.off.keys() - case.numbers.keys()
-    }
+    names = case.off.keys() - case.numbers.keys() if off else ()
+    fixed = {option: case.off[option] for option in names}
 
     def step(params, state, grads, numbers, key):
-        tx = make(name, numbers | fixed if off else numbers, key)
-        return take_step(tx, params, state, grads)
+        return take_step(make(name, numbers | fixed, key), params, state, grads)
 
     return step
 
@@ -60,15 +57,14 @@ def jitted_step(name, off=False):
     return fast_jit(step_of(name, off), donate_argnums=1)
 
 
-def run(name, numbers=None, key=tiny.KEY, off=False):
+def run(name, numbers=None, key=tiny.KEY, params=PARAMS, off=False):
     """Params, updates and state after each step; the state is donated to the next."""
     numbers = as_arrays(CASES[name].numbers) if numbers is None else numbers
-    step, params, history = jitted_step(name, off), PARAMS, []
+    step, history = jitted_step(name, off), []
     state = make(name, numbers, key).init(params)
     for index in range(NUM_STEPS):
-        params, updates, state = step(
-            params, state, tiny.at(GRADS, index), numbers, key
-        )
+        grads = tiny.at(GRADS, index)
+        params, updates, state = step(params, state, grads, numbers, key)
         history.append((params, updates, jax.tree.map(jnp.copy, state)))
     assert step._cache_size() == 1
     return history
@@ -101,11 +97,12 @@ def without_keys(tree):
 @NAMES
 def test_off_is_the_base_optimizer_bit_for_bit(name):
     case = CASES[name]
-    numbers = {
-        option: case.off.get(option, case.numbers[option]) for option in case.numbers
-    }
+    off = case.numbers | case.off
+    numbers = as_arrays({option: off[option] for option in case.numbers})
     wanted = run_base(case.base)
-    for step, (_, updates, _) in enumerate(run(name, numbers, off=True)):
+    # Numbers alone need no program of their own.
+    history = run(name, numbers, off=off.keys() != case.numbers.keys())
+    for step, (_, updates, _) in enumerate(history):
         tiny.assert_equal(updates, wanted[step])
     with pytest.raises(AssertionError):
         tiny.assert_equal([updates for _, updates, _ in plain_run(name)], wanted)
@@ -119,21 +116,22 @@ def test_lanes_are_solo_runs(name):
         option: jnp.asarray(number * factors, type(number))
         for option, number in CASES[name].numbers.items()
     }
-    lanes_step = fast_jit(jax.vmap(step_of(name), in_axes=(0, 0, None, 0, 0)))
-    params = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), PARAMS)
-    state = jax.vmap(lambda numbers, key: make(name, numbers, key).init(PARAMS))(
-        numbers, keys
+    params = jax.tree.map(lambda leaf: jnp.stack([leaf, 2 * leaf]), PARAMS)
+    lanes = range(2)
+    solo = [
+        run(name, tiny.at(numbers, lane), keys[lane], tiny.at(params, lane))
+        for lane in lanes
+    ]
+    state = jax.vmap(lambda *lane: make(name, *lane[1:]).init(lane[0]))(
+        params, numbers, keys
     )
-    solo = [run(name, tiny.at(numbers, lane), keys[lane]) for lane in range(2)]
+    step = fast_jit(jax.vmap(step_of(name), in_axes=(0, 0, None, 0, 0)))
     for index in range(NUM_STEPS):
-        grads = tiny.at(GRADS, index)
-        params, _, state = lanes_step(params, state, grads, numbers, keys)
-        for lane in range(2):
-            wanted_params, _, wanted_state = solo[lane][index]
-            tiny.assert_close(
-                (tiny.at(params, lane), without_keys(tiny.at(state, lane))),
-                (wanted_params, without_keys(wanted_state)),
-            )
+        params, _, state = step(params, state, tiny.at(GRADS, index), numbers, keys)
+        for lane in lanes:
+            actual = tiny.at((params, state), lane)
+            wanted = solo[lane][index][0], solo[lane][index][2]
+            tiny.assert_close(without_keys(actual), without_keys(wanted))
 
 
 @NAMES
