@@ -48,7 +48,12 @@ def is_package(module):
 
 
 def room(module):
-    return module if is_package(module) else module.rpartition(".")[0]
+    """The folder of a module; one without an entry above is part of the one around."""
+    if not is_package(module):
+        module = module.rpartition(".")[0]
+    while module not in MAY_IMPORT:
+        module = module.rpartition(".")[0]
+    return module
 
 
 def imports_of(module):
