@@ -105,7 +105,7 @@ def make_grid(config: Any) -> LaneGrid:
 def _check_swept(name: str, values: Sequence[float]) -> None:
     """Raises ConfigError for values out of range, and for the same one twice."""
     for value in values:
-        HYPER_PARAMETERS[name].range.check(name, value)
+        HYPER_PARAMETERS[name].range.check(f"sweep.{name}", value)
     if len(np.unique(np.asarray(values, np.float32))) < len(values):
         raise ConfigError(
             f"config.sweep.{name} holds a value twice, as lanes see it in float32: "

@@ -25,14 +25,15 @@ class Range(NamedTuple):
         """Raises ConfigError for a number outside, also once it is a float32."""
         try:
             with np.errstate(over="ignore"):
-                rounded = np.float32(value)
-        except (TypeError, ValueError) as error:
+                rounded = np.float32(float(value))
+        except (OverflowError, TypeError, ValueError) as error:
             raise ConfigError(
                 f"config.{name} must be a number in {self}, got {value!r}."
             ) from error
         below = rounded <= self.high if self.includes_high else rounded < self.high
         if not (self.low <= rounded and below):
-            as_float32 = "" if float(rounded) == value else f", {rounded} in float32"
+            is_exact = math.isnan(value) or float(rounded) == value
+            as_float32 = "" if is_exact else f", which is {rounded} in float32"
             raise ConfigError(
                 f"config.{name} must be in {self}, got {value}{as_float32}."
             )

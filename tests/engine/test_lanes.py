@@ -50,32 +50,34 @@ def test_sweeping_what_cannot_be_traced_is_an_error(name):
     [
         ("step_size", -0.1, "[0, inf)"),
         ("step_size", float("inf"), "[0, inf)"),
-        ("step_size", 1e39, "[0, inf), got 1e+39, inf in float32"),
+        ("step_size", 1e39, "[0, inf), got 1e+39, which is inf in float32"),
         ("noise_scale", float("inf"), "[0, inf)"),
         ("weight_decay", float("inf"), "[0, inf)"),
-        ("weight_decay", float("nan"), "[0, inf)"),
+        ("weight_decay", float("nan"), "[0, inf), got nan."),
         ("replacement_rate", 1.5, "[0, 1]"),
-        ("decay_rate", 1.0, "[0, 1)"),
-        ("decay_rate", 1 - 1e-12, "[0, 1), got 0.999999999999, 1.0 in float32"),
+        ("decay_rate", 1.0, "[0, 1), got 1.0."),
+        ("decay_rate", 1 - 1e-12, "[0, 1), got 0.999999999999, which is 1.0 in"),
         ("b2", 1.0, "[0, 1)"),
         ("maturity_threshold", -1, "[0, inf]"),
     ],
 )
 def test_values_out_of_range_are_errors_also_in_a_sweep(name, value, allowed):
-    expected = re.escape(f"config.{name} must be in {allowed}")
     config = tiny_digits(**{name: value})
+    expected = re.escape(f"config.{name} must be in {allowed}")
     with pytest.raises(ConfigError, match=expected):
         lanes.make_grid(config)
     config = tiny_digits()
     config.sweep[name] = (0.5, float(value))
+    expected = re.escape(f"config.sweep.{name} must be in {allowed}")
     with pytest.raises(ConfigError, match=expected):
         lanes.make_grid(config)
 
 
-def test_a_sweep_of_what_is_no_number_is_an_error():
+@pytest.mark.parametrize("value", ["fast", (0.1, 0.2), 10**400])
+def test_a_sweep_of_what_is_no_number_is_an_error(value):
     config = tiny_digits()
-    config.sweep.step_size = (0.5, "fast")
-    with pytest.raises(ConfigError, match="config.step_size must be a number"):
+    config.sweep.step_size = (0.5, value)
+    with pytest.raises(ConfigError, match="config.sweep.step_size must be a number"):
         lanes.make_grid(config)
 
 
