@@ -2,37 +2,47 @@
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
 import socket
+from typing import TextIO
 
 LOCK_FILE = "run.lock"
+
+_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+
+
+class LockedError(OSError):
+    """Another run holds the lock, or may do so; the message names its process."""
 
 
 @contextlib.contextmanager
 def hold_lock(folder: pathlib.Path) -> Iterator[None]:
-    """Holds the lock of a folder; the system lets go of that of a dead process.
+    """Holds the lock of a folder.
+
+    The lock is the operating system's (flock), which it takes from a process that ends,
+    however it ends, so neither a file that is left over nor a process that got the
+    number of a dead one can keep a run out. On a shared file system it holds for all
+    hosts, if locks of one host are known to the others (NFS; Lustre with `flock`, not
+    with `localflock`). Where there are no such locks, the file itself is the lock.
 
     Args:
       folder: where the lock file is made, and removed at the end.
 
     Raises:
-      BlockingIOError: a living process holds it; the message names it and its host.
-      OSError: the file cannot be written, or its file system knows no locks.
+      LockedError: a living process holds the lock; or a process did on a file system
+        without locks, and has not removed its file.
+      OSError: the file cannot be written.
     """
     path = folder / LOCK_FILE
     with contextlib.ExitStack() as stack:
         file = None
         # The file may have been removed by the one who held it a moment ago.
-        while file is None or not path.exists() or not _is_same(path, file.fileno()):
+        while file is None or not _is_at(path, file):
             file = stack.enter_context(path.open("a+"))
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                file.seek(0)
-                holder = file.read() or "another process"
-                raise BlockingIOError(holder) from None
+            _lock(file, folder)
         stack.callback(path.unlink, missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on host {socket.gethostname()}")
@@ -40,5 +50,31 @@ def hold_lock(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _is_same(path: pathlib.Path, descriptor: int) -> bool:
-    return os.path.samestat(path.stat(), os.fstat(descriptor))
+def _lock(file: TextIO, folder: pathlib.Path) -> None:
+    reason = None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read() or "another process"
+        reason = f"{folder} is in use by {holder}. Wait until it is done"
+    except OSError as error:
+        if error.errno not in _NO_LOCKS_HERE:
+            raise
+        file.seek(0)
+        if holder := file.read():
+            reason = (
+                f"{folder} is in use by {holder}, or was when that was killed: the "
+                "file system has no locks, which would tell. Delete "
+                f"{folder / LOCK_FILE} if that process is gone"
+            )
+    if reason:
+        raise LockedError(f"{reason}, or pass another --workdir.")
+
+
+def _is_at(path: pathlib.Path, file: TextIO) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False

@@ -10,7 +10,7 @@ import shutil
 
 from experiments.engine import configuration
 from experiments.engine.checkpoints import CHECKPOINTS_FOLDER
-from experiments.engine.lock import LOCK_FILE, hold_lock
+from experiments.engine.lock import LOCK_FILE, LockedError, hold_lock
 from experiments.engine.tensorboard import TENSORBOARD_FOLDER
 from experiments.reporting import plots, run_results, survival
 
@@ -23,7 +23,7 @@ _WRITTEN_BY_RUNS = re.compile(
             rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
             rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
             rf"{plots.FIGURES_FOLDER}/({plots.FIGURE_FILE}|{survival.FIGURE_FILE})",
-            rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+[^/]*/.+",
+            rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
         )
     )
@@ -50,22 +50,19 @@ def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[
         or something else; or, with `overwrite`, a file that no run has written.
       OSError: it cannot be written.
     """
-    holds_run = _check_contents(folder)
+    _check_contents(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(hold_lock(folder))
-        except BlockingIOError as error:
-            raise RunFolderError(
-                f"{folder} is in use by {error}. Wait until it is done, or pass "
-                "another --workdir."
-            ) from error
+        except LockedError as error:
+            raise RunFolderError(str(error)) from error
         path = folder / CONFIG_FILE
-        if holds_run and overwrite:
-            _delete_run(folder)
-        elif holds_run:
-            changed = configuration.differences(path.read_text(), config)
-            if changed:
+        # Another run may have come and gone since the first look.
+        if _check_contents(folder):
+            if overwrite:
+                _delete_run(folder)
+            elif changed := configuration.differences(path.read_text(), config):
                 raise RunFolderError(
                     f"{folder} holds a run of another config:\n  "
                     + "\n  ".join(changed)
@@ -83,6 +80,8 @@ def _check_contents(folder: pathlib.Path) -> bool:
     if path.is_file():
         _check_is_ours(path)
         return True
+    if folder.exists() and not folder.is_dir():
+        raise RunFolderError(f"{folder} is a file; pass another --workdir.")
     # A run that was killed at once has left no more than these.
     begun = {LOCK_FILE, f".{CONFIG_FILE}"}
     if folder.is_dir() and any(entry.name not in begun for entry in folder.iterdir()):
@@ -108,8 +107,20 @@ def _check_is_ours(path: pathlib.Path) -> None:
 
 
 def _delete_run(folder: pathlib.Path) -> None:
-    """Deletes what runs have written; raises RunFolderError if there is more."""
-    strange = [folder] if folder.is_symlink() else []
+    """Deletes what runs have written, all but the lock and the config.
+
+    The config stays to the last, so that a folder whose deletion was interrupted is
+    still known as one of ours. The next run writes its own in its place.
+
+    Raises:
+      RunFolderError: there is more, or a symbolic link.
+    """
+    if folder.is_symlink():
+        raise RunFolderError(
+            f"{folder} is a symbolic link, and --overwrite follows none: pass "
+            f"--workdir={folder.resolve()}."
+        )
+    strange = []
     for place, folders, files in os.walk(folder):
         paths = [pathlib.Path(place) / name for name in (*folders, *files)]
         for path in paths:
@@ -126,5 +137,5 @@ def _delete_run(folder: pathlib.Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir():
             shutil.rmtree(entry)
-        elif entry.name != LOCK_FILE:
+        elif entry.name not in (LOCK_FILE, CONFIG_FILE):
             entry.unlink()

@@ -1,8 +1,12 @@
 """What a run folder lets in, keeps and deletes."""
 
+import contextlib
+import errno
+import fcntl
 import json
 import os
 import pathlib
+import shutil
 import socket
 import subprocess
 import sys
@@ -10,7 +14,7 @@ import sys
 import pytest
 from tiny_runs import tiny_digits
 
-from experiments.engine import configuration
+from experiments.engine import configuration, run_folder
 from experiments.engine.lock import LOCK_FILE, hold_lock
 from experiments.engine.run_folder import RunFolderError, open_folder
 
@@ -22,6 +26,7 @@ WRITTEN = (
     "checkpoints/backprop/4/SHA256SUMS",
     "checkpoints/backprop/4/default/d/c4337be8e3da",
     "checkpoints/backprop/6.orbax-checkpoint-tmp/default/manifest.ocdbt",
+    "checkpoints/backprop/8.orbax-checkpoint-tmp-17900000/default/manifest.ocdbt",
     "figures/learning.png",
     "figures/survival.png",
     "tensorboard/backprop, step_size 0.1/events.out.tfevents.1790000000.host",
@@ -85,6 +90,8 @@ def test_without_overwrite_all_is_kept(run):
         "figures/mine.png",
         "checkpoints/weights.npz",
         "checkpoints/backprop/best/weights.npz",
+        "checkpoints/backprop/4_kept/default/data",
+        "checkpoints/2026_best/weights.npz",
         "tensorboard/notes.txt",
         "nested/config.json",
     ],
@@ -109,8 +116,46 @@ def test_overwrite_never_follows_a_link(run, tmp_path, kind):
         (run / "results.nc").unlink()
         (run / "results.nc").symlink_to(elsewhere)
     before = files(tmp_path)
-    refused(folder, "no run has written", overwrite=True)
+    message = refused(
+        folder,
+        "is a symbolic link" if kind == "run" else "no run has written",
+        overwrite=True,
+    )
+    assert (f"--workdir={elsewhere}" in message) == (kind == "run")
     assert files(tmp_path) == before
+
+
+def test_a_folder_whose_deletion_was_interrupted_is_still_ours(run, monkeypatch):
+    def interrupted(path):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            open_and_close(run, overwrite=True)
+    open_and_close(run, overwrite=True)
+    assert files(run) == {"config.json": CONFIG.encode()}
+
+
+def test_a_workdir_that_is_a_file_is_refused(tmp_path):
+    write(tmp_path, "notes")
+    with pytest.raises(RunFolderError, match="notes is a file; pass another"):
+        open_and_close(tmp_path / "notes")
+
+
+def test_a_run_that_came_and_went_between_two_looks_is_seen(tmp_path, monkeypatch):
+    other = configuration.to_json(tiny_digits(step_size=0.5))
+
+    @contextlib.contextmanager
+    def after_another_run(folder):
+        (folder / "config.json").write_text(other)
+        with hold_lock(folder):
+            yield
+
+    monkeypatch.setattr(run_folder, "hold_lock", after_another_run)
+    with pytest.raises(RunFolderError, match=r"step_size: 0\.5 -> 0\.03"):
+        open_and_close(tmp_path)
+    assert (tmp_path / "config.json").read_text() == other
 
 
 @pytest.mark.parametrize(
@@ -162,6 +207,20 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     assert left.startswith("process ")
     with hold_lock(tmp_path):
         assert f"process {os.getpid()} " in (tmp_path / LOCK_FILE).read_text()
+
+
+def test_without_locks_of_files_a_lock_file_that_is_left_is_a_lock(
+    tmp_path, monkeypatch
+):
+    def no_locks(file, operation):
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    open_and_close(tmp_path)
+    with open_folder(tmp_path, CONFIG, overwrite=False):
+        message = refused(tmp_path, f"in use by process {os.getpid()} on host")
+    assert f"Delete {tmp_path / LOCK_FILE} if that process is gone" in message
+    open_and_close(tmp_path)
 
 
 def test_a_run_can_be_made_longer_but_not_shorter(tmp_path):
