@@ -4,6 +4,7 @@ from collections.abc import Iterator
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import sys
 from typing import Any
@@ -59,12 +60,12 @@ class Checkpointer:
         except Exception as error:
             steps = _steps(self._folder)
             whole = next((step for step in steps if _is_listed(step)), None)
-            kept = "Without one it begins anew"
+            start = "begins this case anew"
             if whole is not None:
-                kept = f"That of {whole.name} tasks is whole"
+                start = f"goes on from the one after {whole.name} tasks, which is whole"
             raise CheckpointError(
-                f"Cannot write a checkpoint to {self._folder}: {error}\n{kept}. Make "
-                "room there, and give the same command again to go on."
+                f"Cannot write a checkpoint to {self._folder}: {_reason(error)}. Once "
+                f"it can be written, the same command {start}."
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
@@ -153,6 +154,15 @@ def ignore_late_callbacks() -> None:
     sys.unraisablehook = hook
 
 
+def _reason(error: Exception) -> str:
+    """Says in a few words why a write has failed.
+
+    TensorStore puts what the system said before a page of its own settings.
+    """
+    said = re.search(r": ([^:]+) \[(os_error_code|tensorstore_spec)=", str(error))
+    return said[1] if said else str(error).rstrip(".")
+
+
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
     """Lists the folders of checkpoints, the last one first."""
     steps = [path for path in folder.glob("*") if path.name.isdigit()]
@@ -164,8 +174,10 @@ def _is_listed(step: pathlib.Path) -> bool:
 
 
 def _files(step: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Lists what Orbax has written; hidden files are of file systems and browsers."""
     for path in sorted(step.rglob("*")):
-        if path.is_file() and path.name != _CHECKSUMS_FILE:
+        is_hidden = path.name.startswith(".")
+        if path.is_file() and not is_hidden and path.name != _CHECKSUMS_FILE:
             yield path
 
 
@@ -187,12 +199,15 @@ def _write_checksums(step: pathlib.Path) -> None:
 def _wrong_files(step: pathlib.Path) -> Iterator[str]:
     """Names the files of a checkpoint that are not what was written."""
     try:
-        written = (step / _CHECKSUMS_FILE).read_bytes().decode("utf-8").splitlines()
-        found = _checksums(step).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        written = (step / _CHECKSUMS_FILE).read_bytes().decode("utf-8")
+        found = _checksums(step)
+    except UnicodeDecodeError:
+        yield _CHECKSUMS_FILE
+        return
+    except OSError as error:
         yield str(error)
         return
-    for line in sorted({*written} ^ {*found}):
+    for line in sorted({*written.split("\n")} ^ {*found.split("\n")}):
         yield line.partition("  ")[2] or _CHECKSUMS_FILE
 
 

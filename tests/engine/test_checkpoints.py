@@ -91,6 +91,23 @@ def test_no_flipped_bit_goes_unnoticed(saved, tmp_path, capsys):
         assert_is(restore(folder), 4)
 
 
+def test_a_newline_that_became_another_line_break_is_noticed(saved, tmp_path, capsys):
+    """Python takes the one bit off, a vertical tab, for the end of a line, too."""
+    shutil.copytree(saved, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoints" / "case" / "4" / "SHA256SUMS"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0b")
+    assert_is(restore(tmp_path / "run"), 3)
+    assert "damaged" in capsys.readouterr().err
+
+
+def test_hidden_files_of_a_file_system_are_no_damage(saved, tmp_path):
+    shutil.copytree(saved, tmp_path / "run")
+    for folder in ("4", "4/default"):
+        path = tmp_path / "run" / "checkpoints" / "case" / folder / ".nfs000000001"
+        path.write_text("a file that was deleted while it was open")
+    assert_is(restore(tmp_path / "run"), 4)
+
+
 @pytest.mark.parametrize("name", ["default/_METADATA", "default/manifest.ocdbt"])
 def test_a_file_that_is_missing_or_too_short_is_damage(saved, tmp_path, name, capsys):
     shutil.copytree(saved, tmp_path / "short")
