@@ -3,7 +3,7 @@
 Shapes: L lanes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 import math
 from typing import Any, NamedTuple
 
@@ -21,9 +21,20 @@ from experiments.engine.lanes import (
     lane_settings,
     make_grid,
 )
-from experiments.learning.checks import check_positive
+from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog, empty_log
+
+# Least and most of the fields that count something and are the same for every problem.
+_COUNTS = {
+    "num_tasks": (1, 2**31 - 1),
+    "examples_per_task": (1, 2**31 - 1),
+    "checkpoint_every": (1, 2**31 - 1),
+    "hidden_layers": (0, 1000),  # Each is compiled on its own.
+    "lanes_per_block": (0, 2**31 - 1),
+    "rank_every": (0, 2**31 - 1),
+    "replacement_log": (0, 2**31 - 1),
+}
 
 
 class Case(NamedTuple):
@@ -65,16 +76,14 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
     Raises:
       ValueError: anything in the config that cannot be run.
     """
-    check_positive(
-        config, "num_seeds", "num_tasks", "examples_per_task", "checkpoint_every"
-    )
     cases = []
     for name, case_config in configuration.make_cases(config).items():
+        _check_counts(name, config.cases[name], case_config)
         grid = make_grid(case_config)
         problem = make_problem(case_config)
         lane = jax.tree.map(lambda leaf: leaf[0], grid.lanes)
         state = jax.eval_shape(_init_lane(case_config, problem), lane)
-        memory.check_fits(name, state, len(grid.lanes.seed))
+        memory.check_fits(name, case_config, state, len(grid.lanes.seed))
         task = jax.ShapeDtypeStruct((), jnp.int32)
         run_lane = _run_lane(case_config, problem)
         jax.eval_shape(run_lane, state, lane, task, problem.data)
@@ -143,6 +152,16 @@ class CompiledCase:
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""
         return checkpoints.to_dict(self._map.get(self._to_data(state)))
+
+
+def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:
+    """Raises ConfigError unless all counts of a case are what they can be."""
+    for field, (least, most) in _COUNTS.items():
+        if not least <= config[field] <= most:
+            path = f"cases.{name}.{field}" if field in overrides else field
+            raise ConfigError(
+                f"config.{path} must be from {least} to {most}, got {config[field]}."
+            )
 
 
 def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:

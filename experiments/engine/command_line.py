@@ -1,6 +1,7 @@
 """The command line that all problems share."""
 
 from collections.abc import Callable
+import errno
 import os
 import pathlib
 import re
@@ -115,6 +116,21 @@ def train(
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
     except (ValueError, OSError, ImportError, runner.Interrupted) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            print(
+                f"Make room for {folder}: then the same command goes on from the last "
+                "checkpoint.",
+                file=sys.stderr,
+            )
+        return 1
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        print(
+            f"{str(error).splitlines()[0]}\nLower config.lanes_per_block, "
+            "config.examples_per_task or config.hidden_units.",
+            file=sys.stderr,
+        )
         return 1
     if not distributed.is_first():
         return 0

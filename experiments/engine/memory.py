@@ -20,11 +20,12 @@ def device_limit() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def check_fits(case: str, state: Any, num_lanes: int) -> None:
+def check_fits(case: str, config: Any, state: Any, num_lanes: int) -> None:
     """Raises ConfigError if the states of all lanes are larger than the memory.
 
     Args:
       case: name of the case.
+      config: the case's config.
       state: of one lane, a pytree of `jax.ShapeDtypeStruct`.
       num_lanes: of the case.
     """
@@ -36,13 +37,16 @@ def check_fits(case: str, state: Any, num_lanes: int) -> None:
     limit = device_limit() * (1 if devices[0].platform == "cpu" else len(devices))
     if lane * num_lanes <= limit:
         return
-    cure = "config.hidden_units"
+    cures = ["config.hidden_units"]
+    if config.replacement_log:
+        cures.append("config.replacement_log")
     if lane <= limit:
-        cure = "config.num_seeds, values of config.sweep, or config.hidden_units"
+        cures += ["config.num_seeds", "the values of config.sweep"]
     each, together, there = (
         tqdm.format_sizeof(size, suffix="B") for size in (lane, lane * num_lanes, limit)
     )
     raise ConfigError(
         f"Case {case!r} needs at least {each} of memory for each of its {num_lanes} "
-        f"lanes, {together} in all, but this machine has {there}: lower {cure}."
+        f"lanes, {together} in all, but this machine has {there}: lower "
+        f"{' or '.join(cures)}."
     )

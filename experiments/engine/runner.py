@@ -42,14 +42,14 @@ def run(
 
     Args:
       config: the run's config.
-      folder: the run folder; holds `run_results.nc`, `config.json`, `checkpoints/`, and
+      folder: the run folder; holds `results.nc`, `config.json`, `checkpoints/`, and
         what `config.replacement_log` and `config.tensorboard` switch on. With several
         processes it must be the same folder for all.
       make_problem: builds a problem from the config of a case.
       overwrite: delete the run that the folder holds and start anew.
 
     Returns:
-      The results, see `run_run_results.case_dataset`.
+      The results, see `run_results.case_dataset`.
 
     Raises:
       ValueError: a config that cannot be run.

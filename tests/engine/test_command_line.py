@@ -1,5 +1,6 @@
 """The command line: presets, overrides, messages and what a run leaves behind."""
 
+import errno
 import pathlib
 import re
 import subprocess
@@ -14,7 +15,7 @@ from tiny_runs import shrink, tiny_digits, write_idx_files
 
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.engine import command_line, memory
+from experiments.engine import cases, command_line, memory, runner
 from experiments.learning.checks import ConfigError
 from experiments.reporting import run_results
 
@@ -25,7 +26,7 @@ PRESETS = ("default", "small", "paper", "width", "rate", "smoke")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
     config = pmnist.get_config(preset)
-    cases = list(config.cases)
+    names = list(config.cases)
     shrink(config)
     if config.dataset == "mnist":
         write_idx_files(tmp_path)
@@ -33,10 +34,10 @@ def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
     folder = tmp_path / "run"
     assert command_line.train(config, folder, permuted_mnist.make_problem) == 0
     dataset = run_results.load(folder)
-    assert list(dataset.case.values) == cases
+    assert list(dataset.case.values) == names
     assert dataset.accuracy.notnull().all()
     printed = capsys.readouterr().out
-    assert all(f"| {case}" in printed for case in cases)
+    assert all(f"| {name}" in printed for name in names)
     for name in ("results.nc", "config.json", "figures/learning.png"):
         assert (folder / name).stat().st_size > 0
         assert name in printed
@@ -74,10 +75,64 @@ def test_a_network_larger_than_the_memory_is_refused_before_it_is_built(
 
 def test_lanes_that_together_exceed_the_memory_are_refused(monkeypatch):
     monkeypatch.setattr(memory, "device_limit", lambda: 2**20)
-    leaf = jax.ShapeDtypeStruct((2**18, 1), jnp.float32)
-    memory.check_fits("wide", {"leaf": leaf}, num_lanes=1)
+    state = {"leaf": jax.ShapeDtypeStruct((2**18, 1), jnp.float32)}
+    config = tiny_digits()
+    memory.check_fits("wide", config, state, num_lanes=1)
     with pytest.raises(ConfigError, match=r"'wide'.*3 lanes.*config.num_seeds"):
-        memory.check_fits("wide", {"leaf": leaf}, num_lanes=3)
+        memory.check_fits("wide", config, state, num_lanes=3)
+    config.replacement_log = 1000
+    with pytest.raises(ConfigError, match=r"lower .* or config.replacement_log"):
+        memory.check_fits("wide", config, state, num_lanes=3)
+
+
+@pytest.mark.parametrize(
+    ("error", "messages"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            ("OSError: [Errno 28] No space", "Make room for RUN: then the same"),
+        ),
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 0x1"),
+            ("RESOURCE_EXHAUSTED: Out of memory", "Lower config.lanes_per_block"),
+        ),
+    ],
+)
+def test_a_machine_that_is_too_small_is_told_in_two_lines(
+    error, messages, monkeypatch, capsys
+):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(runner, "run", fail)
+    assert command_line.train(tiny_digits(), pathlib.Path("RUN"), None) == 1
+    lines = capsys.readouterr().err.splitlines()
+    for line, message in zip(lines, messages, strict=True):
+        assert line.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_tasks", 0),
+        ("examples_per_task", -1),
+        ("checkpoint_every", 0),
+        ("lanes_per_block", -1),
+        ("rank_every", -1),
+        ("replacement_log", -1),
+        ("hidden_layers", 10**9),
+    ],
+)
+def test_counts_that_cannot_be_are_errors_of_the_config_or_of_the_case(field, value):
+    with pytest.raises(
+        ConfigError, match=rf"^config\.{field} must be from .* {value}\."
+    ):
+        cases.prepare_cases(tiny_digits(**{field: value}), None)
+    config = tiny_digits(cases={"odd": {field: value}})
+    with pytest.raises(
+        ConfigError, match=rf"^config\.cases\.odd\.{field} must be from"
+    ):
+        cases.prepare_cases(config, None)
 
 
 def run_program(*arguments):
