@@ -122,17 +122,24 @@ def scale_by_adam_with_unit_counts(
         del params, extra_args
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
-        counts = _weight_counts(units, updates, state.count, unit_ages or {})
+        first_weights, second_weights = (
+            _average_weights(units, updates, state.count, unit_ages or {}, decay)
+            for decay in (b1, b2)
+        )
 
-        def scale(count: jax.Array, mu: jax.Array, nu: jax.Array) -> jax.Array:
+        def scale(
+            first_weight: jax.Array,
+            second_weight: jax.Array,
+            mu: jax.Array,
+            nu: jax.Array,
+        ) -> jax.Array:
             dtype = at_least_float32(mu.dtype)
-            first = mu.astype(dtype) / average_weight(count, b1, dtype)
-            second_weight = average_weight(count, b2, dtype)
+            first = mu.astype(dtype) / first_weight
             second = jnp.sqrt(nu.astype(dtype) / second_weight)
             added = eps / jnp.sqrt(second_weight) if eps_before_correction else eps
             return (first / (second + added)).astype(mu.dtype)
 
-        updates = jax.tree.map(scale, counts, mu, nu)
+        updates = jax.tree.map(scale, first_weights, second_weights, mu, nu)
         return updates, AdamWithUnitCountsState(
             optax.safe_increment(state.count), mu, nu
         )
@@ -140,23 +147,30 @@ def scale_by_adam_with_unit_counts(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _weight_counts(
+def _average_weights(
     units: Sequence[UnitGroup],
     tree: PyTree,
     count: jax.Array,
     unit_ages: Mapping[str, jax.Array],
+    decay_rate: float | jax.Array,
 ) -> PyTree:
-    """Returns for each leaf the updates of each weight, this one included.
+    """Returns for each leaf 1 - decay**t, t the updates of each weight with this one.
 
-    The arrays only broadcast against the leaves, so they stay small until used.
+    The arrays only broadcast against the leaves, so they stay small until used. Of two
+    units the younger has the smaller one, so a weight needs no power of its own.
     """
+
+    def weight_of(age: jax.Array, dtype: Any) -> jax.Array:
+        return average_weight(optax.safe_increment(age), decay_rate, dtype)
+
     leaves, treedef = jax.tree.flatten(tree)
-    counts = [count for _ in leaves]
+    dtypes = [at_least_float32(leaf.dtype) for leaf in leaves]
+    weights = [weight_of(count, dtype) for dtype in dtypes]
     for group in resolve_units(units, tree):
         if group.name not in unit_ages:
             continue
-        age = unit_ages[group.name]
         for place in group.places:
-            own = place.spread(age, leaves[place.leaf].ndim)
-            counts[place.leaf] = jnp.minimum(counts[place.leaf], own)
-    return treedef.unflatten([optax.safe_increment(leaf) for leaf in counts])
+            own = weight_of(unit_ages[group.name], dtypes[place.leaf])
+            own = place.spread(own, leaves[place.leaf].ndim)
+            weights[place.leaf] = jnp.minimum(weights[place.leaf], own)
+    return treedef.unflatten(weights)

@@ -50,15 +50,15 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         folder = pathlib.Path(
             workdir.value or pathlib.Path("runs") / name / config.value.preset
         )
-        _use_all_cores()
+        use_all_cores()
         if join.value:
             distributed.start(address.value, count.value, index.value)
         sys.exit(train(config.value, folder, make_problem, overwrite.value))
 
-    app.run(main, flags_parser=_parse_flags)
+    app.run(main, flags_parser=parse_flags)
 
 
-def _parse_flags(arguments: list[str]) -> list[str]:
+def parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags, and says in one line what is wrong with a config or an override."""
     for argument in arguments:
         name, _, value = argument.partition("=")
@@ -146,7 +146,7 @@ def train(
     return 0
 
 
-def _use_all_cores() -> None:
+def use_all_cores() -> None:
     """Makes each core an XLA device, since one device uses little more than one.
 
     JAX_NUM_CPU_DEVICES in the environment sets another number.

@@ -24,6 +24,18 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
     return optax.chain(given.base, event)
 
 
+def _selective_weight_reinitialization(
+    given: Ingredients,
+) -> optax.GradientTransformation:
+    event = optimizers.selective_weight_reinitialization(
+        optimizers.every(given.settings.swr_every),
+        given.init_params,
+        fraction=given.settings.swr_fraction,
+        key=given.key,
+    )
+    return optax.chain(given.base, event)
+
+
 def _fire(given: Ingredients) -> optax.GradientTransformation:
     return optax.chain(given.base, optimizers.fire(given.at_task_ends()))
 
@@ -68,6 +80,18 @@ EVENTS: Mapping[str, Method] = {
         },
         sees_tasks=True,
         source="Ash and Adams 2020",
+    ),
+    "selective_weight_reinitialization": Method(
+        _selective_weight_reinitialization,
+        {
+            "swr_fraction": HyperParameter(
+                0.2, FRACTION, 0.0, "share of each tensor's weights redrawn"
+            ),
+            "swr_every": HyperParameter(
+                2000, AT_LEAST_ONE, None, "updates between two reinitializations"
+            ),
+        },
+        source="Hernandez-Garcia et al. 2025",
     ),
     "fire": Method(_fire, sees_tasks=True, source="Han et al. 2026"),
     "hare_and_tortoise": Method(

@@ -2,9 +2,7 @@
 
 from collections.abc import Mapping
 import functools
-from typing import Any
 
-import jax
 import optax
 
 from cbp_jax import optimizers
@@ -12,7 +10,6 @@ from experiments.learning.hyper_parameters import (
     AT_LEAST_ONE,
     DECAY,
     FINITE,
-    FRACTION,
     NOT_NEGATIVE,
     HyperParameter,
 )
@@ -56,33 +53,6 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
         protecting=protecting,
         key=given.key,
     )
-
-
-def _selective_weight_reinitialization(
-    given: Ingredients,
-) -> optax.GradientTransformation:
-    # Kernels are drawn as the network draws them; XLA leaves out what it draws beside.
-    def draw(path: tuple[Any, ...]) -> Any:
-        def initializer(key: jax.Array, shape: Any, dtype: Any) -> jax.Array:
-            del shape
-            leaves, _ = jax.tree_util.tree_flatten_with_path(given.init_params(key))
-            return dict(leaves)[path].astype(dtype)
-
-        return initializer
-
-    shapes = jax.eval_shape(given.init_params, given.key)
-    kernels = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): draw(path)
-        for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]
-        if leaf.ndim >= 2
-    }
-    reinitialize = optimizers.selective_weight_reinitialization(
-        given.settings.swr_fraction,
-        reinitialize_every=given.settings.swr_every,
-        initializers=kernels,
-        key=given.key,
-    )
-    return optax.chain(given.base, reinitialize)
 
 
 _UPGD = {
@@ -140,17 +110,5 @@ REGULARIZERS: Mapping[str, Method] = {
         _UPGD,
         replaces_optimizer=True,
         source="Elsayed and Mahmood 2024",
-    ),
-    "selective_weight_reinitialization": Method(
-        _selective_weight_reinitialization,
-        {
-            "swr_fraction": HyperParameter(
-                0.01, FRACTION, 0.0, "share of each tensor's weights redrawn"
-            ),
-            "swr_every": HyperParameter(
-                1000, AT_LEAST_ONE, None, "updates between two reinitializations"
-            ),
-        },
-        source="Hernandez-Garcia et al. 2025",
     ),
 }
