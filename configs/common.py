@@ -16,6 +16,7 @@ from experiments.learning.methods import parameters_of
 _LEARNER = {
     "method": "continual_backprop",  # A name in experiments/learning/methods/.
     "optimizer": "sgd",  # Or "adam".
+    "noise": "normal",  # Of noise_scale; "signs" of that size cost far less.
     "hidden_layers": 1,  # 0 for a linear model.
     "hidden_units": 100,
     "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.

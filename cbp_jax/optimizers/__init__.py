@@ -34,6 +34,7 @@ from cbp_jax.optimizers.selective_weight_reinitialization import (
 )
 from cbp_jax.optimizers.shrink_and_perturb import PerturbState as PerturbState
 from cbp_jax.optimizers.shrink_and_perturb import perturb as perturb
+from cbp_jax.optimizers.shrink_and_perturb import random_signs as random_signs
 from cbp_jax.optimizers.shrink_and_perturb import (
     shrink_and_perturb as shrink_and_perturb,
 )

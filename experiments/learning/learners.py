@@ -19,6 +19,7 @@ from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.methods import METHODS, Ingredients
 from experiments.learning.optimizers import (
+    NOISES,
     OPTIMIZERS,
     check_plain,
     is_off,
@@ -125,7 +126,7 @@ def make_learner(
         noise_key = jax.random.fold_in(key, NOISE)
         ingredients = Ingredients(
             settings=settings,
-            base=make_base_optimizer(config.optimizer, settings, units, noise_key),
+            base=make_base_optimizer(config, settings, units, noise_key),
             network=network,
             init_params=lambda key: init_network(key)[0],
             weight_bounds=networks.weight_bounds(network),
@@ -257,6 +258,7 @@ def _check(config: Any, network: Any) -> None:
     """Raises ValueError for fields that do not go together."""
     check_choice("method", config.method, METHODS)
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
+    check_choice("noise", config.noise, NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():
         raise ConfigError(

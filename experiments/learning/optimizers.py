@@ -12,7 +12,7 @@ from experiments.learning.checks import ConfigError
 
 
 def make_base_optimizer(
-    name: str,
+    config: Any,
     settings: SimpleNamespace,
     units: Sequence[cbp_jax.UnitGroup],
     noise_key: jax.Array,
@@ -20,16 +20,18 @@ def make_base_optimizer(
     """Builds an optimizer with L2 and noise where a lane may have any.
 
     Args:
-      name: a key of `OPTIMIZERS`.
+      config: `optimizer`, a key of `OPTIMIZERS`, and `noise`, one of `NOISES`.
       settings: the learner's hyper-parameters.
       units: of its network.
       noise_key: typed key of the noise.
     """
-    base = OPTIMIZERS[name](settings, units)
+    base = OPTIMIZERS[config.optimizer](settings, units)
     if not is_off(settings.weight_decay):
         base = optax.chain(optax.add_decayed_weights(settings.weight_decay), base)
     if not is_off(settings.noise_scale):
-        noise = cbp_jax.optimizers.perturb(settings.noise_scale, key=noise_key)
+        noise = cbp_jax.optimizers.perturb(
+            settings.noise_scale, key=noise_key, sample=NOISES[config.noise]
+        )
         base = optax.chain(base, noise)
     return base
 
@@ -76,3 +78,8 @@ OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"sgd": _sgd, "adam": _adam}
 )
 """All optimizers by the name that `config.optimizer` takes."""
+
+NOISES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {"normal": jax.random.normal, "signs": cbp_jax.optimizers.random_signs}
+)
+"""What `config.noise` takes: how the noise of `noise_scale` is distributed."""
