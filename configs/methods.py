@@ -70,8 +70,8 @@ def newer_methods(*, adam_step_size: float) -> Cases:
 def with_strengths(
     cases: Cases, strengths: dict[str, dict[str, tuple[float, ...]]]
 ) -> Cases:
-    """Gives each case the sweep of the values that it is to be tried with."""
-    return {name: case | {"sweep": strengths[name]} for name, case in cases.items()}
+    """Gives each case that has any the sweep of the values to try it with."""
+    return {name: cases[name] | {"sweep": values} for name, values in strengths.items()}
 
 
 def chosen(

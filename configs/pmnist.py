@@ -101,9 +101,13 @@ _MNIST_STRENGTHS = {
     "online_norm": _MNIST_STEPS,
     "adam": {"step_size": (3e-4, 1e-4, 3e-5)},
     "continual_backprop": _MNIST_RATES,
-    "continual_backprop_adam": _MNIST_RATES,
 }
-_MNIST_COMPARISON = {"hidden_units": 100, "rank_every": 5}
+_MNIST_COMPARISON = {
+    "hidden_units": 100,
+    "rank_every": 5,
+    "noise": "signs",
+    "lanes_per_block": 1,
+}
 
 _PRESETS = {
     "default": _DIGITS,
@@ -124,7 +128,7 @@ _PRESETS = {
     },
     "comparison_mnist_tuning": _MNIST_COMPARISON
     | {
-        "num_tasks": 30,
+        "num_tasks": 10,
         "num_seeds": 2,
         "cases": with_strengths(paper_methods(adam_step_size=1e-4), _MNIST_STRENGTHS),
     },
