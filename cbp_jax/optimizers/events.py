@@ -129,6 +129,22 @@ def next_update(schedule: Schedule, state: EventState) -> tuple[jax.Array, jax.A
     return jnp.asarray(schedule(count), bool), count
 
 
+def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
+    """Returns the update of a transformation whose events are known to do nothing."""
+
+    def update(
+        updates: PyTree,
+        state: EventState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EventState]:
+        del params, extra_args
+        _, count = next_update(schedule, state)
+        return updates, EventState(count, state.rng_key)
+
+    return update
+
+
 def change_params(
     is_due: jax.Array,
     act: Callable[[PyTree, jax.Array | None], PyTree],

@@ -1,0 +1,271 @@
+"""The methods that a config can name: what they declare, and what they do to a run."""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+from tiny_runs import one_lane, tiny_digits
+
+from configs import methods as method_configs
+from configs import pmnist
+from experiments import permuted_mnist
+from experiments.engine import configuration
+from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
+from experiments.learning.methods import HYPER_PARAMETERS, METHODS
+
+IMAGES = jax.random.uniform(jax.random.key(1), (60, 1, 64))
+LABELS = jnp.arange(60)[:, None] % 10
+
+
+def make(method, **overrides):
+    overrides = {"normalization": (METHODS[method].normalizations or ("none",))[0]} | (
+        overrides
+    )
+    config = tiny_digits(cases={method: {"method": method} | overrides}, step_size=0.1)
+    return configuration.make_cases(configuration.complete(config))[method]
+
+
+def train(config, num_updates=60):
+    """Returns the first state and all params, `[updates, ...]`, of the first lane."""
+    learner = permuted_mnist.make_problem(config).learner
+    settings, key = one_lane(config)
+
+    @jax.jit
+    def run(key, images, labels):
+        def step(state, example):
+            state, _, _ = learner.step(settings, state, *example)
+            return state, state
+
+        first = learner.init(settings, key)
+        return first, jax.lax.scan(step, first, (images, labels))[1]
+
+    return run(key, IMAGES[:num_updates], LABELS[:num_updates])
+
+
+@functools.cache
+def backprop():
+    return train(make("backprop"))[1].params
+
+
+@pytest.mark.parametrize("name", HYPER_PARAMETERS)
+def test_defaults_and_off_values_are_in_range(name):
+    parameter = HYPER_PARAMETERS[name]
+    parameter.range.check(name, parameter.default)
+    if parameter.off is not None and not math.isinf(parameter.off):
+        parameter.range.check(name, parameter.off)
+    assert parameter.meaning
+
+
+def test_no_two_methods_share_a_hyper_parameter_that_means_something_else():
+    for method in METHODS.values():
+        for name, parameter in method.hyper_parameters.items():
+            assert HYPER_PARAMETERS[name] == parameter
+            assert name not in OPTIMIZER_PARAMETERS
+
+
+HAVE_OFF = [
+    name
+    for name, method in METHODS.items()
+    if any(one.off is not None for one in method.hyper_parameters.values())
+]
+
+
+@pytest.mark.parametrize("name", HAVE_OFF)
+def test_off_is_backprop_bit_for_bit(name):
+    off = {
+        name: parameter.off
+        for name, parameter in METHODS[name].hyper_parameters.items()
+        if parameter.off is not None
+    }
+    _, states = train(make(name, **off))
+    tiny.assert_equal(states.params, backprop())
+
+
+def test_methods_without_an_off_value_are_known():
+    assert set(METHODS) - set(HAVE_OFF) == {
+        "backprop",
+        "normalize_and_project",
+        *("upgd", "upgd_nonprotecting"),
+        *("fire", "head_reset", "full_reset", "optimizer_reset"),
+    }
+
+
+# A task is 40 updates long here.
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("head_reset", {"head"}),
+        ("full_reset", {"dense_0", "head"}),
+        ("fire", {"dense_0", "head"}),
+        ("shrink_and_perturb_events", {"dense_0", "head"}),
+    ],
+)
+def test_events_come_at_the_end_of_a_task_and_at_no_other_update(name, changes):
+    _, states = train(make(name))
+    plain = backprop()
+    for layer in ("dense_0", "head"):
+        kernels, wanted = states.params[layer]["kernel"], plain[layer]["kernel"]
+        # Two programs: XLA may round a sum of products in one of them only.
+        np.testing.assert_allclose(kernels[:39], wanted[:39], rtol=1e-5, atol=1e-6)
+        has_changed = np.abs(kernels[39] - wanted[39]).max() > 0.01
+        assert has_changed == (layer in changes)
+    assert METHODS[name].sees_tasks
+
+
+def test_a_full_reset_draws_a_network_like_the_first_and_forgets_its_statistics():
+    config = make("full_reset", normalization="online")
+    first, states = train(config)
+    at_end = tiny.at(states, 39)
+    tiny.assert_equal(at_end.network_state, first.network_state)
+    kernel = at_end.params["dense_0"]["kernel"]
+    assert not np.array_equal(kernel, first.params["dense_0"]["kernel"])
+    bound = math.sqrt(2 * 3 / 64)
+    assert 0.9 * bound < np.abs(kernel).max() <= bound
+    assert not np.array_equal(
+        tiny.at(states, 38).network_state["batch_stats"]["norm_0"]["mean"], np.zeros(5)
+    )
+
+
+def test_the_optimizer_is_born_again_with_a_task():
+    config = make("optimizer_reset", optimizer="adam", step_size=0.01)
+    _, states = train(config)
+    adam = states.optimizer_state.base_state[0]
+    np.testing.assert_array_equal(adam.count[38:41], [39, 0, 1])
+    np.testing.assert_array_equal(adam.mu["head"]["kernel"][39], 0)
+    assert np.abs(adam.mu["head"]["kernel"][38]).max() > 0
+
+
+def test_statistics_of_a_replaced_unit_are_newborn():
+    config = make(
+        "continual_backprop",
+        normalization="online",
+        replacement_rate=0.02,
+        maturity_threshold=5,
+    )
+    _, states = train(config)
+    replaced = np.asarray(states.optimizer_state.replaced["dense_0"])[:, 0]
+    (updates,) = np.nonzero(replaced < 5)
+    assert len(updates) >= 4
+    for update in updates:
+        unit = replaced[update]
+        for name, value in (("mean", 0), ("var", 1)):
+            statistics = states.network_state["batch_stats"]["norm_0"][name]
+            assert statistics[update, unit] == value
+            others = np.delete(statistics[update], unit)
+            assert (others != value).any()
+        for name in ("u", "v"):
+            sums = states.network_state["backward_stats"]["norm_0"][name]
+            assert sums[update, unit] == 0
+        assert states.params["norm_0"]["scale"][update, unit] == 1
+
+
+def test_the_decays_of_online_normalization_reach_it():
+    slow, fast = (
+        train(make("backprop", normalization="online", online_norm_forward_decay=decay))
+        for decay in (0.999, 0.9)
+    )
+    variances = [
+        states.network_state["batch_stats"]["norm_0"]["var"][0]
+        for _, states in (slow, fast)
+    ]
+    mean_steps = [
+        states.network_state["batch_stats"]["norm_0"]["mean"][0]
+        for _, states in (slow, fast)
+    ]
+    # The first example meets mean 0 and variance 1 in both.
+    np.testing.assert_allclose(mean_steps[1], 100 * mean_steps[0], rtol=1e-3)
+    squares = np.square(mean_steps[1] / 0.1)
+    np.testing.assert_allclose(variances[1], 0.9 + 0.09 * squares, rtol=1e-5)
+
+
+def test_hare_and_tortoise_predicts_with_the_tortoise():
+    config = make("hare_and_tortoise", hare_decay=0.5, hare_every=1000)
+    learner = permuted_mnist.make_problem(config).learner
+    _, states = train(config)
+    state = tiny.at(states, 20)
+    (_, event), network = state.optimizer_state, permuted_mnist.make_mlp(config, 10)
+    wanted, _ = network.apply({"params": event.slow}, IMAGES[0])
+    np.testing.assert_array_equal(learner.predict(state, IMAGES[0]), wanted)
+    hare, _ = network.apply({"params": state.params}, IMAGES[0])
+    assert np.abs(np.asarray(hare - wanted)).max() > 1e-3
+
+
+def test_an_optimizer_of_its_own_takes_no_field_of_the_other():
+    for overrides, message in (
+        ({"optimizer": "adam"}, "config.optimizer to 'sgd', got 'adam'"),
+        ({"momentum": 0.5}, r"no config.momentum: set it to 0, got 0.5"),
+        ({"sweep": {"weight_decay": (0.0, 0.1)}}, r"no config.weight_decay.*got 0.1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            permuted_mnist.make_problem(make("upgd", **overrides))
+
+
+def test_normalize_and_project_wants_a_normalization():
+    config = make("normalize_and_project", normalization="none")
+    with pytest.raises(ValueError, match=r"\['layer', 'rms'\], got 'none'"):
+        permuted_mnist.make_problem(config)
+
+
+def test_norms_of_kernels_stay_where_they_began():
+    first, states = train(make("normalize_and_project"))
+    for layer in ("dense_0", "head"):
+        norms = np.linalg.norm(states.params[layer]["kernel"], axis=(1, 2))
+        wanted = np.linalg.norm(first.params[layer]["kernel"])
+        np.testing.assert_allclose(norms, wanted, rtol=1e-5)
+
+
+def test_a_config_has_the_hyper_parameters_of_its_cases_and_no_others():
+    default = pmnist.get_config()
+    assert "replacement_rate" in default
+    for name in ("redo_threshold", "shrink", "online_norm_forward_decay"):
+        assert name not in default
+        assert name not in default.sweep
+    everything = pmnist.get_config("methods")
+    assert set(HYPER_PARAMETERS) == set(everything.sweep)
+    assert (
+        everything.redo_threshold
+        == METHODS["redo"].hyper_parameters["redo_threshold"].default
+    )
+
+
+def test_every_method_and_normalization_is_a_case_of_the_preset():
+    config = pmnist.get_config("methods")
+    cases = config.cases.values()
+    assert {case.method for case in cases} == set(METHODS)
+    assert {case.get("normalization", "none") for case in cases} == {
+        *("none", "online", "batch", "layer", "rms")
+    }
+    assert len(config.cases) == len(method_configs.paper_methods(adam_step_size=1)) + (
+        len(method_configs.batch_methods(batch_size=2, step_size=1))
+        + len(method_configs.newer_methods(adam_step_size=1))
+    )
+
+
+def test_mini_batches_average_their_gradients():
+    config = make("backprop", batch_size=4)
+    problem = permuted_mnist.make_problem(config)
+    assert problem.steps_per_task == 10
+    settings, key = one_lane(config)
+    state = problem.learner.init(settings, key)
+    images, labels = IMAGES[:4, 0], LABELS[:4, 0]
+    after, _, _ = problem.learner.step(settings, state, images, labels)
+    network = permuted_mnist.make_mlp(config, 10)
+
+    def loss(params):
+        logits, _ = network.apply({"params": params}, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean()
+
+    wanted = jax.tree.map(
+        lambda param, grad: param - 0.1 * grad,
+        state.params,
+        jax.grad(loss)(state.params),
+    )
+    tiny.assert_close(after.params, wanted)
+    with pytest.raises(ValueError, match="batch_size must divide .* 7"):
+        permuted_mnist.make_problem(make("backprop", batch_size=7))
