@@ -4,21 +4,28 @@ import json
 import pathlib
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
-from experiments.reporting import statistics, survival, tables
+from experiments.reporting import panels, statistics, survival
+from experiments.reporting.styles import (
+    FAMILIES,
+    REFERENCES,
+    MethodStyle,
+    distinct_styles,
+    in_words,
+    method_style,
+)
 
 FIGURES_FOLDER = "figures"
 FIGURE_FILE = "learning.png"
 
-# Variable, axis label, factor, whether it is a measure of layers.
-_PANELS = (
-    ("accuracy", "online accuracy (%)", 100, False),
-    ("dead_units", "dead units (%)", 100, True),
-    ("effective_rank", "effective rank", 1, True),
-    ("weight_magnitude", "mean |w|", 1, True),
-)
+# Lines that one panel can hold.
+_MOST_LINES = 8
+# Cases that each have a row of their own, if there are more lines.
+_MOST_ROWS_OF_CASES = 4
+
+Settings = list[tuple[dict[str, Any], xr.Dataset]]
+"""What tells a setting apart (its case and swept values), and its results."""
 
 
 def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
@@ -43,7 +50,10 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
 def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws all measures of a run against tasks, one line for each setting.
 
-    Bands are 95 % confidence intervals of the mean over seeds.
+    Up to eight settings share one row of panels, with bands of 95 % confidence
+    intervals of the mean over seeds. More are drawn without bands in several rows: one
+    for each of up to four cases, or one for each family of methods, with the references
+    in each and the settings of a case in the same style.
 
     Args:
       dataset: results of a run.
@@ -52,23 +62,54 @@ def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
     Returns:
       The files written; none if every lane diverged at once.
     """
-    panels = [panel for panel in _PANELS if _has_values(dataset, panel[0])]
-    if not panels:
+    settings = _settings(dataset)
+    if not settings or not panels.measures_of(dataset):
         return []
-    figure, axes = _subplots(1, len(panels))
-    for labels, setting in statistics.settings_of(dataset):
-        label = ", ".join(_describe(name, value) for name, value in labels.items())
-        for axis, (name, _, factor, is_layered) in zip(axes[0], panels, strict=True):
-            values = (
-                statistics.over_layers(setting, name) if is_layered else setting[name]
-            )
-            tasks = values.task.values
-            _draw_line(axis, tasks, values * factor, "half_width", label=label)
-    for axis, (_, axis_label, _, _) in zip(axes[0], panels, strict=True):
-        axis.set_xlabel("task")
-        axis.set_ylabel(axis_label)
-    axes[0, 0].legend(frameon=False)
-    return [_save(figure, folder)]
+    return [draw_settings(settings, folder / FIGURE_FILE)]
+
+
+def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
+    """Draws all measures of some settings, as `draw` does for those of a run.
+
+    Args:
+      settings: at least one, of the same measures.
+      path: the file to write.
+
+    Returns:
+      The path.
+    """
+    first = settings[0][1]
+    measures = [
+        measure
+        for measure in panels.MEASURES
+        if any(panels.has_values(one, measure.variable) for _, one in settings)
+    ]
+    rows = _rows(settings)
+    figure, axes = panels.subplots(len(rows), len(measures), sharey="col")
+    for row_axes, (title, row) in zip(axes, rows.items(), strict=True):
+        for axis, measure in zip(row_axes, measures, strict=True):
+            for number, (label, style, setting) in enumerate(_lines(row)):
+                panels.draw_curves(
+                    axis,
+                    panels.times(setting),
+                    panels.curves(setting, measure).values,
+                    style,
+                    band="half_width" if len(settings) <= _MOST_LINES else "",
+                    marker_at=number / len(row) if len(row) > 2 else None,
+                    label=label,
+                )
+            axis.set_ylabel(measure.label)
+            axis.tick_params(labelleft=True)
+        if title:
+            panels.legend_beside(row_axes[-1], title)
+    for axis in axes[-1]:
+        axis.set_xlabel(panels.time_axis(first))
+    for column, measure in zip(axes.T, measures, strict=True):
+        if not measure.is_bounded:
+            panels.cut_outliers(column)
+    if list(rows) == [""]:
+        panels.legend_above(figure, axes[0, 0].lines, num_columns=len(measures))
+    return panels.save(figure, path)
 
 
 def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -77,7 +118,8 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     One panel for each activation, in it one line for each case and swept value, with a
     band of one standard error of the mean over seeds. The linear model is a dashed line
     in all panels: of several, the one with the least error. Panels share the scale of
-    the errors, and one legend if it holds for all.
+    the errors, and one legend if it holds for all. With more than eight lines in a
+    panel, all measures are drawn as by `draw`.
 
     Args:
       dataset: results of a run, its config among the attributes.
@@ -86,123 +128,138 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     Returns:
       The files written; none if every lane diverged at once.
     """
-    if not _has_values(dataset, "error"):
+    if not panels.has_values(dataset, "error"):
         return []
-    panels = _by_activation(dataset)
-    baselines = panels.pop("linear") if "linear" in panels and len(panels) > 1 else {}
+    grouped = _by_activation(dataset)
+    if max(map(len, grouped.values())) > _MOST_LINES:
+        return draw(dataset, folder)
+    baselines = grouped.pop("linear", {}) if len(grouped) > 1 else {}
     best = min(
-        baselines.values(), key=lambda one: float(one.error.mean()), default=None
+        (setting for _, setting in baselines.values()),
+        key=lambda one: float(one.error.mean()),
+        default=None,
     )
-    share_legend = len({tuple(settings) for settings in panels.values()}) == 1
-    num_columns = min(len(panels), 3)
-    figure, axes = _subplots(-(-len(panels) // num_columns), num_columns, sharey=True)
-    for axis, (activation, settings) in zip(axes.flat, panels.items(), strict=False):
-        axis.set_title(activation.replace("_", " "))
-        axis.set_xlabel("examples (millions)")
+    share_legend = len({tuple(settings) for settings in grouped.values()}) == 1
+    num_columns = min(len(grouped), 3)
+    figure, axes = panels.subplots(
+        -(-len(grouped) // num_columns), num_columns, sharey=True
+    )
+    for axis, (activation, settings) in zip(axes.flat, grouped.items(), strict=False):
+        axis.set_title(in_words(activation))
+        axis.set_xlabel(panels.time_axis(dataset))
         axis.set_ylabel("squared error")
         axis.tick_params(labelleft=True)
-        for label, setting in settings.items():
-            _draw_error(axis, setting, label=label)
+        styles = distinct_styles({label: case for label, (case, _) in settings.items()})
+        for label, (_, setting) in settings.items():
+            _draw_error(axis, setting, styles[label], label=label)
         if best is not None:
-            _draw_error(axis, best, label="linear", color="gray", linestyle="--")
+            linear = method_style("linear")._replace(color="gray", dashes="--")
+            _draw_error(axis, best, linear, label="linear")
         if not share_legend:
             axis.legend(frameon=False, fontsize="small")
     if share_legend:
-        figure.legend(
-            handles=list(axes[0, 0].lines),
-            loc="outside upper center",
-            ncols=num_columns + 1,
-            frameon=False,
-        )
-    for axis in axes.flat[len(panels) :]:
+        panels.legend_above(figure, axes[0, 0].lines, num_columns + 1)
+    for axis in axes.flat[len(grouped) :]:
         axis.remove()
-    return [_save(figure, folder)]
+    return [panels.save(figure, folder / FIGURE_FILE)]
 
 
-def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, xr.Dataset]]:
-    """Groups the settings by activation ("linear" without hidden layers) and label."""
+def _settings(dataset: xr.Dataset) -> Settings:
+    """Returns the settings that were run, without labels that tell none apart."""
+    settings = [
+        (labels, setting)
+        for labels, setting in statistics.settings_of(dataset)
+        if statistics.has_run(setting)
+    ]
+    seen: dict[tuple[str, str], set[Any]] = {}
+    for labels, _ in settings:
+        for name, value in labels.items():
+            seen.setdefault((labels["case"], name), set()).add(value)
+    return [
+        (
+            {
+                name: value
+                for name, value in labels.items()
+                if name == "case" or len(seen[labels["case"], name]) > 1
+            },
+            setting,
+        )
+        for labels, setting in settings
+    ]
+
+
+def _rows(settings: Settings) -> dict[str, Settings]:
+    """Spreads settings over rows of panels, by title; "" is a row that needs none."""
+    if len(settings) <= _MOST_LINES:
+        return {"": settings}
+    cases = dict.fromkeys(labels["case"] for labels, _ in settings)
+    if len(cases) <= _MOST_ROWS_OF_CASES:
+        return {
+            in_words(case): [
+                ({name: value for name, value in labels.items() if name != "case"}, one)
+                for labels, one in settings
+                if labels["case"] == case
+            ]
+            for case in cases
+        }
+    families = {case: method_style(case).family for case in cases}
+    present = [
+        family
+        for family in FAMILIES
+        if family != REFERENCES and family in families.values()
+    ]
+    return {
+        family: [
+            (labels, setting)
+            for labels, setting in settings
+            if families[labels["case"]] in (REFERENCES, family)
+        ]
+        for family in present or [REFERENCES]
+    }
+
+
+def _lines(row: Settings) -> list[tuple[str, MethodStyle, xr.Dataset]]:
+    """Returns the label, style and results of each line of a row.
+
+    If there are too many, the settings of a case share label and style.
+    """
+    cases = [labels.get("case", "") for labels, _ in row]
+    names = [panels.describe(labels) for labels, _ in row]
+    if len(row) > _MOST_LINES and all(cases):
+        names = [in_words(case) for case in cases]
+    styles = distinct_styles(dict(zip(names, cases, strict=True)))
+    return [
+        (name, styles[name], setting)
+        for name, (_, setting) in zip(names, row, strict=True)
+    ]
+
+
+def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, tuple[str, xr.Dataset]]]:
+    """Groups the settings by activation ("linear" without hidden layers) and label.
+
+    Returns:
+      For each activation the case and the results of each labeled setting.
+    """
     config = json.loads(dataset.attrs["config"])
     fields = {name: config | case for name, case in config["cases"].items()}
     activations = {
         name: case["activation"] if case["hidden_layers"] else "linear"
         for name, case in fields.items()
     }
-    panels: dict[str, dict[str, xr.Dataset]] = {}
-    for labels, setting in statistics.settings_of(dataset):
-        activation = activations[labels["case"]]
+    grouped: dict[str, dict[str, tuple[str, xr.Dataset]]] = {}
+    for labels, setting in _settings(dataset):
+        case = labels["case"]
+        activation = activations[case]
         if list(activations.values()).count(activation) == 1 and len(labels) > 1:
             del labels["case"]
-        label = ", ".join(_describe(name, value) for name, value in labels.items())
         if setting.error.notnull().any():
-            panels.setdefault(activation, {})[label] = setting
-    return panels
+            label = panels.describe(labels)
+            grouped.setdefault(activation, {})[label] = case, setting
+    return grouped
 
 
-def _draw_error(axis: Any, setting: xr.Dataset, **style: Any) -> None:
-    millions = setting.examples.values / 1e6
-    _draw_line(axis, millions, setting.error, "standard_error", **style)
-
-
-def _draw_line(
-    axis: Any, x: np.ndarray, values: xr.DataArray, band: str, **style: Any
-) -> None:
-    """Draws the mean over seeds against x [tasks], and its band.
-
-    Args:
-      axis: where to draw.
-      x: [tasks].
-      values: dimensions seed and task.
-      band: the field of `statistics.Estimate` that is half of the band's width.
-      **style: of the line.
-    """
-    curve = values.transpose("seed", "task").values
-    estimates = [statistics.estimate(column) for column in curve.T]
-    mean = np.array([estimate.mean for estimate in estimates])
-    half_width = np.nan_to_num([getattr(estimate, band) for estimate in estimates])
-    measured = np.isfinite(mean)
-    x, mean, half_width = x[measured], mean[measured], half_width[measured]
-    (line,) = axis.plot(x, mean, linewidth=1.5, **style)
-    color = line.get_color()
-    axis.fill_between(
-        x, mean - half_width, mean + half_width, color=color, alpha=0.2, lw=0
+def _draw_error(axis: Any, setting: xr.Dataset, style: MethodStyle, label: str) -> None:
+    errors = setting.error.transpose("seed", "task").values
+    panels.draw_curves(
+        axis, panels.times(setting), errors, style, band="standard_error", label=label
     )
-
-
-def _subplots(num_rows: int, num_columns: int, **options: Any) -> tuple[Any, Any]:
-    """Makes a figure and its axes [rows, columns]."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(
-        num_rows,
-        num_columns,
-        figsize=(4 * num_columns, 3.2 * num_rows),
-        layout="constrained",
-        squeeze=False,
-        **options,
-    )
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
-
-
-def _save(figure: Any, folder: pathlib.Path) -> pathlib.Path:
-    from matplotlib import pyplot as plt
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FIGURE_FILE
-    figure.savefig(path, dpi=150)
-    plt.close(figure)
-    return path
-
-
-def _describe(name: str, value: Any) -> str:
-    if name == "case":
-        return str(value).replace("_", " ")
-    return f"{name.replace('_', ' ')} {tables.label(value)}"
-
-
-def _has_values(dataset: xr.Dataset, name: str) -> bool:
-    return name in dataset and bool(dataset[name].notnull().any())

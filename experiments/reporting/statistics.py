@@ -12,26 +12,33 @@ from experiments.reporting.run_results import swept_names
 
 
 class Estimate(NamedTuple):
-    """A mean over seeds and how sure it is; NaN where there are too few seeds."""
+    """Means over seeds and how sure they are; NaN where there are too few seeds."""
 
-    mean: float
-    standard_error: float
-    half_width: float  # Of the 95 % confidence interval, by Student's t.
-    num_seeds: int  # Seeds that have not diverged.
+    mean: np.ndarray
+    standard_error: np.ndarray
+    half_width: np.ndarray  # Of the 95 % confidence interval, by Student's t.
+    num_seeds: np.ndarray  # Seeds that have not diverged.
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Averages values [seeds]; NaN is left out."""
-    values = values[np.isfinite(values)]
-    if not values.size:
-        return Estimate(np.nan, np.nan, np.nan, 0)
-    if values.size == 1:
-        return Estimate(float(values[0]), np.nan, np.nan, 1)
-    error = values.std(ddof=1) / np.sqrt(values.size)
-    quantile = stats.t.ppf(0.975, values.size - 1)
-    return Estimate(
-        float(values.mean()), float(error), float(quantile * error), values.size
-    )
+    """Averages values [seeds, ...] over seeds; NaN is left out."""
+    is_finite = np.isfinite(values)
+    num_seeds = is_finite.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        mean = np.where(is_finite, values, 0).sum(axis=0) / num_seeds
+        squares = np.where(is_finite, values - mean, 0) ** 2
+        error = np.sqrt(squares.sum(axis=0) / (num_seeds - 1) / num_seeds)
+    quantile = stats.t.ppf(0.975, num_seeds - 1)
+    return Estimate(mean, error, quantile * error, num_seeds)
+
+
+def has_run(setting: xr.Dataset) -> bool:
+    """Whether a setting was run, if only to diverge.
+
+    Cases that sweep other hyper-parameters than others leave points of the common grid
+    out; there the number of examples is NaN.
+    """
+    return bool(setting.examples.notnull().any())
 
 
 def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:

@@ -56,6 +56,13 @@ _DASHES: dict[str, Any] = dict(
 )
 
 
+# Words of names that are not written in lower case.
+_WRITTEN = {
+    **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
+    **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
+}
+
+
 class MethodStyle(NamedTuple):
     """How a method is drawn."""
 
@@ -115,21 +122,28 @@ def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
       cases: for the label of each line the name of its method or case.
 
     Returns:
-      For each label the style of its method, or, if a line before it has that, one that
-      none of them has; these repeat once all are in use.
+      For each label the style of its method. A line of another method, or of one that
+      a line before it shows, has a style that is free; these repeat once all are used.
     """
     owners: dict[tuple[str, Any], str] = {}
     for label, case in cases.items():
-        owners.setdefault(_look(method_style(case)), label)
+        style = method_style(case)
+        if style.family != OTHERS:
+            owners.setdefault(_look(style), label)
     free = itertools.cycle(
         [style for style in _FREE if _look(style) not in owners] or _FREE
     )
     styles = {}
     for label, case in cases.items():
         style = method_style(case)
-        is_owner = owners[_look(style)] == label
+        is_owner = owners.get(_look(style)) == label
         styles[label] = style if is_owner else next(free)._replace(family=style.family)
     return styles
+
+
+def in_words(name: str) -> str:
+    """Writes the name of a method, case or hyper-parameter for people."""
+    return " ".join(_WRITTEN.get(word, word) for word in name.split("_"))
 
 
 def _look(style: MethodStyle) -> tuple[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import make_case
 
 from experiments import figures
-from experiments.reporting import plots, run_results
+from experiments.reporting import panels, plots, run_results
 
 
 def make_results(**errors):
@@ -47,11 +47,11 @@ def drawn(monkeypatch):
     """The figures that were drawn, kept open."""
     kept = []
 
-    def keep(figure, folder):
+    def keep(figure, path):
         kept.append(figure)
-        return folder / "learning.png"
+        return path
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(panels, "save", keep)
     return kept
 
 
@@ -142,3 +142,69 @@ def test_panels_share_their_scale_and_one_legend_if_it_holds_for_all(drawn, tmp_
     plots.draw_errors(both, tmp_path)
     assert all(axis.get_legend() for axis in drawn[1].axes)
     assert not drawn[1].legends
+
+
+def make_methods(*names, **coordinates):
+    """Accuracy and effective rank of methods with layers of 10 and 20 units."""
+    lanes = int(np.prod([len(values) for values in coordinates.values()])) * 2
+    cases = [
+        run_results.case_dataset(
+            name,
+            coordinates | {"seed": np.array([0, 1])},
+            ("dense_0", "dense_1", "head"),
+            {
+                "accuracy": np.full((lanes, 3), 0.5),
+                "effective_rank": np.tile([2.0, 4.0, np.nan], (lanes, 3, 1)),
+            },
+            {"num_weights": [9, 9, 9], "num_units": [10, 20, 0]},
+            examples_per_task=5,
+            steps_per_task=5,
+            steps_per_second=1.0,
+            lanes_per_block=1,
+        )
+        for name in names
+    ]
+    return run_results.join_cases(cases, {})
+
+
+def labels_of(axis):
+    return [text.get_text() for text in axis.get_legend().get_texts()]
+
+
+def test_many_methods_are_drawn_by_family_with_the_references_in_each(drawn, tmp_path):
+    methods = ("l2", "dropout", "redo", "fire", "layer_norm", "full_reset")
+    names = ("backprop", "continual_backprop", *methods, "my_own")
+    plots.draw(make_methods(*names), tmp_path)
+    axes = drawn[0].axes
+    assert len(axes) == 6 * 2
+    assert [labels_of(axis) for axis in axes[1::2]] == [
+        ["backprop", "continual backprop", *row]
+        for row in (
+            *(["L2", "dropout"], ["ReDo"], ["layer norm"], ["FIRE"]),
+            *(["full reset"], ["my own"]),
+        )
+    ]
+    (rank,) = {tuple(line.get_ydata()) for line in axes[1].lines}
+    assert rank == (20.0, 20.0, 20.0)  # The mean of 2 of 10 and 4 of 20, in percent.
+
+
+def test_few_methods_with_many_strengths_have_a_row_each(drawn, tmp_path):
+    dataset = make_methods("backprop", "l2", weight_decay=np.arange(5) / 10)
+    # A point of the grid at which one case was not run.
+    dataset["examples"] = dataset.examples.where(
+        (dataset.case == "l2") | (dataset.weight_decay < 0.4)
+    )
+    plots.draw(dataset, tmp_path)
+    backprop, l2 = drawn[0].axes[1::2]
+    assert labels_of(backprop) == [f"weight decay {v}" for v in ("0", 0.1, 0.2, 0.3)]
+    assert len(labels_of(l2)) == 5
+    looks = {(line.get_color(), line.get_linestyle()) for line in l2.lines}
+    assert len(looks) == 5
+
+
+def test_lines_far_above_the_others_leave_the_panel():
+    _, axes = panels.subplots(1, 2, sharey="row")
+    for axis, top in ((axes[0, 0], 2.0), (axes[0, 0], 4.0), (axes[0, 1], 100.0)):
+        axis.plot([0, 1], [1.0, top])
+    panels.cut_outliers(axes[0])
+    assert axes[0, 0].get_ylim()[1] == axes[0, 1].get_ylim()[1] == 12.0
