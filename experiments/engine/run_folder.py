@@ -12,9 +12,11 @@ from experiments.engine import configuration
 from experiments.engine.checkpoints import CHECKPOINTS_FOLDER
 from experiments.engine.lock import LOCK_FILE, LockedError, hold_lock
 from experiments.engine.tensorboard import TENSORBOARD_FOLDER
-from experiments.reporting import plots, run_results, survival
+from experiments.reporting import comparison, plots, run_results, survival
 
 CONFIG_FILE = "config.json"
+
+_COMPARISON_FILES = (*comparison.TABLE_FILES, *comparison.FIGURE_FILES)
 
 # Paths, relative to the run folder, of all that a run writes.
 _WRITTEN_BY_RUNS = re.compile(
@@ -23,6 +25,7 @@ _WRITTEN_BY_RUNS = re.compile(
             rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
             rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
             rf"{plots.FIGURES_FOLDER}/({plots.FIGURE_FILE}|{survival.FIGURE_FILE})",
+            rf"{comparison.FOLDER}/({'|'.join(map(re.escape, _COMPARISON_FILES))})",
             rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
         )

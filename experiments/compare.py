@@ -1,0 +1,94 @@
+"""Compares the methods of finished runs, each at the strength that suits it best.
+
+    python -m experiments.compare RUN ... --tuning_seeds=N [--reference=backprop]
+    python -m experiments.compare RUN ... --tuning_run=RUN [--tuning_seeds=N]
+    python -m experiments.compare --tuning_run=RUN
+
+A run holds methods (cases), strengths (sweep) and seeds; several runs unite theirs. The
+first N seeds choose the strength of each method by the mean of its score over all
+tasks, the others judge. With --tuning_run the seeds of that run choose, and runs of
+other seeds, and of the chosen strengths only, judge; without a RUN, it prints what is
+chosen and the flags with which to run it.
+
+Tables go to comparison.md, comparison.csv and trials.csv, figures to differences.png
+and curves.png, in RUN/comparison of the first run or in --output.
+"""
+
+from collections.abc import Sequence
+import pathlib
+import sys
+
+from absl import app, flags
+
+from experiments.reporting import (
+    comparison,
+    comparison_figure,
+    comparison_tables,
+    run_results,
+)
+from experiments.reporting.trials import Run
+
+
+def _main(arguments: Sequence[str]) -> None:
+    names = list(arguments[1:])
+    if not names and not _TUNING_RUN.value:
+        raise app.UsageError("Name at least one run folder.")
+    try:
+        runs, tuning_runs = (
+            [Run(name, run_results.load(name)) for name in group]
+            for group in (names, _TUNING_RUN.value)
+        )
+        if not runs:
+            _print_choices(tuning_runs)
+            return
+        compared = comparison.compare(
+            runs,
+            tuning_runs,
+            _TUNING_SEEDS.value,
+            _REFERENCE.value,
+            _BOOTSTRAP_SEED.value,
+        )
+        folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{comparison.FOLDER}")
+        text = comparison_tables.markdown(compared)
+        print(text)
+        print(*_write(compared, text, folder), sep="\n")
+    except (OSError, ValueError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _print_choices(tuning_runs: Sequence[Run]) -> None:
+    choices, warnings = comparison.choose_strengths(tuning_runs, _TUNING_SEEDS.value)
+    print(comparison_tables.choice_table(choices))
+    print(*warnings, "", *comparison_tables.flags(choices), sep="\n")
+
+
+def _write(
+    compared: comparison.Comparison, text: str, folder: pathlib.Path
+) -> list[pathlib.Path]:
+    folder.mkdir(parents=True, exist_ok=True)
+    markdown, verdicts, trials = (folder / name for name in comparison.TABLE_FILES)
+    markdown.write_text(text, encoding="utf-8")
+    verdicts.write_text(comparison_tables.verdicts_csv(compared))
+    trials.write_text(comparison_tables.trials_csv(compared.choices))
+    differences, curves = (folder / name for name in comparison.FIGURE_FILES)
+    comparison_figure.draw_differences(compared, differences)
+    comparison_figure.draw_curves(compared, curves)
+    return [markdown, verdicts, trials, differences, curves]
+
+
+if __name__ == "__main__":
+    _TUNING_RUN = flags.DEFINE_multi_string(
+        "tuning_run", [], "Run whose seeds choose the strengths; may be repeated."
+    )
+    _TUNING_SEEDS = flags.DEFINE_integer(
+        "tuning_seeds", None, "How many of the first seeds choose.", lower_bound=0
+    )
+    _REFERENCE = flags.DEFINE_string(
+        "reference", "backprop", "Method that the others are compared with."
+    )
+    _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
+    _BOOTSTRAP_SEED = flags.DEFINE_integer(
+        "bootstrap_seed", 0, "Seed of the resampling.", lower_bound=0
+    )
+    app.run(_main)
