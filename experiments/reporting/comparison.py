@@ -205,10 +205,11 @@ def _with_judging_seeds(
     for method, trial in chosen.items():
         seeds = sorted(judging & set(trial.seeds))
         if len(seeds) < 2:
+            left = "1 seed is" if seeds else "No seed is"
             raise ValueError(
-                f"{len(seeds)} seeds are left to judge {trial} beside {reference}, and "
-                "how sure a difference is can only be told from several: run at least "
-                f"5, better 10 or more, besides those that chose ({len(tuning_seeds)})."
+                f"{left} left to judge {trial}, and how sure a difference is can only "
+                f"be told from several: beside those that chose ({len(tuning_seeds)}), "
+                f"run at least 5 that {reference} is run with, better 10 or more."
             )
         judged[method] = trial._replace(results=trial.results.sel(seed=seeds))
     return judged
@@ -237,11 +238,11 @@ def _judge(
         )
     sign = -1 if more_is_better else 1
 
-    def rank(verdict: Verdict) -> tuple[float, ...]:
+    def rank(verdict: Verdict) -> tuple[float, float, str]:
         difference = verdict.paired.difference
         if np.isnan(difference):
             difference = sign * np.inf
-        return sign * difference, sign * verdict.interquartile_mean
+        return sign * difference, sign * verdict.interquartile_mean, verdict.method
 
     return sorted(verdicts, key=rank)
 

@@ -1,0 +1,81 @@
+"""The command that compares runs, from the shell."""
+
+import pathlib
+import subprocess
+import sys
+
+from made_up_runs import level, make_run
+import numpy as np
+import pytest
+
+from experiments.engine import run_folder
+from experiments.reporting import comparison, run_results
+from experiments.reporting import comparison_tables as tables
+from experiments.reporting.trials import Run
+
+LEVELS = np.array([0.0, 0.06, 0.02, 0.05, 0.01, 0.03, 0.04, 0.02, 0.0, 0.07])
+METHODS = {
+    "backprop": {0.0: level(0.5 + LEVELS)},
+    "l2": {0.1: level(0.6 + LEVELS * 1.1), 0.2: level(0.55 + LEVELS)},
+}
+
+
+def run_command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.compare", *map(str, arguments)],
+        cwd=pathlib.Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.fixture
+def run(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    run_results.save(make_run(METHODS, range(10)).dataset, folder)
+    return folder
+
+
+def test_it_prints_and_writes_the_comparison(run):
+    finished = run_command(run, "--tuning_seeds=1")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    folder = run / comparison.FOLDER
+    names = [*comparison.TABLE_FILES, *comparison.FIGURE_FILES]
+    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
+    compared = comparison.compare(
+        [Run("", run_results.load(run))], (), 1, "backprop", 0
+    )
+    assert (folder / "comparison.md").read_text() == tables.markdown(compared)
+    assert (folder / "comparison.csv").read_text() == tables.verdicts_csv(compared)
+    assert (folder / "trials.csv").read_text() == tables.trials_csv(compared.choices)
+    printed = tables.markdown(compared).splitlines()
+    printed += ["", *(str(folder / name) for name in names)]
+    assert finished.stdout.splitlines() == printed
+    # The folder is the run's own, so that --overwrite may delete it.
+    for name in names:
+        path = f"{comparison.FOLDER}/{name}"
+        assert run_folder._WRITTEN_BY_RUNS.fullmatch(path)
+
+
+def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
+    finished = run_command(f"--tuning_run={run}")
+    assert finished.returncode == 0
+    assert "--config.cases.l2.sweep.weight_decay='(0.1,)'" in finished.stdout
+    assert not (run / comparison.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "Name at least one run folder"),
+        (["RUN"], "l2 has 2 strengths and no seeds to choose one by"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence(run, arguments, message):
+    finished = run_command(
+        *(argument.replace("RUN", str(run)) for argument in arguments)
+    )
+    assert finished.returncode == 1
+    assert message in finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr

@@ -1,0 +1,68 @@
+"""Made-up results of runs whose order of methods is known."""
+
+import json
+
+import numpy as np
+
+from experiments.reporting import run_results
+from experiments.reporting.trials import Run
+
+TASKS = 20
+
+
+def make_run(methods, seeds, name="run", score="accuracy", **fields):
+    """Results of methods, each of which may sweep weight decays of its own.
+
+    Args:
+      methods: for each case its curves [seeds, tasks] by weight decay.
+      seeds: of all of them.
+      name: of the run.
+      score: the variable that the curves are.
+      **fields: of the config; `cases` adds overrides to cases.
+    """
+    seeds = np.asarray(seeds, np.uint32)
+    cases, overrides = [], fields.pop("cases", {})
+    for case, by_strength in methods.items():
+        curves = np.stack([np.asarray(c, float) for c in by_strength.values()])
+        lanes, num_tasks = len(by_strength) * len(seeds), curves.shape[-1]
+        dataset = run_results.case_dataset(
+            case,
+            {"weight_decay": np.array(list(by_strength), float), "seed": seeds},
+            ("dense_0", "head"),
+            {
+                score: curves.reshape(lanes, num_tasks),
+                "dead_units": np.tile([0.1, np.nan], (lanes, num_tasks, 1)),
+            },
+            {"num_weights": [30, 10], "num_units": [10, 0]},
+            examples_per_task=50,
+            steps_per_task=50,
+            steps_per_second=1000.0,
+            lanes_per_block=1,
+        )
+        # Points of the grid that only other cases have stay without examples.
+        examples = dataset.examples.expand_dims(weight_decay=dataset.weight_decay)
+        cases.append(dataset.assign(examples=examples))
+    config = {
+        "cases": {case: overrides.get(case, {}) for case in methods},
+        "sweep": {"weight_decay": []},
+        "weight_decay": 0.0,
+        "num_seeds": len(seeds),
+        "num_tasks": TASKS,
+        "dataset": "digits",
+        "activation": "relu",
+        "hidden_layers": 1,
+    }
+    attributes = {"config": json.dumps(config | fields)}
+    return Run(name, run_results.join_cases(cases, attributes))
+
+
+def level(values, num_tasks=TASKS):
+    """Curves [seeds, tasks] that stay at the value of their seed."""
+    return np.repeat(np.asarray(values, float)[:, None], num_tasks, axis=1)
+
+
+def diverging(curves, seed, task):
+    """The curves, of which one diverges in a task."""
+    curves = np.array(curves)
+    curves[seed, task:] = np.nan
+    return curves
