@@ -33,15 +33,13 @@ def make_run(methods, seeds, name="run", score="accuracy", **fields):
                 score: curves.reshape(lanes, num_tasks),
                 "dead_units": np.tile([0.1, np.nan], (lanes, num_tasks, 1)),
             },
-            {"num_weights": [30, 10], "num_units": [10, 0]},
+            {"num_weights": [30, 10], "num_units": [10, 0], "num_features": [10, 0]},
             examples_per_task=50,
             steps_per_task=50,
             steps_per_second=1000.0,
             lanes_per_block=1,
         )
-        # Points of the grid that only other cases have stay without examples.
-        examples = dataset.examples.expand_dims(weight_decay=dataset.weight_decay)
-        cases.append(dataset.assign(examples=examples))
+        cases.append(dataset)
     config = {
         "cases": {case: overrides.get(case, {}) for case in methods},
         "sweep": {"weight_decay": []},

@@ -23,8 +23,8 @@ class Measure(NamedTuple):
 MEASURES = (
     Measure("accuracy", "online accuracy (%)", 100, True),
     Measure("error", "squared error", 1, False),
-    Measure("dead_units", "dead units (%)", 100, True),
-    Measure("effective_rank", "effective rank (% of width)", 100, True),
+    Measure("dead_units_percent", "dead units (%)", 1, True),
+    Measure("effective_rank_percent", "effective rank (% of width)", 1, True),
     Measure("weight_magnitude", "mean |w|", 1, False),
 )
 """The panels of a figure, in order; the score first, as in the paper."""
@@ -45,17 +45,11 @@ def has_values(dataset: xr.Dataset, name: str) -> bool:
 def curves(setting: xr.Dataset, measure: Measure) -> xr.DataArray:
     """Returns what to draw of a setting, in the unit of the measure: (seed, task).
 
-    Measures of layers are averaged over them. Effective ranks are first divided by the
-    layer's width, as the paper does.
+    Measures of layers are averaged over them.
     """
-    name = measure.variable
-    if name == "effective_rank":
-        width = setting.num_units.where(setting.num_units > 0)
-        values = (setting.effective_rank / width).mean("layer")
-    elif "layer" in setting[name].dims:
-        values = statistics.over_layers(setting, name)
-    else:
-        values = setting[name]
+    values = setting[measure.variable]
+    if "layer" in values.dims:
+        values = statistics.over_layers(setting, measure.variable)
     return values.transpose("seed", "task") * measure.factor
 
 

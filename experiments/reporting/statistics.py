@@ -35,8 +35,7 @@ def estimate(values: np.ndarray) -> Estimate:
 def has_run(setting: xr.Dataset) -> bool:
     """Whether a setting was run, if only to diverge.
 
-    Cases that sweep other hyper-parameters than others leave points of the common grid
-    out; there the number of examples is NaN.
+    Where a case has no results, or less points than another, examples are NaN.
     """
     return bool(setting.examples.notnull().any())
 
@@ -51,7 +50,7 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
         labels = dict(zip(swept, point, strict=True))
         setting = dataset.sel(labels)
         if "point" in labels:
-            if not setting.examples.notnull().any():
+            if not has_run(setting):
                 continue
             del labels["point"]
             values = {name: setting[name].item() for name in swept_names(dataset)}

@@ -20,7 +20,7 @@ FAMILIES = {
     REFERENCES: ("backprop", "continual_backprop"),
     "methods of the paper": (
         *("l2", "shrink_and_perturb", "dropout", "online_norm", "adam"),
-        *("batch_norm", "continual_backprop_adam"),
+        "continual_backprop_adam",
     ),
     "regularizers and optimizers": (
         *("l2_init", "spectral_regularization", "weight_clipping"),
@@ -29,7 +29,10 @@ FAMILIES = {
     "resets of units and weights": (
         *("redo", "self_normalized_resets", "selective_weight_reinitialization"),
     ),
-    "layers": ("layer_norm", "rms_norm", "crelu"),
+    "layers": (
+        *("layer_norm", "rms_norm", "crelu", "deep_fourier"),
+        *("batch_norm", "backprop_batches"),  # These two on mini-batches.
+    ),
     "events": ("shrink_and_perturb_events", "fire", "hare_and_tortoise"),
     "controls": (
         *("random_replacement", "inverted_replacement", "head_reset", "full_reset"),

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import xarray as xr
 
-from experiments.reporting import statistics
+from experiments.reporting import run_results, statistics
 
 # Fields of a config that say what a run covers, measures or is called, and how it is
 # carried out, but not what a learner of given hyper-parameters and seed does.
@@ -159,10 +159,9 @@ def _differences(
 
 def _parameters(runs: Sequence[Run]) -> list[str]:
     """Names the hyper-parameters that some run or a case of it sweeps, or could."""
-    fixed = ("case", "seed", "task", "layer")
     names: list[str] = []
     for run in runs:
-        names += [str(name) for name in run.dataset.dims if name not in fixed]
+        names += run_results.swept_names(run.dataset)
         config = run.config
         for fields in (config, *config["cases"].values()):
             names += fields.get("sweep", {})

@@ -152,9 +152,9 @@ def test_an_error_that_diverged_is_infinite_and_ranks_last():
     assert compared.choices[2].trial.strength == {"weight_decay": 0.1}
 
 
-def test_points_of_the_grid_that_a_case_does_not_have_are_no_trials():
+def test_points_that_only_other_cases_have_are_no_trials():
     run = make_run(methods(), range(8))
-    assert run.dataset.sizes["weight_decay"] == 4
+    assert run.dataset.sizes["point"] == 3
     assert [len(one.trials) for one in compare(run).choices] == [1, 3, 3]
     # But one at which all lanes diverged at once is.
     made = methods()

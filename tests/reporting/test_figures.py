@@ -156,7 +156,11 @@ def make_methods(*names, **coordinates):
                 "accuracy": np.full((lanes, 3), 0.5),
                 "effective_rank": np.tile([2.0, 4.0, np.nan], (lanes, 3, 1)),
             },
-            {"num_weights": [9, 9, 9], "num_units": [10, 20, 0]},
+            {
+                "num_weights": [9, 9, 9],
+                "num_units": [10, 20, 0],
+                "num_features": [10, 20, 0],
+            },
             examples_per_task=5,
             steps_per_task=5,
             steps_per_second=1.0,
