@@ -70,6 +70,7 @@ def draw_curves(
     style: MethodStyle,
     *,
     band: str = "half_width",
+    band_opacity: float = 0.2,
     marker_at: float | None = None,
     **options: Any,
 ) -> None:
@@ -82,6 +83,7 @@ def draw_curves(
       style: of the line.
       band: the field of `statistics.Estimate` that is half of the band's width, or ""
         for none.
+      band_opacity: from 0 to 1.
       marker_at: where the first marker is, as a share of their distance; None for none.
       **options: of the line.
     """
@@ -96,7 +98,12 @@ def draw_curves(
     if band:
         half_width = np.nan_to_num(getattr(estimates, band)[measured])
         axis.fill_between(
-            x, mean - half_width, mean + half_width, color=style.color, alpha=0.2, lw=0
+            x,
+            mean - half_width,
+            mean + half_width,
+            color=style.color,
+            alpha=band_opacity,
+            lw=0,
         )
 
 

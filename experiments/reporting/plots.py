@@ -14,6 +14,7 @@ from experiments.reporting.styles import (
     distinct_styles,
     in_words,
     method_style,
+    position,
 )
 
 FIGURES_FOLDER = "figures"
@@ -84,7 +85,7 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
         for measure in panels.MEASURES
         if any(panels.has_values(one, measure.variable) for _, one in settings)
     ]
-    rows = _rows(settings)
+    rows = _rows(sorted(settings, key=lambda one: position(one[0]["case"])))
     figure, axes = panels.subplots(len(rows), len(measures), sharey="col")
     for row_axes, (title, row) in zip(axes, rows.items(), strict=True):
         for axis, measure in zip(row_axes, measures, strict=True):
@@ -95,6 +96,7 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
                     panels.curves(setting, measure).values,
                     style,
                     band="half_width" if len(settings) <= _MOST_LINES else "",
+                    band_opacity=min(0.2, 0.8 / len(row)),
                     marker_at=number / len(row) if len(row) > 2 else None,
                     label=label,
                 )

@@ -118,6 +118,13 @@ def method_style(name: str) -> MethodStyle:
     return _FREE[letters % len(_COLORS)]._replace(dashes=_DASHES[OTHERS])
 
 
+def position(name: str) -> int:
+    """Returns where a method stands in legends: as in `FAMILIES`, others behind."""
+    style = method_style(name)
+    looks = [_look(one) for one in _STYLES.values()]
+    return looks.index(_look(style)) if style.family != OTHERS else len(looks)
+
+
 def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
     """Returns styles for the lines of one panel, no two of them alike.
 

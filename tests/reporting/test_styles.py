@@ -6,6 +6,7 @@ from matplotlib import colors
 import numpy as np
 import pytest
 
+import configs.methods
 from experiments.reporting import styles
 
 METHODS = [name for names in styles.FAMILIES.values() for name in names]
@@ -64,6 +65,15 @@ def test_every_method_has_a_look_of_its_own():
     assert len(set(looks)) == len(looks)
 
 
+def test_every_method_that_a_config_runs_is_in_a_family():
+    cases = (
+        configs.methods.paper_methods(adam_step_size=0.1)
+        | configs.methods.newer_methods(adam_step_size=0.1)
+        | configs.methods.batch_methods(batch_size=10, step_size=0.1)
+    )
+    assert cases.keys() <= set(METHODS)
+
+
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colors_and_markers_of_a_panel_can_be_told_apart(sight):
     references = styles.FAMILIES[styles.REFERENCES]
@@ -85,6 +95,13 @@ def test_a_case_is_drawn_as_the_longest_method_that_its_name_begins_with():
     assert other.family == styles.OTHERS
     assert other == styles.method_style("l2x")
     assert other not in map(styles.method_style, METHODS)
+
+
+def test_legends_begin_with_the_references_and_end_with_others():
+    names = ["mine", "redo", "l2_init", "continual_backprop", "l2", "backprop_100"]
+    assert sorted(names, key=styles.position) == [
+        *("backprop_100", "continual_backprop", "l2", "l2_init", "redo", "mine")
+    ]
 
 
 def test_lines_of_a_panel_keep_their_look_where_they_can():
