@@ -6,6 +6,7 @@ p of a case is the p-th combination of its own values, coordinates (case, point)
 """
 
 from collections.abc import Mapping, Sequence
+import io
 import itertools
 import os
 import pathlib
@@ -178,8 +179,11 @@ def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
     """
     path = folder / RESULTS_FILE
     temporary = folder / f".{RESULTS_FILE}"
+    # HDF5 itself can crash the process when a disk is full.
+    contents = io.BytesIO()
+    dataset.to_netcdf(contents, engine="h5netcdf")
     try:
-        dataset.to_netcdf(temporary, engine="h5netcdf")
+        temporary.write_bytes(contents.getbuffer())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
