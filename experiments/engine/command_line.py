@@ -115,23 +115,11 @@ def train(
     try:
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
     except (ValueError, OSError, ImportError, runner.Interrupted) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            print(
-                f"Make room for {folder}: then the same command goes on from the last "
-                "checkpoint.",
-                file=sys.stderr,
-            )
-        return 1
+        return _failed(error, folder)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        print(
-            f"{str(error).splitlines()[0]}\nLower config.lanes_per_block, "
-            "config.examples_per_task or config.hidden_units.",
-            file=sys.stderr,
-        )
-        return 1
+        return _failed(error, folder)
     if not distributed.is_first():
         return 0
     print(tables.summary_table(dataset))
@@ -141,9 +129,31 @@ def train(
     written = [folder / run_results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
     if (folder / survival.LOG_FILE).exists():
         written.append(folder / survival.LOG_FILE)
-    written += plots.draw_run(dataset, folder)
+    try:
+        written += plots.draw_run(dataset, folder)
+    except OSError as error:
+        return _failed(error, folder)
     print("Written:", *written, sep="\n  ")
     return 0
+
+
+def _failed(error: Exception, folder: pathlib.Path) -> int:
+    """Prints what has failed and what helps; returns the exit status."""
+    cure = ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        cure = (
+            f"\nMake room for {folder}: then the same command goes on from the last "
+            "checkpoint."
+        )
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        message = message.splitlines()[0]
+        cure = (
+            "\nLower config.lanes_per_block, config.examples_per_task or "
+            "config.hidden_units."
+        )
+    print(f"{message}{cure}", file=sys.stderr)
+    return 1
 
 
 def use_all_cores() -> None:

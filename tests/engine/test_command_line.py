@@ -17,7 +17,7 @@ from configs import pmnist
 from experiments import permuted_mnist
 from experiments.engine import cases, command_line, memory, runner
 from experiments.learning.checks import ConfigError
-from experiments.reporting import run_results
+from experiments.reporting import plots, run_results
 
 ROOT = pathlib.Path(__file__).parents[2]
 PRESETS = ("default", "small", "paper", "width", "rate", "smoke")
@@ -94,7 +94,10 @@ def test_lanes_that_together_exceed_the_memory_are_refused(monkeypatch):
         ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 0x1"),
-            ("RESOURCE_EXHAUSTED: Out of memory", "Lower config.lanes_per_block"),
+            (
+                "JaxRuntimeError: RESOURCE_EXHAUSTED: Out",
+                "Lower config.lanes_per_block",
+            ),
         ),
     ],
 )
@@ -133,6 +136,20 @@ def test_counts_that_cannot_be_are_errors_of_the_config_or_of_the_case(field, va
         ConfigError, match=rf"^config\.cases\.odd\.{field} must be from"
     ):
         cases.prepare_cases(config, None)
+
+
+def test_a_disk_that_is_full_when_figures_are_drawn_leaves_the_table(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(dataset, folder):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(plots, "draw_run", fail)
+    config = tiny_digits()
+    assert command_line.train(config, tmp_path, permuted_mnist.make_problem) == 1
+    printed = capsys.readouterr()
+    assert "| backprop" in printed.out
+    assert f"Make room for {tmp_path}" in printed.err
 
 
 def run_program(*arguments):
