@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -92,6 +93,13 @@ def test_no_problem_or_command_imports_another():
     commands = {name for name in SOURCES if room(name) == "experiments"}
     for name in commands - {"experiments"}:
         assert not imports_of(name) & commands, name
+
+
+@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "experiments/README.md"])
+def test_documents_name_files_that_exist(document):
+    paths = re.findall(r"`(\w+/[\w/]+(?:\.py|/))`", (ROOT / document).read_text())
+    assert paths
+    assert not [path for path in paths if not (ROOT / path).exists()]
 
 
 def test_every_file_is_short():

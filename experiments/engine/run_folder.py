@@ -24,7 +24,7 @@ _WRITTEN_BY_RUNS = re.compile(
         (
             rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
             rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
-            rf"{plots.FIGURES_FOLDER}/({plots.FIGURE_FILE}|{survival.FIGURE_FILE})",
+            rf"{plots.FIGURES_FOLDER}/({'|'.join(map(re.escape, plots.FIGURE_FILES))})",
             rf"{comparison.FOLDER}/({'|'.join(map(re.escape, _COMPARISON_FILES))})",
             rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",

@@ -19,6 +19,8 @@ from experiments.reporting.styles import (
 
 FIGURES_FOLDER = "figures"
 FIGURE_FILE = "learning.png"
+FIGURE_FILES = (FIGURE_FILE, survival.FIGURE_FILE)
+"""All that `draw_run` can write there; `--overwrite` deletes them with a run."""
 
 # Lines that one panel can hold.
 _MOST_LINES = 8
