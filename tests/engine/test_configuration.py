@@ -65,3 +65,35 @@ def test_differences_show_fields_of_another_version():
         '{"old": 1, "same": 2}', '{"same": 2, "new": [3]}'
     )
     assert found == ["old: 1 -> (not there)", "new: (not there) -> [3]"]
+
+
+def test_a_case_may_sweep_what_its_method_takes():
+    config = tiny_digits(
+        cases={
+            "plain": {"method": "backprop"},
+            "swept": {"method": "l2_init", "sweep": {"l2_init_strength": (0.1, 0.2)}},
+            "fixed": {"sweep": {"step_size": ()}},
+        }
+    )
+    config.sweep.step_size = (0.01, 0.02, 0.03)
+    cases = configuration.make_cases(configuration.complete(config))
+    assert cases["swept"].sweep.l2_init_strength == (0.1, 0.2)
+    assert cases["swept"].sweep.step_size == (0.01, 0.02, 0.03)
+    assert "l2_init_strength" not in cases["plain"].sweep
+    assert cases["fixed"].sweep.step_size == ()
+
+
+def test_a_case_cannot_sweep_what_its_method_does_not_take():
+    config = tiny_digits(cases={"wrong": {"sweep": {"redo_threshold": (0.1, 0.2)}}})
+    with pytest.raises(ConfigError, match=r"wrong\.sweep.*redo_threshold.*step_size"):
+        configuration.make_cases(config)
+
+
+def test_the_config_of_a_run_names_all_that_its_methods_take():
+    config = tiny_digits(cases={"one": {"method": "redo", "normalization": "online"}})
+    assert "redo_threshold" not in config
+    completed = configuration.complete(config)
+    assert completed.redo_threshold == 0.1
+    assert completed.online_norm_forward_decay == 0.999
+    assert "shrink" not in completed
+    assert "redo_threshold" not in config
