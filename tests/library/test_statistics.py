@@ -104,7 +104,7 @@ def replace_once(network, inputs):
         units,
         replacement_rate=0.4,
         maturity_threshold=0,
-        initializer=network.initializer(),
+        initializer=tiny.rows_initializer,
         key=tiny.FAST_KEY,
     )
 
