@@ -67,29 +67,53 @@ def newer_methods(*, adam_step_size: float) -> Cases:
     }
 
 
-def with_strengths(
-    cases: Cases, strengths: dict[str, dict[str, tuple[float, ...]]]
-) -> Cases:
-    """Gives each case that has any the sweep of the values to try it with."""
-    return {name: cases[name] | {"sweep": values} for name, values in strengths.items()}
+Strengths = dict[str, dict[str, tuple[float, ...]]]
 
 
-def chosen(
-    strengths: dict[str, dict[str, tuple[float, ...]]], **values: float
-) -> dict[str, dict[str, tuple[float, ...]]]:
-    """Keeps one value of each case's only sweep.
+def strengths(
+    *, step_sizes: tuple[float, ...], adam_step_sizes: tuple[float, ...]
+) -> Strengths:
+    """Returns three values of one hyper-parameter for each method, to choose from.
 
-    Args:
-      strengths: for each case the values of one hyper-parameter.
-      **values: for each case the one to keep, which must be among them.
+    They are the published ones, or around these. A method without a strength of its own
+    is tried with three step sizes, so that all have the same number of trials.
+    """
+    steps, adam_steps = {"step_size": step_sizes}, {"step_size": adam_step_sizes}
+    rates = {"replacement_rate": (1e-3, 1e-4, 1e-5)}
+    upgd = {"upgd_noise_scale": (1e-1, 1e-2, 1e-3)}
+    without_strength = (
+        *("backprop", "online_norm", "layer_norm", "rms_norm", "crelu"),
+        *("deep_fourier", "normalize_and_project"),
+        *("fire", "head_reset", "full_reset"),
+    )
+    return dict.fromkeys(without_strength, steps) | {
+        "l2": {"weight_decay": (1e-3, 1e-4, 1e-5)},
+        "shrink_and_perturb": {"noise_scale": (1e-4, 1e-5, 1e-6)},
+        "dropout": {"dropout_rate": (0.1, 0.03, 0.01)},
+        "adam": adam_steps,
+        "adam_equal_betas": adam_steps,
+        "optimizer_reset": adam_steps,
+        "continual_backprop": rates,
+        "continual_backprop_adam": rates,
+        "random_replacement": rates,
+        "inverted_replacement": rates,
+        "l2_init": {"l2_init_strength": (1e-2, 1e-3, 1e-4)},
+        "spectral_regularization": {"spectral_strength": (1e-2, 1e-3, 1e-4)},
+        "weight_clipping": {"clipping_kappa": (3.0, 2.0, 1.0)},
+        "upgd": upgd,
+        "upgd_nonprotecting": upgd,
+        "redo": {"redo_threshold": (0.1, 0.025, 0.01)},
+        "self_normalized_resets": {"snr_rejection_rate": (0.05, 0.02, 0.01)},
+        "selective_weight_reinitialization": {"swr_fraction": (0.4, 0.2, 0.05)},
+        "shrink_and_perturb_events": {"shrink": (0.9, 0.6, 0.4)},
+        "hare_and_tortoise": {"hare_decay": (0.9999, 0.999, 0.99)},
+    }
+
+
+def with_strengths(cases: Cases, values: Strengths) -> Cases:
+    """Gives each case the sweep of the values to try it with.
 
     Raises:
-      ValueError: a value that was not tried.
+      KeyError: a case without values.
     """
-    kept = {}
-    for case, value in values.items():
-        ((name, tried),) = strengths[case].items()
-        if value not in tried:
-            raise ValueError(f"{case}: {name} {value} is not among {tried}.")
-        kept[case] = {name: (value,)}
-    return kept
+    return {name: case | {"sweep": values[name]} for name, case in cases.items()}

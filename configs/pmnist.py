@@ -33,6 +33,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
+    strengths,
     with_strengths,
 )
 
@@ -90,18 +91,8 @@ _DIGITS = {
     "num_seeds": 10,
 }
 
-# Strengths to choose from: the published ones, shifted where a narrow network wants it.
-_MNIST_STEPS = {"step_size": (0.01, 0.003, 0.001)}
-_MNIST_RATES = {"replacement_rate": (1e-3, 1e-4, 1e-5)}
-_MNIST_STRENGTHS = {
-    "backprop": _MNIST_STEPS,
-    "l2": {"weight_decay": (1e-3, 1e-4, 1e-5)},
-    "shrink_and_perturb": {"noise_scale": (1e-4, 1e-5, 1e-6)},
-    "dropout": {"dropout_rate": (0.1, 0.03, 0.01)},
-    "online_norm": _MNIST_STEPS,
-    "adam": {"step_size": (3e-4, 1e-4, 3e-5)},
-    "continual_backprop": _MNIST_RATES,
-}
+_MNIST_METHODS = paper_methods(adam_step_size=1e-4)
+del _MNIST_METHODS["continual_backprop_adam"]  # Not in the paper's figure.
 _MNIST_COMPARISON = {
     "hidden_units": 100,
     "rank_every": 5,
@@ -126,11 +117,27 @@ _PRESETS = {
         | batch_methods(batch_size=10, step_size=0.1)
         | newer_methods(adam_step_size=0.001)
     },
+    "comparison": _DIGITS
+    | {
+        "num_seeds": 13,
+        "noise": "signs",
+        "cases": with_strengths(
+            paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001),
+            strengths(step_sizes=(0.1, 0.03, 0.01), adam_step_sizes=(3e-3, 1e-3, 3e-4)),
+        ),
+    },
+    "comparison_mnist": _MNIST_COMPARISON
+    | {"num_tasks": 100, "first_seed": 2, "num_seeds": 3, "cases": _MNIST_METHODS},
     "comparison_mnist_tuning": _MNIST_COMPARISON
     | {
         "num_tasks": 10,
         "num_seeds": 2,
-        "cases": with_strengths(paper_methods(adam_step_size=1e-4), _MNIST_STRENGTHS),
+        "cases": with_strengths(
+            _MNIST_METHODS,
+            strengths(
+                step_sizes=(0.01, 0.003, 0.001), adam_step_sizes=(3e-4, 1e-4, 3e-5)
+            ),
+        ),
     },
     "smoke": _DIGITS
     | {

@@ -24,7 +24,13 @@ beside the paper's.
 from ml_collections import ConfigDict
 
 from configs import common
-from configs.methods import batch_methods, newer_methods, paper_methods
+from configs.methods import (
+    batch_methods,
+    newer_methods,
+    paper_methods,
+    strengths,
+    with_strengths,
+)
 
 
 def get_config(preset: str = "default") -> ConfigDict:
@@ -97,6 +103,20 @@ _PRESETS = {
         | paper_methods(adam_step_size=0.01)
         | batch_methods(batch_size=10, step_size=0.03)
         | newer_methods(adam_step_size=0.01),
+    },
+    "comparison": {
+        "num_tasks": 25,
+        "num_seeds": 35,
+        "cases": with_strengths(
+            _LINEAR
+            | paper_methods(adam_step_size=0.01)
+            | newer_methods(adam_step_size=0.01),
+            {"linear": _STEP_SIZES}
+            | strengths(
+                step_sizes=_STEP_SIZES["step_size"],
+                adam_step_sizes=_STEP_SIZES["step_size"],
+            ),
+        ),
     },
     "smoke": _DEFAULT
     | {

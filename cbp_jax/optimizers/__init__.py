@@ -32,6 +32,7 @@ from cbp_jax.optimizers.resets_at_events import reset_params_at as reset_params_
 from cbp_jax.optimizers.selective_weight_reinitialization import (
     selective_weight_reinitialization as selective_weight_reinitialization,
 )
+from cbp_jax.optimizers.shrink_and_perturb import NOISES as NOISES
 from cbp_jax.optimizers.shrink_and_perturb import PerturbState as PerturbState
 from cbp_jax.optimizers.shrink_and_perturb import perturb as perturb
 from cbp_jax.optimizers.shrink_and_perturb import random_signs as random_signs

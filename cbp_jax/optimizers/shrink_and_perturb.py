@@ -1,8 +1,9 @@
 """Shrink and perturb in its online form: L2, and noise after every update."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 import functools
 import math
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax.averages import at_least_float32
-from cbp_jax.checks import check_params
+from cbp_jax.checks import check_choice, check_params
 from cbp_jax.resets.units import PyTree
 
 
@@ -18,9 +19,6 @@ class PerturbState(NamedTuple):
     """State of `perturb`."""
 
     rng_key: jax.Array  # Typed key, split at every update.
-
-
-Sample = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -48,11 +46,17 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     return signs.reshape(-1, num_columns)[:num_rows].reshape(shape).astype(dtype)
 
 
+NOISES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
+    {"normal": jax.random.normal, "signs": random_signs}
+)
+"""Noise of mean 0 and standard deviation 1 by name: `(key, shape, dtype) -> array`."""
+
+
 def perturb(
     noise_scale: float | jax.Array,
     *,
     key: jax.Array,
-    sample: Sample = jax.random.normal,
+    noise: str = "normal",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds :math:`N(0, \sigma^2)` noise to every param at every update.
 
@@ -64,12 +68,16 @@ def perturb(
       noise_scale: :math:`\sigma`, standard deviation of the noise; 0 leaves the
         updates as they are, bit for bit.
       key: typed PRNG key.
-      sample: draws the noise of standard deviation 1, `(key, shape, dtype) -> array`.
-        `random_signs` is much faster.
+      noise: "normal", or "signs" for random signs of that size, whose sum over some
+        dozens of updates cannot be told from it and which are many times faster.
 
     Returns:
       An optax transformation of state `PerturbState`.
+
+    Raises:
+      ValueError: unknown `noise`.
     """
+    check_choice("noise", noise, NOISES)
 
     def init(params: PyTree) -> PerturbState:
         del params
@@ -86,9 +94,9 @@ def perturb(
 
         def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
             dtype = at_least_float32(update.dtype)
-            noise = sample(key, update.shape, dtype)
+            drawn = NOISES[noise](key, update.shape, dtype)
             sigma = jnp.asarray(noise_scale, dtype)
-            return (update.astype(dtype) + sigma * noise).astype(update.dtype)
+            return (update.astype(dtype) + sigma * drawn).astype(update.dtype)
 
         keys = optax.tree.split_key_like(noise_key, updates)
         return jax.tree.map(add_noise, updates, keys), PerturbState(next_key)
@@ -102,7 +110,7 @@ def shrink_and_perturb(
     weight_decay: float | jax.Array,
     noise_scale: float | jax.Array,
     key: jax.Array,
-    sample: Sample = jax.random.normal,
+    noise: str = "normal",
 ) -> optax.GradientTransformationExtraArgs:
     """L2 in the gradient and noise on all params after every update.
 
@@ -115,7 +123,7 @@ def shrink_and_perturb(
       noise_scale: standard deviation of the noise. With both 0 the updates are those of
         the base optimizer, bit for bit.
       key: typed PRNG key.
-      sample: see `perturb`.
+      noise: see `perturb`.
 
     Returns:
       An optax transformation; its update needs the params.
@@ -131,7 +139,7 @@ def shrink_and_perturb(
     return optax.chain(
         optax.stateless(functools.partial(_add_l2, weight_decay)),
         base_optimizer,
-        perturb(noise_scale, key=key, sample=sample),
+        perturb(noise_scale, key=key, noise=noise),
     )
 
 

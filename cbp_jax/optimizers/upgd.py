@@ -9,6 +9,7 @@ import optax
 
 from cbp_jax.averages import at_least_float32, average_weight
 from cbp_jax.checks import check_params
+from cbp_jax.optimizers.shrink_and_perturb import NOISES
 from cbp_jax.resets.units import PyTree
 
 
@@ -29,6 +30,7 @@ def upgd(
     protecting: bool = True,
     uncorrected_maximum: bool = False,
     key: jax.Array,
+    noise: str = "normal",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient descent with noise, both scaled down where a weight is useful.
 
@@ -61,6 +63,7 @@ def upgd(
         updates utilities then are nearer to 0 and 1. The paper divides by that of
         :math:`\hat U`.
       key: typed PRNG key of the noise.
+      noise: "normal" or "signs", see `cbp_jax.optimizers.perturb`.
 
     Returns:
       An optax transformation of state `UPGDState`; its update needs the params.
@@ -99,11 +102,11 @@ def upgd(
         )
         ratio = _divide_by_maximum(utility, count, decay_rate, uncorrected_maximum)
         next_key, noise_key = jax.random.split(state.rng_key)
-        noise = optax.tree.random_like(noise_key, utility)
+        drawn = optax.tree.random_like(noise_key, utility, NOISES[noise])
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
         def step(
-            grad: jax.Array, param: jax.Array, ratio: jax.Array, noise: jax.Array
+            grad: jax.Array, param: jax.Array, ratio: jax.Array, drawn: jax.Array
         ) -> jax.Array:
             dtype = ratio.dtype
             alpha, decay, sigma = (
@@ -112,13 +115,13 @@ def upgd(
             )
             wide_grad, openness = grad.astype(dtype), jax.nn.sigmoid(-ratio)  # 1 - s
             if protecting:
-                direction = (wide_grad + sigma * noise) * openness
+                direction = (wide_grad + sigma * drawn) * openness
             else:
-                direction = wide_grad + sigma * noise * openness
+                direction = wide_grad + sigma * drawn * openness
             shrinkage = alpha * decay * param.astype(dtype)
             return (-alpha * direction - shrinkage).astype(grad.dtype)
 
-        updates = jax.tree.map(step, updates, params, ratio, noise)
+        updates = jax.tree.map(step, updates, params, ratio, drawn)
         return updates, UPGDState(count, utility, next_key)
 
     return optax.GradientTransformationExtraArgs(init, update)

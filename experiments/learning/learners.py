@@ -19,7 +19,6 @@ from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.methods import METHODS, Ingredients
 from experiments.learning.optimizers import (
-    NOISES,
     OPTIMIZERS,
     check_plain,
     is_off,
@@ -130,6 +129,7 @@ def make_learner(
             network=network,
             init_params=lambda key: init_network(key)[0],
             weight_bounds=networks.weight_bounds(network),
+            noise=config.noise,
             max_replaced=max_replaced,
             updates_per_task=updates_per_task,
             key=key,
@@ -258,7 +258,7 @@ def _check(config: Any, network: Any) -> None:
     """Raises ValueError for fields that do not go together."""
     check_choice("method", config.method, METHODS)
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
-    check_choice("noise", config.noise, NOISES)
+    check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():
         raise ConfigError(

@@ -20,7 +20,7 @@ def make_base_optimizer(
     """Builds an optimizer with L2 and noise where a lane may have any.
 
     Args:
-      config: `optimizer`, a key of `OPTIMIZERS`, and `noise`, one of `NOISES`.
+      config: `optimizer`, a key of `OPTIMIZERS`, and `noise`, see `perturb`.
       settings: the learner's hyper-parameters.
       units: of its network.
       noise_key: typed key of the noise.
@@ -30,7 +30,7 @@ def make_base_optimizer(
         base = optax.chain(optax.add_decayed_weights(settings.weight_decay), base)
     if not is_off(settings.noise_scale):
         noise = cbp_jax.optimizers.perturb(
-            settings.noise_scale, key=noise_key, sample=NOISES[config.noise]
+            settings.noise_scale, key=noise_key, noise=config.noise
         )
         base = optax.chain(base, noise)
     return base
@@ -78,8 +78,3 @@ OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"sgd": _sgd, "adam": _adam}
 )
 """All optimizers by the name that `config.optimizer` takes."""
-
-NOISES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
-    {"normal": jax.random.normal, "signs": cbp_jax.optimizers.random_signs}
-)
-"""What `config.noise` takes: how the noise of `noise_scale` is distributed."""

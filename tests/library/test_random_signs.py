@@ -29,7 +29,7 @@ def test_signs_are_fair_and_independent_of_their_neighbors_and_of_other_keys():
 
 def test_the_noise_of_many_updates_is_normal():
     params = {"kernel": jnp.zeros((50, 40)), "bias": jnp.zeros(40)}
-    tx = perturb(0.1, key=jax.random.key(2), sample=random_signs)
+    tx = perturb(0.1, key=jax.random.key(2), noise="signs")
 
     def step(carry, _):
         params, state = carry

@@ -19,6 +19,7 @@ class Ingredients(NamedTuple):
     network: Any
     init_params: Callable[[jax.Array], Any]  # From a key.
     weight_bounds: Callable[[str, tuple[int, ...]], float]  # See `clip_weights`.
+    noise: str  # Its distribution, see `cbp_jax.optimizers.perturb`.
     max_replaced: int  # Most units of a layer that a rate can replace in one update.
     updates_per_task: int
     key: jax.Array

@@ -52,6 +52,7 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
         weight_decay=given.settings.upgd_weight_decay,
         protecting=protecting,
         key=given.key,
+        noise=given.noise,
     )
 
 
