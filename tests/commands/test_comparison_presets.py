@@ -1,0 +1,73 @@
+"""The presets that compare methods, from their configs to a verdict."""
+
+import numpy as np
+import pytest
+from tiny_runs import tiny_bits, tiny_digits
+
+from configs import methods, pmnist, scr
+from experiments import permuted_mnist, slowly_changing_regression
+from experiments.engine import runner
+from experiments.engine.configuration import complete, make_cases
+from experiments.engine.lanes import make_grid
+from experiments.reporting import comparison
+from experiments.reporting.trials import Run
+
+PROBLEMS = {
+    "digits": (pmnist, "comparison", permuted_mnist.make_problem, tiny_digits),
+    "regression": (
+        scr,
+        "comparison",
+        slowly_changing_regression.make_problem,
+        tiny_bits,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_method_has_three_trials_of_its_own(name):
+    presets, preset, make_problem, _ = PROBLEMS[name]
+    config = complete(presets.get_config(preset))
+    cases = make_cases(config)
+    assert set(methods.newer_methods(adam_step_size=1.0)) < set(cases)
+    assert set(methods.paper_methods(adam_step_size=1.0)) < set(cases)
+    for case in cases.values():
+        grid = make_grid(case)
+        (swept, _) = grid.coordinates
+        assert grid.shape == (3, config.num_seeds)
+        # The settings of the preset `methods` are among what is tried, or near it.
+        low, high = np.sort(grid.coordinates[swept])[[0, -1]]
+        assert low <= case[swept] <= high or case[swept] == 0
+    make_problem(cases["fire"])  # Raises if its fields do not go together.
+
+
+def test_mnist_is_tuned_on_other_seeds_than_it_is_judged_on():
+    tuning, judging = (
+        pmnist.get_config(preset)
+        for preset in ("comparison_mnist_tuning", "comparison_mnist")
+    )
+    assert set(tuning.cases) == set(judging.cases)
+    assert tuning.first_seed + tuning.num_seeds <= judging.first_seed
+    assert tuning.num_tasks < judging.num_tasks == 100
+    for config in (tuning, judging):
+        assert (config.hidden_layers, config.hidden_units) == (3, 100)
+        assert config.examples_per_task == 60_000
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_a_run_of_the_preset_leads_to_a_verdict(name, tmp_path):
+    presets, preset, make_problem, tiny = PROBLEMS[name]
+    given = presets.get_config(preset).cases
+    cases = {method: given[method].to_dict() for method in ("backprop", "l2")}
+    cases["l2"]["sweep"] = {"weight_decay": (1e-4, 10.0, 1e-3)}
+    config = tiny(cases=cases, num_seeds=4, num_tasks=3, rank_every=0)
+    run = Run(name, runner.run(config, tmp_path / "run", make_problem))
+    compared = comparison.compare([run], [], 2, "backprop", 0)
+    assert compared.tuning_seeds == [0, 1]
+    chosen = {choice.method: choice.trial.strength for choice in compared.choices}
+    assert chosen["l2"]["weight_decay"] < 1  # All that 10 leaves of a network is 0.
+    assert chosen["backprop"].keys() == {"step_size"}
+    for verdicts in compared.verdicts.values():
+        assert {(one.method, one.num_seeds) for one in verdicts} == {
+            ("backprop", 2),
+            ("l2", 2),
+        }
