@@ -5,15 +5,19 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint arXiv:2306.13812
 
     python -m experiments.permuted_mnist --config=configs/pmnist.py[:PRESET]
 
-| preset | data   | network            | tasks x examples | seeds | shows              |
-|--------|--------|--------------------|------------------|-------|--------------------|
-| (none) | digits | 3 x 50             | 60 x 5,000       | 10    | the effect, fast   |
-| small  | MNIST  | 3 x 100            | 150 x 60,000     | 10    | a narrow network   |
-| paper  | MNIST  | 3 x 2,000          | 800 x 60,000     | 30    | the main result    |
-| width  | MNIST  | 3 x 100 ... 10,000 | 150 x 60,000     | 30    | the width study    |
-| rate   | MNIST  | 3 x 2,000          | 48 M in all      | 30    | the rate of change |
-| methods | digits | 3 x 50            | 60 x 5,000       | 10    | every method       |
-| smoke  | digits | 3 x 10             | 2 x 200          | 2     | that it runs       |
+| preset     | data   | network            | tasks x size | seeds | shows            |
+|------------|--------|--------------------|--------------|-------|------------------|
+| (none)     | digits | 3 x 50             | 60 x 5,000   | 10    | the effect, fast |
+| small      | MNIST  | 3 x 100            | 150 x 60,000 | 10    | a narrow network |
+| paper      | MNIST  | 3 x 2,000          | 800 x 60,000 | 30    | the main result  |
+| width      | MNIST  | 3 x 100 ... 10,000 | 150 x 60,000 | 30    | the width study  |
+| rate       | MNIST  | 3 x 2,000          | 48 M in all  | 30    | rate of change   |
+| methods    | digits | 3 x 50             | 60 x 5,000   | 10    | every method     |
+| comparison | digits | 3 x 50             | 60 x 5,000   | 13    | all, 3 strengths |
+| smoke      | digits | 3 x 10             | 2 x 200      | 2     | that it runs     |
+
+`comparison_mnist_tuning` (10 tasks, 2 seeds, 3 strengths) and `comparison_mnist` (100
+tasks, 3 other seeds) compare the paper's methods on MNIST with 3 x 100 units.
 
 Digits are the 1,797 images of 8x8 pixels inside scikit-learn, so the default gives the
 same numbers on every machine and downloads nothing. MNIST is read from its four IDX
