@@ -70,7 +70,7 @@ class Case(NamedTuple):
     base: optax.GradientTransformation = BASE
 
 
-EVENT = {"schedule": optimizers.every(2)}
+EVENT = {"schedule": optimizers.at(2)}
 NEVER = {"schedule": optimizers.at()}
 FRESH = {"init_fn": init_fn}
 CASES = {

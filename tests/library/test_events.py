@@ -1,37 +1,18 @@
-"""Schedules, what happens at events, fresh params and fresh optimizers."""
-
-import functools
+"""Schedules, and what `act_at` does at their updates and not in between."""
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 import jax.numpy as jnp
 import numpy as np
 import optax
+from optimizer_cases import CASES, GRADS, PARAMS, make
 import pytest
 import tiny
 
-import cbp_jax
-from cbp_jax.optimizers.events import EventState, act_at, at, every
-from cbp_jax.optimizers.resets_at_events import reset_optimizer_at, reset_params_at
-from cbp_jax.optimizers.shrink_and_perturb_at_events import (
-    shrink_and_perturb_at_events,
-)
+from cbp_jax import optimizers
+from cbp_jax.optimizers import EventState, act_at, at, every
 
 NUM_STEPS = 5
-PARAMS = tiny.make_params()
-GRADS = tiny.make_grads(NUM_STEPS, PARAMS)
-FEATURES = tiny.make_features(NUM_STEPS)
-
-
-def init_fn(key):
-    """Kernels U(1, 2), biases 7: what is drawn can be told from what is not."""
-
-    def draw(path, leaf):
-        if leaf.ndim < 2:
-            return jnp.full_like(leaf, 7)
-        leaf_key = jax.random.fold_in(key, leaf.size)
-        return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, 1, 2)
-
-    return jax.tree_util.tree_map_with_path(draw, PARAMS)
 
 
 def double(params, key):
@@ -62,12 +43,64 @@ def test_params_are_replaced_after_the_updates_of_the_schedule():
         params = tiny.make_params(np.float64)
         grads = tiny.make_grads(NUM_STEPS, params)
         tx = optax.chain(optax.sgd(0.1), act_at(at(2, 3), double))
+        history = tiny.loop(tx, params, grads, tiny.make_features(NUM_STEPS))
         wanted, all_grads = tiny.by_path(params), tiny.by_path(grads)
-        for step, (actual, _) in enumerate(tiny.loop(tx, params, grads, FEATURES), 1):
+        for step, (actual, _) in enumerate(history, 1):
             for path, leaf in tiny.by_path(actual).items():
                 moved = wanted[path] - 0.1 * all_grads[path][step - 1]
                 wanted[path] = 2 * moved if step in (2, 3) else moved
                 np.testing.assert_allclose(leaf, wanted[path], rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_entries_that_an_event_leaves_alone_keep_their_updates_bit_for_bit(dtype):
+    """Also where params are rounded: compared is what they are after the update."""
+    params, grads = ({"a": leaf.astype(dtype)} for leaf in rows())
+    tx = act_at(every(1), lambda params, key: {"a": params["a"].at[0].set(7)})
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    np.testing.assert_array_equal(updates["a"][1:], grads["a"][1:])
+    new = optax.apply_updates(params, updates)["a"][0].astype(np.float32)
+    np.testing.assert_allclose(new, 7, rtol=2.0**-7 if dtype == "bfloat16" else 1e-6)
+
+
+def rows():
+    rng = np.random.default_rng(0)
+    return jnp.asarray(rng.normal(size=(2, 3, 50)), np.float32)
+
+
+def noise(params, key):
+    return jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
+
+
+@jax.jit
+def keys_and_params(period, key):
+    """Key data and params after each step; with a traced schedule and key."""
+    params = {"a": jnp.zeros(50)}
+    tx = act_at(every(period), noise, key=key)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+        return (params, state), (jax.random.key_data(state.rng_key), params["a"])
+
+    return jax.lax.scan(step, (params, tx.init(params)), None, length=NUM_STEPS)[1]
+
+
+def test_every_event_has_a_key_of_its_own_and_every_lane_its_own_events():
+    keys = jax.random.split(tiny.KEY, 3)
+    periods = jnp.array([1, 2, 9])
+    key_data, params = jax.vmap(keys_and_params)(periods, keys)
+    for lane in range(3):
+        solo = keys_and_params(periods[lane], keys[lane])
+        np.testing.assert_array_equal(key_data[lane], solo[0])
+        np.testing.assert_allclose(params[lane], solo[1], rtol=1e-6)
+    # Keys change at events only, whatever the lanes beside.
+    before = np.concatenate([jax.random.key_data(keys)[:, None], key_data], axis=1)
+    changes = np.any(before[:, 1:] != before[:, :-1], axis=2).astype(int)
+    assert changes.tolist() == [[1] * 5, [0, 1, 0, 1, 0], [0] * 5]
+    draws = np.concatenate([params[0], params[1, [1, 3]]])
+    assert np.abs(np.corrcoef(draws) - np.eye(7)).max() < 0.6
 
 
 def test_nothing_is_run_between_events_and_other_lanes_pass_bit_for_bit():
@@ -82,6 +115,7 @@ def test_nothing_is_run_between_events_and_other_lanes_pass_bit_for_bit():
         return act_at(every(period), act).update(PARAMS, state, PARAMS)[0]
 
     lanes = jax.jit(jax.vmap(lane))
+    assert " conditional(" in lanes.lower(jnp.arange(1, 3)).compile().as_text()
     tiny.assert_equal(tiny.at(lanes(jnp.array([2, 5])), 0), PARAMS)
     jax.effects_barrier()
     assert not runs
@@ -93,207 +127,55 @@ def test_nothing_is_run_between_events_and_other_lanes_pass_bit_for_bit():
     tiny.assert_close(tiny.at(updates, 0), tripled)
 
 
-def blended(period, shrink, key):
-    """Params and state after all steps, with traced schedule, strength and key."""
-    options = {"shrink": shrink, "perturb": 0.5, "key": key}
-    link = shrink_and_perturb_at_events(every(period), init_fn, **options)
-    tx = optax.chain(optax.sgd(0.1), link)
-    params, states = tiny.run(tx, PARAMS, GRADS, FEATURES)
-    return params, jax.random.key_data(states[1].rng_key)
+# What each event's work consists of, and nothing else in an update.
+WORK = {
+    "act_at": {"div"},
+    "fire": {"dot_general", "scan"},
+    "hare_and_tortoise": {"ne"},
+    "reset_params_at": {"erf_inv", "random_bits"},
+    "reset_optimizer_at": {"tan"},
+    "shrink_and_perturb_at_events": {"erf_inv", "random_bits"},
+    "selective_weight_reinitialization": {"erf_inv", "random_bits", "sort"},
+}
 
 
-def test_lanes_are_solo_runs():
-    periods, shrinks = jnp.array([2, 3, 9]), jnp.array([0.2, 0.9, 0.5])
-    keys = jax.random.split(tiny.KEY, 3)
-    lanes = jax.jit(jax.vmap(blended))(periods, shrinks, keys)
-    solo = jax.jit(blended)
-    for index in range(3):
-        wanted = solo(periods[index], shrinks[index], keys[index])
-        tiny.assert_close(tiny.at(lanes, index), wanted)
-    # Keys change at events only, whatever the lanes beside.
-    changes = np.any(lanes[1][:, 1:] != lanes[1][:, :-1], axis=2)
-    assert changes.astype(int).tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [0] * 4]
+def primitives(jaxpr, is_conditional=False):
+    """Yields the name of each primitive, and whether it is in a conditional."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        yield name, is_conditional
+        for parameter in jax.tree.leaves(
+            equation.params, is_leaf=lambda node: isinstance(node, ClosedJaxpr | Jaxpr)
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if isinstance(inner, Jaxpr):
+                yield from primitives(inner, is_conditional or name == "cond")
 
 
-def run_blend(shrink, perturb, key=tiny.KEY):
-    """Params after each step and gradients, in float64 by path; events at 2 and 4."""
-    with jax.enable_x64(True):
-        params = tiny.make_params(np.float64)
-        grads = tiny.make_grads(4, params)
-        link = shrink_and_perturb_at_events(
-            every(2),
-            lambda key: optax.tree.random_like(key, params),
-            **{"shrink": shrink, "perturb": perturb, "key": key},
-        )
-        tx = optax.chain(optax.sgd(0.1), link)
-        history = tiny.loop(tx, params, grads, tiny.make_features(4))
-        return [tiny.by_path(params) for params, _ in history], tiny.by_path(grads)
-
-
-def test_shrink_and_perturb_is_the_equation():
-    fresh, grads = run_blend(0.0, 1.0)  # The fresh params themselves.
-    actual, _ = run_blend(0.7, 0.3)
-    for path, grad in grads.items():
-        between = actual[1][path] - 0.1 * grad[2]
-        np.testing.assert_allclose(actual[2][path], between, rtol=1e-12)
-        moved = actual[2][path] - 0.1 * grad[3]
-        wanted = 0.7 * moved + 0.3 * fresh[3][path]
-        np.testing.assert_allclose(actual[3][path], wanted, rtol=1e-12)
-    other_key, _ = run_blend(0.0, 1.0, jax.random.key(1))
-    draws = [
-        np.concatenate([leaf.ravel() for leaf in params.values()])
-        for params in (fresh[1], fresh[3], other_key[1])
-    ]
-    np.testing.assert_allclose(np.std(draws, axis=1), 1, atol=0.25)
-    assert np.abs(np.corrcoef(draws) - np.eye(3)).max() < 0.3
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_shrink_1_and_perturb_0_is_off_bit_for_bit(dtype):
-    params = tiny.make_params(dtype)
-    tx = shrink_and_perturb_at_events(
-        every(1), init_fn, shrink=1.0, perturb=0.0, key=tiny.KEY
+def make_event(name):
+    if name != "reset_optimizer_at":
+        return make(name)
+    base = optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.tan, params), lambda *args: args[:2]
     )
-    grads = tiny.at(tiny.make_grads(1, params), 0)
-    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    tiny.assert_equal(updates, grads)
+    return optimizers.reset_optimizer_at(base, every(2))
 
 
-def test_bfloat16_and_stable_structure():
-    params = tiny.make_params(jnp.bfloat16)
-    reset = reset_params_at(every(1), init_fn, key=tiny.KEY)
-    blend = shrink_and_perturb_at_events(every(2), init_fn, key=tiny.KEY)
-    tx = reset_optimizer_at(optax.chain(optax.trace(0.9), reset, blend), every(1))
-    state = tx.init(params)
-    with jax.numpy_dtype_promotion("strict"):
-        updates, new_state = jax.lax.cond(
-            True, tx.update, lambda *args: args[:2], params, state, params
-        )
-    assert jax.tree.structure(new_state) == jax.tree.structure(state)
-    for leaf in jax.tree.leaves((updates, new_state.base_state[0])):
-        assert leaf.dtype == jnp.bfloat16
-    bias = optax.apply_updates(params, updates)["head"]["bias"]
-    np.testing.assert_allclose(np.asarray(bias, np.float32), 7, rtol=2**-7)
-    # The trace belongs to the params, counts and keys do not.
-    owners = optax.tree.map_params(tx, str, state, transform_non_params=lambda _: 0)
-    assert [owner == 0 for owner in jax.tree.leaves(owners)] == [False] * 6 + [True] * 5
+def test_all_events_are_known_here():
+    assert WORK.keys() == {name for name in CASES if "schedule" in CASES[name].fixed}
 
 
-def test_multi_steps_and_injected_hyperparams():
-    link = optax.inject_hyperparams(
-        shrink_and_perturb_at_events, static_args=("schedule", "init_fn", "key")
-    )(every(2), init_fn, shrink=0.5, perturb=0.0, key=tiny.KEY)
-    tx = optax.MultiSteps(optax.chain(optax.sgd(0.0), link), 2)
-    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    for step, factor in enumerate([1, 1, 1, 0.5, 0.5]):
-        wanted = jax.tree.map(lambda leaf, factor=factor: factor * leaf, PARAMS)
-        tiny.assert_close(history[step][0], wanted)
-
-
-def test_layers_are_drawn_afresh():
-    moved = tiny.by_path(tiny.at(GRADS, 0))
-    for layers, drawn in {
-        "head": {"head/kernel", "head/bias"},
-        ("dense_1", "head/bias"): {"dense_1/kernel", "dense_1/bias", "head/bias"},
-        (): set(),
-        None: moved.keys(),
-    }.items():
-        tx = reset_params_at(at(1), init_fn, layers=layers, key=tiny.KEY)
-        updates, _ = tx.update(tiny.at(GRADS, 0), tx.init(PARAMS), PARAMS)
-        new = tiny.by_path(optax.apply_updates(PARAMS, updates))
-        for path, update in tiny.by_path(updates).items():
-            if path not in drawn:
-                np.testing.assert_array_equal(update, moved[path], err_msg=path)
-            elif path.endswith("bias"):
-                np.testing.assert_allclose(new[path], 7, rtol=1e-6)
-            else:
-                assert (new[path] > 0.999).all() and (new[path] < 2.001).all()
-                assert new[path].std() > 0.1
-    with pytest.raises(ValueError, match="layers names 'dense', which is not in"):
-        reset_params_at(at(1), init_fn, layers="dense", key=tiny.KEY).init(PARAMS)
-
-
-def test_an_optimizer_starts_afresh_after_an_event():
-    schedule = optax.linear_schedule(0.1, 0.01, 3)
-    base = optax.adam(schedule)
-    tx = reset_optimizer_at(base, at(3))
-    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    before, _ = tiny.loop(base, PARAMS, GRADS, FEATURES)[2]
-    tiny.assert_close(history[2][0], before)
-    tiny.assert_equal(history[2][1].base_state, base.init(PARAMS))
-    grads, features = jax.tree.map(lambda leaf: leaf[3:], (GRADS, FEATURES))
-    after = tiny.loop(base, history[2][0], grads, features)[1]
-    tiny.assert_close((history[4][0], history[4][1].base_state), after)
-    assert int(history[4][1].events.count) == NUM_STEPS
-
-
-def optimizer_lane(event, rate):
-    """State of an optimizer whose `init` has traced numbers and copies params."""
-    base = optax.chain(
-        optax.inject_hyperparams(optax.adam)(rate), optax.contrib.schedule_free_sgd(0.1)
-    )
-    tx = reset_optimizer_at(base, at(event))
-    return tiny.run(tx, PARAMS, GRADS, FEATURES)
-
-
-def test_lanes_of_fresh_optimizers_are_solo_runs():
-    events, rates = jnp.array([2, 4]), jnp.array([0.1, 0.2])
-    params, states = lanes = jax.jit(jax.vmap(optimizer_lane))(events, rates)
-    solo = jax.jit(optimizer_lane)
-    for index in range(2):
-        tiny.assert_close(tiny.at(lanes, index), solo(events[index], rates[index]))
-    adam, schedule_free = states.base_state
-    np.testing.assert_array_equal(
-        adam.inner_state[0].count, [[1, 0, 1, 2, 3], [1, 2, 3, 0, 1]]
-    )
-    # The second copy of the params is one of the params after the update.
-    copy, bias = schedule_free.z["head"]["bias"], params["head"]["bias"]
-    np.testing.assert_allclose(copy[[0, 1], [1, 3]], bias[[0, 1], [1, 3]], rtol=1e-5)
-
-
-def test_a_full_reset_keeps_counts_of_events_and_keys():
-    schedule = at(2, 3)  # Were the counts reset, the second would not come.
-    fresh_params = reset_params_at(schedule, init_fn, key=tiny.KEY)
-    tx = reset_optimizer_at(optax.chain(optax.adam(0.1), fresh_params), schedule)
-    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    draws = []
-    for step in (1, 2):
-        params, state = history[step]
-        draws.append(np.asarray(params["head"]["kernel"]))
-        assert (draws[-1] > 0.999).all()
-        np.testing.assert_allclose(params["head"]["bias"], 7, rtol=1e-6)
-        tiny.assert_equal(state.base_state[0], optax.adam(0.1).init(PARAMS))
-        assert int(state.base_state[1].count) == step + 1
-    assert np.abs(draws[0] - draws[1]).max() > 0.1
-    tiny.assert_equal(history[3][1].base_state[0][0].count, jnp.int32(1))
-
-
-def test_events_in_the_base_optimizer_of_continual_backprop_and_around_it():
-    head = reset_params_at(at(3), init_fn, layers="head", key=tiny.KEY)
-    base = optax.chain(optax.sgd(0.1), head)
-    with_units = functools.partial(
-        cbp_jax.continual_backprop,
-        base,
-        tiny.UNITS,
-        maturity_threshold=0,
-        initializer=tiny.rows_initializer,
-        key=tiny.FAST_KEY,
-    )
-    plain, _ = tiny.loop(base, PARAMS, GRADS, FEATURES)[-1]
-    tx = with_units(replacement_rate=0.0)
-    tiny.assert_close(tiny.loop(tx, PARAMS, GRADS, FEATURES)[-1][0], plain)
-    tx = reset_optimizer_at(with_units(replacement_rate=0.4), at(3))
-    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    ages = [state.base_state.units["dense_0"].age.max() for _, state in history]
-    assert [int(age) for age in ages[2:4]] == [0, 1] and ages[1] > 0
-    keys = [jax.random.key_data(state.base_state.rng_key) for _, state in history]
-    assert (keys[2] != jax.random.key_data(tiny.FAST_KEY)).any()
-
-
-def test_errors():
-    for tx in (act_at(every(1), double), reset_optimizer_at(optax.sgd(0.1), at())):
-        with pytest.raises(ValueError, match="Events need the params"):
-            tx.update(PARAMS, tx.init(PARAMS))
-    tx = reset_params_at(every(1), lambda key: {"params": PARAMS}, key=tiny.KEY)
-    with pytest.raises(ValueError, match=r"must return a tree like.*params/head/bias"):
-        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+@pytest.mark.parametrize("num_vmaps", [0, 1, 2])
+@pytest.mark.parametrize("name", WORK)
+def test_an_update_between_events_does_none_of_their_work(name, num_vmaps):
+    tx = make_event(name)
+    state = tx.init(PARAMS)
+    update, arguments = tx.update, (tiny.at(GRADS, 0), state, PARAMS)
+    for _ in range(num_vmaps):
+        update = jax.vmap(update)
+        arguments = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), arguments)
+    found = set(primitives(jax.make_jaxpr(update)(*arguments).jaxpr))
+    assert WORK[name] <= {primitive for primitive, is_inside in found if is_inside}
+    assert not WORK[name] & {
+        primitive for primitive, is_inside in found if not is_inside
+    }

@@ -1,0 +1,138 @@
+"""Params drawn afresh and optimizers started afresh, at events."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+
+import cbp_jax
+from cbp_jax.optimizers import at, every, reset_optimizer_at, reset_params_at
+
+NUM_STEPS = 5
+PARAMS = tiny.make_params()
+GRADS = tiny.make_grads(NUM_STEPS, PARAMS)
+FEATURES = tiny.make_features(NUM_STEPS)
+
+
+def init_fn(key):
+    """Kernels U(1, 2), biases 7: what is drawn can be told from what is not."""
+
+    def draw(leaf):
+        if leaf.ndim < 2:
+            return jnp.full_like(leaf, 7)
+        leaf_key = jax.random.fold_in(key, leaf.size)
+        return jax.random.uniform(leaf_key, leaf.shape, leaf.dtype, 1, 2)
+
+    return jax.tree.map(draw, PARAMS)
+
+
+def test_layers_are_drawn_afresh():
+    moved = tiny.by_path(tiny.at(GRADS, 0))
+    for layers, drawn in {
+        "head": {"head/kernel", "head/bias"},
+        ("dense_1", "head/bias"): {"dense_1/kernel", "dense_1/bias", "head/bias"},
+        (): set(),
+        None: moved.keys(),
+    }.items():
+        tx = reset_params_at(at(1), init_fn, layers=layers, key=tiny.FAST_KEY)
+        updates, _ = tx.update(tiny.at(GRADS, 0), tx.init(PARAMS), PARAMS)
+        new = tiny.by_path(optax.apply_updates(PARAMS, updates))
+        for path, update in tiny.by_path(updates).items():
+            if path not in drawn:
+                np.testing.assert_array_equal(update, moved[path], err_msg=path)
+            elif path.endswith("bias"):
+                np.testing.assert_allclose(new[path], 7, rtol=1e-6)
+            else:
+                assert (new[path] > 0.999).all() and (new[path] < 2.001).all()
+                assert new[path].std() > 0.1
+
+
+def test_an_optimizer_starts_afresh_after_an_event():
+    schedule = optax.linear_schedule(0.1, 0.01, 3)
+    base = optax.adam(schedule)
+    tx = reset_optimizer_at(base, at(3))
+    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
+    before, _ = tiny.loop(base, PARAMS, GRADS, FEATURES)[2]
+    tiny.assert_close(history[2][0], before)
+    tiny.assert_equal(history[2][1].base_state, base.init(PARAMS))
+    grads, features = jax.tree.map(lambda leaf: leaf[3:], (GRADS, FEATURES))
+    after = tiny.loop(base, history[2][0], grads, features)[1]
+    tiny.assert_close((history[4][0], history[4][1].base_state), after)
+    assert int(history[4][1].events.count) == NUM_STEPS
+
+
+def test_an_init_that_uses_traced_numbers_and_params():
+    """A second copy of the params, after an event, is one of the new params.
+
+    So it is after the first step of schedule-free SGD, which an event repeats.
+    """
+
+    def run(event, rate):
+        base = optax.chain(
+            optax.inject_hyperparams(optax.sgd)(rate),
+            optax.contrib.schedule_free_sgd(0.1),
+        )
+        tx = reset_optimizer_at(base, at(event))
+        params, states = tiny.run(tx, PARAMS, GRADS, FEATURES)
+        injected, schedule_free = states.base_state
+        rates = injected.hyperparams["learning_rate"]
+        return rates, schedule_free.z["head"]["bias"], params["head"]["bias"]
+
+    events, rates = jnp.array([2, 4]), jnp.array([0.1, 0.2])
+    seen, copies, biases = jax.jit(jax.vmap(run))(events, rates)
+    np.testing.assert_array_equal(seen, np.broadcast_to(rates[:, None], (2, 5)))
+    is_copy = np.isclose(copies, biases, rtol=1e-6).all(axis=2)
+    assert is_copy.tolist() == [
+        [step in (1, event, event + 1) for step in range(1, 6)] for event in (2, 4)
+    ]
+
+
+def test_a_full_reset_keeps_counts_of_events_and_keys():
+    schedule = at(2, 3)  # Were the counts reset, the second would not come.
+    fresh_params = reset_params_at(schedule, init_fn, key=tiny.FAST_KEY)
+    tx = reset_optimizer_at(optax.chain(optax.adam(0.1), fresh_params), schedule)
+    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
+    draws = []
+    for step in (1, 2):
+        params, state = history[step]
+        draws.append(np.asarray(params["head"]["kernel"]))
+        assert (draws[-1] > 0.999).all()
+        np.testing.assert_allclose(params["head"]["bias"], 7, rtol=1e-6)
+        tiny.assert_equal(state.base_state[0], optax.adam(0.1).init(PARAMS))
+        assert int(state.base_state[1].count) == step + 1
+    assert np.abs(draws[0] - draws[1]).max() > 0.1
+    tiny.assert_equal(history[3][1].base_state[0][0].count, jnp.int32(1))
+
+
+def test_events_in_the_base_optimizer_of_continual_backprop_and_around_it():
+    head = reset_params_at(at(3), init_fn, layers="head", key=tiny.FAST_KEY)
+    base = optax.chain(optax.sgd(0.1), head)
+    with_units = functools.partial(
+        cbp_jax.continual_backprop,
+        base,
+        tiny.UNITS,
+        maturity_threshold=0,
+        initializer=tiny.rows_initializer,
+        key=tiny.FAST_KEY,
+    )
+    plain, _ = tiny.loop(base, PARAMS, GRADS, FEATURES)[-1]
+    tx = with_units(replacement_rate=0.0)
+    tiny.assert_close(tiny.loop(tx, PARAMS, GRADS, FEATURES)[-1][0], plain)
+    tx = reset_optimizer_at(with_units(replacement_rate=0.4), at(3))
+    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
+    ages = [state.base_state.units["dense_0"].age.max() for _, state in history]
+    assert [int(age) for age in ages[2:4]] == [0, 1] and ages[1] > 0
+    keys = [jax.random.key_data(state.base_state.rng_key) for _, state in history]
+    assert (keys[2] != jax.random.key_data(tiny.FAST_KEY)).any()
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="layers names 'dense', which is not in"):
+        reset_params_at(at(1), init_fn, layers="dense", key=tiny.KEY).init(PARAMS)
+    tx = reset_params_at(every(1), lambda key: {"params": PARAMS}, key=tiny.KEY)
+    with pytest.raises(ValueError, match=r"must return a tree like.*params/head/bias"):
+        tx.update(PARAMS, tx.init(PARAMS), PARAMS)
