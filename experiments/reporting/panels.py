@@ -172,8 +172,11 @@ def cut_outliers(axes: Sequence[Any]) -> None:
     tops = [np.max(line) for line in lines if line.size]
     limit = 3 * np.median(tops) if tops else 0
     if limit > 0 and max(tops) > limit:
+        # The margin below was chosen for the whole range, outliers included.
+        bottom = min(np.min(line) for line in lines if line.size)
+        margin = 0.05 * (limit - bottom)
         for axis in axes:
-            axis.set_ylim(top=limit)
+            axis.set_ylim(bottom - margin, limit)
 
 
 def describe(labels: Mapping[str, Any]) -> str:
