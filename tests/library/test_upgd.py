@@ -1,11 +1,8 @@
-"""UPGD against the equations, its variants, noise and composition."""
-
-import functools
+"""UPGD against the equations, its variants, noise and schedules."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import tiny
 
@@ -91,87 +88,29 @@ def test_the_maximum_has_its_sign_and_belongs_to_all_params():
     np.testing.assert_allclose(updates["b"], -scale[2:, None], rtol=1e-6)
 
 
-def test_without_noise_and_protection_it_is_gradient_descent_bit_for_bit():
-    tx, base = make(0.0, protecting=False, weight_decay=0.0), optax.sgd(RATE)
-    grads = tiny.at(GRADS, 0)
-    updates, _ = jax.jit(tx.update)(grads, tx.init(PARAMS), PARAMS)
-    wanted, _ = jax.jit(base.update)(grads, base.init(PARAMS))
-    tiny.assert_equal(updates, wanted)
-
-
 def test_noise_is_normal_new_at_every_update_and_scaled():
-    params = {"kernel": jnp.zeros((100, 100))}
-    tx = upgd(1.0, noise_scale=0.2, key=tiny.FAST_KEY)
-    state, noise = tx.init(params), []
-    for _ in range(2):
-        updates, state = tx.update(params, state, params)
-        noise.append(np.ravel(updates["kernel"]))
-    for draw in noise:  # s is 1/2.
-        assert abs(draw.mean()) < 0.004
-        np.testing.assert_allclose(draw.std(), 0.1, rtol=0.03)
-    assert abs(np.corrcoef(noise)[0, 1]) < 0.04
+    params, noise = {"kernel": jnp.zeros((60, 60))}, []
+    for key in (tiny.FAST_KEY, jax.random.key(1, impl="unsafe_rbg")):
+        tx = upgd(1.0, noise_scale=0.2, key=key)
+        update, state = jax.jit(tx.update), tx.init(params)
+        for _ in range(2):
+            updates, state = update(params, state, params)
+            noise.append(np.ravel(updates["kernel"]))
+    # s is 1/2.
+    np.testing.assert_allclose(np.mean(noise, axis=1), 0, atol=0.006)
+    np.testing.assert_allclose(np.std(noise, axis=1), 0.1, rtol=0.04)
+    assert np.abs(np.corrcoef(noise) - np.eye(4)).max() < 0.06
 
 
-@functools.cache
-def solo(noise_scale, seed):
-    tx = make(noise_scale, key=jax.random.key(seed))
-    return jax.jit(lambda: tiny.run(tx, PARAMS, GRADS, FEATURES)[0])()
-
-
-def test_lanes_are_solo_runs_and_keys_matter():
-    lanes = jax.jit(
-        jax.vmap(
-            lambda noise_scale, key: tiny.run(
-                make(noise_scale, key=key), PARAMS, GRADS, FEATURES
-            )[0]
-        )
-    )(jnp.array([0.1, 0.5]), jax.vmap(jax.random.key)(jnp.arange(2)))
-    for index, noise_scale in enumerate([0.1, 0.5]):
-        tiny.assert_close(tiny.at(lanes, index), solo(noise_scale, index))
-    difference = lanes["head"]["bias"][0] - lanes["head"]["bias"][1]
-    assert np.abs(difference).min() > 0
-
-
-def test_bfloat16_updates_have_float32_utilities():
-    params = tiny.make_params(jnp.bfloat16)
-    tx = make()
-    state = tx.init(params)
-    with jax.numpy_dtype_promotion("strict"):
-        updates, next_state = jax.lax.cond(
-            True, tx.update, lambda *args: args[:2], params, state, params
-        )
-    for leaf in jax.tree.leaves(updates):
-        assert leaf.dtype == jnp.bfloat16
-    for leaf in jax.tree.leaves(next_state.utility):
-        assert leaf.dtype == jnp.float32
-    # The field of utilities belongs to the params.
-    owners = optax.tree.map_params(
-        tx, lambda _: 1, state, transform_non_params=lambda _: 0
+def test_the_learning_rate_can_be_a_schedule():
+    tx = upgd(
+        lambda count: 0.1 / (1 + count),
+        noise_scale=0.0,
+        protecting=False,
+        key=tiny.FAST_KEY,
     )
-    assert jax.tree.leaves(owners) == [0] + [1] * 6 + [0]
-
-
-def test_schedules_multi_steps_and_injected_hyperparams():
-    def schedule(count):
-        return 0.1 / (1 + count)
-
-    injected = optax.inject_hyperparams(upgd, static_args=("key", "protecting"))(
-        schedule, noise_scale=0.0, protecting=False, key=tiny.FAST_KEY
-    )
-    tx = optax.MultiSteps(injected, 2)
-    own = upgd(schedule, noise_scale=0.0, protecting=False, key=tiny.FAST_KEY)
     history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    means = jax.tree.map(
-        lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]).mean(1), GRADS
-    )
-    tiny.assert_close(history[-1][0], tiny.loop(own, PARAMS, means, FEATURES)[-1][0])
-    wanted = jax.tree.map(
-        lambda param, mean: param - 0.1 * mean[0] - 0.05 * mean[1], PARAMS, means
-    )
-    tiny.assert_close(history[-1][0], wanted)
-
-
-def test_it_needs_params():
-    tx = make()
-    with pytest.raises(ValueError, match="upgd needs the params"):
-        tx.update(PARAMS, tx.init(PARAMS))
+    wanted = PARAMS["head"]["bias"]
+    for step, (params, _) in enumerate(history):
+        wanted = wanted - 0.1 / (1 + step) * GRADS["head"]["bias"][step]
+        np.testing.assert_allclose(params["head"]["bias"], wanted, rtol=1e-5)

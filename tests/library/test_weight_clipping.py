@@ -1,4 +1,4 @@
-"""Weight clipping: bounds of kernels and biases, infinity, composition."""
+"""Weight clipping: bounds of kernels and biases, what is inside them, errors."""
 
 from flax import nnx
 import jax
@@ -75,31 +75,13 @@ def test_it_is_the_equation(options, bounds):
         np.testing.assert_allclose(actual[path], param, rtol=1e-5, err_msg=path)
 
 
-def test_infinity_and_entries_inside_keep_their_updates_bit_for_bit():
-    base, grads = optax.sgd(0.1), tiny.at(GRADS, 0)
-    wanted, _ = base.update(grads, base.init(PARAMS))
-
-    @jax.jit
-    def update(kappa):
-        tx = make(kappa)
-        return tx.update(grads, tx.init(PARAMS), PARAMS)[0]
-
-    tiny.assert_equal(update(np.inf), wanted)
-    clipped = update(2.0)["head"]["kernel"]
-    new = PARAMS["head"]["kernel"] + wanted["head"]["kernel"]
-    inside = np.abs(new) <= 2 * 5**-0.5
+def test_entries_inside_keep_their_updates_bit_for_bit():
+    updates, tx = tiny.at(GRADS, 0), clip_weights(2.0)
+    clipped, _ = jax.jit(tx.update)(updates, tx.init(PARAMS), PARAMS)
+    update = updates["head"]["kernel"]
+    inside = np.abs(PARAMS["head"]["kernel"] + update) <= 2 * 5**-0.5
     assert 0 < inside.sum() < inside.size
-    np.testing.assert_array_equal(clipped[inside], wanted["head"]["kernel"][inside])
-
-
-def test_lanes_are_solo_runs():
-    def last(kappa):
-        return tiny.run(make(kappa), PARAMS, GRADS, FEATURES)[0]
-
-    kappas = jnp.array([0.5, 2.0])
-    lanes = jax.jit(jax.vmap(last))(kappas)
-    for index, kappa in enumerate(kappas):
-        tiny.assert_close(tiny.at(lanes, index), jax.jit(last)(kappa))
+    np.testing.assert_array_equal(clipped["head"]["kernel"][inside], update[inside])
 
 
 def test_bfloat16_and_nnx_states():
@@ -113,28 +95,11 @@ def test_bfloat16_and_nnx_states():
     tx = clip_weights(jnp.float32(2.0))
     state = tx.init(params)
     updates = jax.tree.map(jnp.zeros_like, params)
-    with jax.numpy_dtype_promotion("strict"):
-        updates, _ = jax.lax.cond(
-            True, tx.update, lambda *args: args[:2], updates, state, params
-        )
-    for leaf in jax.tree.leaves(updates):
-        assert leaf.dtype == jnp.bfloat16
+    updates, _ = tx.update(updates, state, params)
     new = tiny.by_path(optax.apply_updates(params, updates))
     for path, leaf in new.items():
         limit = 2.0 if path.startswith("norm") else 2 / np.sqrt(4)
         np.testing.assert_array_equal(leaf.astype(np.float32), limit, err_msg=path)
-
-
-def test_multi_steps_and_injected_hyperparams():
-    injected = optax.inject_hyperparams(clip_weights, static_args=("bounds",))(
-        kappa=0.5
-    )
-    tx = optax.MultiSteps(optax.chain(optax.sgd(0.1), injected), 3)
-    history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
-    tiny.assert_equal(history[1][0], PARAMS)
-    grad = jax.tree.map(lambda leaf: leaf.mean(0, keepdims=True), GRADS)
-    wanted = tiny.loop(make(0.5), PARAMS, grad, FEATURES)
-    tiny.assert_close(history[2][0], wanted[0][0])
 
 
 def test_errors_say_what_to_do():
@@ -142,7 +107,4 @@ def test_errors_say_what_to_do():
         clip_weights(-1.0)
     with pytest.raises(ValueError, match="'haed'"):
         clip_weights(1.0, exclude=("haed",)).init(PARAMS)
-    tx = clip_weights(1.0)
-    with pytest.raises(ValueError, match="clip_weights needs the params"):
-        tx.update(PARAMS, tx.init(PARAMS))
     assert uniform_fan_in_bound("head/kernel", (2, 8, 3)) == 0.25
