@@ -32,13 +32,37 @@ def run_alone(tx):
     return params
 
 
-def test_without_ages_it_is_adam():
+@pytest.mark.parametrize("betas", [(0.8, 0.95), (0.9, 0.9)])
+def test_without_ages_it_is_adam(betas):
     schedule = optax.linear_schedule(0.1, 0.01, 5)
-    own = optimizers.adam_with_unit_counts(schedule, tiny.UNITS, 0.8, 0.95, 1e-3)
-    actual, wanted = run_alone(own), run_alone(optax.adam(schedule, 0.8, 0.95, 1e-3))
+    own = optimizers.adam_with_unit_counts(schedule, tiny.UNITS, *betas, 1e-3)
+    actual, wanted = run_alone(own), run_alone(optax.adam(schedule, *betas, 1e-3))
     moved = actual["head"]["bias"] - PARAMS["head"]["bias"]
     assert np.abs(moved).min() > 0.01
     tiny.assert_close(actual, wanted)
+
+
+def longest_step(b1, b2):
+    """Of gradients that grow a thousandfold, over the learning rate."""
+    tx = optimizers.scale_by_adam_with_unit_counts(tiny.UNITS, b1, b2, 0.0)
+
+    def step(state, grad):
+        grads = jax.tree.map(lambda leaf: jnp.full_like(leaf, grad), PARAMS)
+        updates, state = tx.update(grads, state)
+        return state, updates["head"]["bias"][0]
+
+    grads = jnp.repeat(jnp.array([1e-3, 1.0]), jnp.array([100, 20]))
+    return jax.jit(lambda: jax.lax.scan(step, tx.init(PARAMS), grads))()[1].max()
+
+
+def test_with_equal_betas_no_step_is_longer_than_the_learning_rate():
+    np.testing.assert_allclose(longest_step(0.9, 0.9), 1, rtol=1e-4)
+    # The old gradients are next to nothing in both averages.
+    new = np.arange(1, 21)
+    averages, of_squares = 1 - 0.9**new, (1 - 0.999**new) / (1 - 0.999 ** (100 + new))
+    wanted = (averages / np.sqrt(of_squares)).max()
+    np.testing.assert_allclose(longest_step(0.9, 0.999), wanted, rtol=1e-3)
+    assert wanted > 2
 
 
 def weight_ages():
@@ -157,15 +181,16 @@ def first_step_of_a_reborn_unit(base):
     return {name: np.abs(update) / 0.01 for name, update in steps.items()}
 
 
-def test_the_first_step_of_a_reborn_unit_is_not_too_long():
+@pytest.mark.parametrize("b2", [0.999, 0.9])
+def test_the_first_step_of_a_reborn_unit_is_not_too_long_or_short(b2):
     own = first_step_of_a_reborn_unit(
-        optimizers.adam_with_unit_counts(0.01, tiny.UNITS[:1], B1, B2)
+        optimizers.adam_with_unit_counts(0.01, tiny.UNITS[:1], 0.9, b2)
     )
-    plain = first_step_of_a_reborn_unit(optax.adam(0.01, B1, B2))
+    plain = first_step_of_a_reborn_unit(optax.adam(0.01, 0.9, b2))
     # With its own count Adam's first step is the learning rate; with a count of 2000,
-    # 0.1 / sqrt(0.001 / (1 - 0.999**2001)) = 2.94 times that.
-    overshoot = (1 - B1) / np.sqrt((1 - B2) / (1 - B2**2002))
+    # 0.1 / sqrt(0.001 / (1 - 0.999**2001)) = 2.94 times that, or sqrt(0.1) of it where
+    # betas are equal.
+    expected = 0.1 / np.sqrt((1 - b2) / (1 - b2**2002))
     for name in own:
         np.testing.assert_allclose(own[name], 1, rtol=1e-4, err_msg=name)
-        np.testing.assert_allclose(plain[name], overshoot, rtol=1e-4, err_msg=name)
-    assert overshoot > 2.9
+        np.testing.assert_allclose(plain[name], expected, rtol=1e-4, err_msg=name)
