@@ -134,6 +134,16 @@ def test_excluded_layers_and_diverged_weights_are_left_alone():
     np.testing.assert_array_equal(new["head"]["kernel"], 1)
 
 
+@pytest.mark.parametrize("selection", ["fraction", "threshold"])
+def test_at_fraction_0_dead_weights_stay(selection):
+    """A threshold of 0 would be their utility."""
+    params = {"kernel": jnp.zeros((2, 2))}
+    ones = jax.tree.map(jnp.ones_like, params)
+    options = {"init_fn": lambda key: ones, "selection": selection}
+    tiny.assert_equal(update_once(params, 0.0, tiny.FAST_KEY, **options), params)
+    assert update_once(params, 0.5, tiny.FAST_KEY, **options)["kernel"].max() == 1
+
+
 def test_errors():
     params = {"kernel": jnp.ones((2, 2))}
 
