@@ -100,6 +100,7 @@ _PRESETS = {
     "methods": {
         "num_tasks": 25,
         "num_seeds": 30,
+        "noise": "signs",
         "cases": _LINEAR
         | paper_methods(adam_step_size=0.01)
         | batch_methods(batch_size=10, step_size=0.03)
@@ -108,6 +109,7 @@ _PRESETS = {
     "comparison": {
         "num_tasks": 25,
         "num_seeds": 35,
+        "noise": "signs",
         "cases": with_strengths(
             _LINEAR
             | paper_methods(adam_step_size=0.01)

@@ -6,7 +6,7 @@ from tiny_runs import tiny_bits, tiny_digits
 
 from configs import methods, pmnist, scr
 from experiments import permuted_mnist, slowly_changing_regression
-from experiments.engine import runner
+from experiments.engine import cases, runner
 from experiments.engine.configuration import complete, make_cases
 from experiments.engine.lanes import make_grid
 from experiments.reporting import comparison
@@ -27,17 +27,29 @@ PROBLEMS = {
 def test_every_method_has_three_trials_of_its_own(name):
     presets, preset, make_problem, _ = PROBLEMS[name]
     config = complete(presets.get_config(preset))
-    cases = make_cases(config)
-    assert set(methods.newer_methods(adam_step_size=1.0)) < set(cases)
-    assert set(methods.paper_methods(adam_step_size=1.0)) < set(cases)
-    for case in cases.values():
+    made = make_cases(config)
+    assert set(methods.newer_methods(adam_step_size=1.0)) < set(made)
+    assert set(methods.paper_methods(adam_step_size=1.0)) < set(made)
+    for case in made.values():
         grid = make_grid(case)
         (swept, _) = grid.coordinates
         assert grid.shape == (3, config.num_seeds)
         # The settings of the preset `methods` are among what is tried, or near it.
         low, high = np.sort(grid.coordinates[swept])[[0, -1]]
         assert low <= case[swept] <= high or case[swept] == 0
-    make_problem(cases["fire"])  # Raises if its fields do not go together.
+    make_problem(made["fire"])  # Raises if its fields do not go together.
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_method_of_the_preset_can_be_run(name):
+    """All cases are traced, which runs everything but the compiler."""
+    presets, _, make_problem, tiny = PROBLEMS[name]
+    given = presets.get_config("methods")
+    config = tiny(cases=given.cases.to_dict(), rank_every=0)
+    if name == "regression":
+        config.drift_every = 10  # Mini-batches must divide it.
+    prepared = cases.prepare_cases(complete(config), make_problem)
+    assert {case.name for case in prepared} == set(given.cases)
 
 
 def test_mnist_is_tuned_on_other_seeds_than_it_is_judged_on():
@@ -57,9 +69,9 @@ def test_mnist_is_tuned_on_other_seeds_than_it_is_judged_on():
 def test_a_run_of_the_preset_leads_to_a_verdict(name, tmp_path):
     presets, preset, make_problem, tiny = PROBLEMS[name]
     given = presets.get_config(preset).cases
-    cases = {method: given[method].to_dict() for method in ("backprop", "l2")}
-    cases["l2"]["sweep"] = {"weight_decay": (1e-4, 10.0, 1e-3)}
-    config = tiny(cases=cases, num_seeds=4, num_tasks=3, rank_every=0)
+    kept = {method: given[method].to_dict() for method in ("backprop", "l2")}
+    kept["l2"]["sweep"] = {"weight_decay": (1e-4, 10.0, 1e-3)}
+    config = tiny(cases=kept, num_seeds=4, num_tasks=3, rank_every=0)
     run = Run(name, runner.run(config, tmp_path / "run", make_problem))
     compared = comparison.compare([run], [], 2, "backprop", 0)
     assert compared.tuning_seeds == [0, 1]

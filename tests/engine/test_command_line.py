@@ -20,7 +20,7 @@ from experiments.learning.checks import ConfigError
 from experiments.reporting import plots, run_results
 
 ROOT = pathlib.Path(__file__).parents[2]
-PRESETS = ("default", "small", "paper", "width", "rate", "methods", "smoke")
+PRESETS = ("default", "small", "paper", "width", "rate", "smoke")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
