@@ -1,6 +1,6 @@
 """The convolutional network of the paper's Continual ImageNet."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import linen as nn
@@ -8,6 +8,8 @@ from flax.core import FrozenDict
 import jax
 
 from cbp_jax.initializers import uniform_fan_in
+from cbp_jax.layers.convolution import convolution_named
+from cbp_jax.layers.max_pooling import max_pool
 from cbp_jax.layers.normalization import normalize
 from cbp_jax.networks.activations import PAIRED, activation_function
 from cbp_jax.networks.hidden_layers import drop, has_bias, norm_name, with_norms
@@ -32,7 +34,9 @@ class ConvNet(nn.Module):
       conv_channels: channels of each convolution.
       conv_sizes: kernel sizes (height and width) of each convolution.
       dense_units: widths of the dense hidden layers.
-      conv_general_dilated: replacement of `jax.lax.conv_general_dilated`, None for it.
+      convolution: how to compute convolutions: "patches" (fast on a CPU), "xla", or
+        "auto" for the one that suits the backend, see
+        `cbp_jax.layers.convolution_named`. Values and gradients are the same.
       normalization: as in `MLP`.
       normalization_options: as in `MLP`.
     """
@@ -42,7 +46,7 @@ class ConvNet(nn.Module):
     conv_channels: Sequence[int] = (32, 64, 128)
     conv_sizes: Sequence[int] = (5, 3, 3)
     dense_units: Sequence[int] = (128, 128)
-    conv_general_dilated: Callable[..., jax.Array] | None = None
+    convolution: str = "auto"
     normalization: str = "none"
     normalization_options: Mapping[str, Any] = FrozenDict()
 
@@ -68,8 +72,9 @@ class ConvNet(nn.Module):
           convolutions, `[batch, units]` for dense layers.
 
         Raises:
-          ValueError: unknown activation, or a paired one; unknown normalization; batch
-            normalization in training of a single number for each unit.
+          ValueError: unknown activation, or a paired one; unknown normalization or
+            convolution; batch normalization in training of a single number for each
+            unit.
         """
         activation = activation_function(self.activation)
         if self.activation in PAIRED:
@@ -102,11 +107,11 @@ class ConvNet(nn.Module):
                 use_bias=use_bias,
                 kernel_init=uniform_fan_in(),
                 bias_init=uniform_fan_in(size * size * hidden.shape[-1]),
-                conv_general_dilated=self.conv_general_dilated,
+                conv_general_dilated=convolution_named(self.convolution),
                 name=name,
             )
             active = activate(convolution, hidden, index)
-            features[name] = hidden = nn.max_pool(active, (2, 2), (2, 2))
+            features[name] = hidden = max_pool(active, (2, 2))
             hidden = drop(hidden, index, dropout_rate, dropout_key)
         hidden = hidden.reshape(*hidden.shape[:-3], -1)
         for index, width in enumerate(self.dense_units, start=len(self.conv_channels)):

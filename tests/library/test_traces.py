@@ -189,7 +189,7 @@ def test_mlp_trace(name):
 
 def test_conv_trace():
     config, arrays = load("conv_sgd_momentum")
-    network = cbp_jax.networks.ConvNet(activation="leaky_relu")
+    network = cbp_jax.networks.ConvNet(activation="leaky_relu", convolution="patches")
     groups = network.units()
     names = [*(group.name for group in groups), "head"]
 
