@@ -22,7 +22,7 @@ from experiments.engine import command_line
 from experiments.engine.timing import time_cases
 from experiments.reporting.tables import format_table
 
-PROBLEMS = ("permuted_mnist", "slowly_changing_regression")
+PROBLEMS = ("continual_imagenet", "permuted_mnist", "slowly_changing_regression")
 
 
 def _main(arguments: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
 
-from configs import pmnist, scr
+from configs import imagenet, pmnist, scr
 from experiments.engine import configuration
 from experiments.engine.lanes import lane_settings, make_grid
 from experiments.reporting import run_results
@@ -64,6 +64,24 @@ def shrink_bits(config):
             case.activation = config.activation
         distinct.setdefault(case.to_json(), name)
     config.cases = {name: config.cases[name].to_dict() for name in distinct.values()}
+
+
+def tiny_pairs(**overrides):
+    """A config of pairs of textures: two epochs of two batches of four images."""
+    return _tiny(imagenet, shrink_pairs, overrides)
+
+
+def shrink_pairs(config):
+    """Shrinks any preset of pairs of classes to the same tiny programs."""
+    smoke = imagenet.get_config("smoke")
+    for field in (
+        *("dataset", "train_per_class", "test_per_class", "texture_pixels"),
+        *("num_tasks", "batch_size", "hidden_units", "hidden_layers"),
+        *("measured_examples", "num_seeds", "step_size"),
+    ):
+        config[field] = smoke[field]
+    config.conv_channels, config.conv_sizes = (3,), (5,)
+    config.num_epochs, config.rank_every, config.test_every_epoch = 2, 0, True
 
 
 @functools.cache

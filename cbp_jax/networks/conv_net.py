@@ -123,10 +123,11 @@ class ConvNet(nn.Module):
         return head(hidden), features
 
     def units(self) -> tuple[UnitGroup, ...]:
-        """Returns all hidden layers as unit groups."""
+        """Returns all hidden layers as unit groups; empty for a linear model."""
         convolutions = [f"conv_{index}" for index in range(len(self.conv_channels))]
         dense = [f"dense_{index}" for index in range(len(self.dense_units))]
-        groups = sequential_units((*convolutions, *dense, "head"))
+        names = (*convolutions, *dense)
+        groups = sequential_units((*names, "head")) if names else ()
         return with_norms(groups, self.normalization)
 
     def initializer(self) -> Initializer:

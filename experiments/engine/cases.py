@@ -25,7 +25,7 @@ from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog, empty_log
 
-# Least and most of the fields that count something and are the same for every problem.
+# Least and most of the fields that count something, where a problem has them.
 _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
     "examples_per_task": (1, 2**31 - 1),
@@ -157,7 +157,7 @@ class CompiledCase:
 def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:
     """Raises ConfigError unless all counts of a case are what they can be."""
     for field, (least, most) in _COUNTS.items():
-        if not least <= config[field] <= most:
+        if field in config and not least <= config[field] <= most:
             path = f"cases.{name}.{field}" if field in overrides else field
             raise ConfigError(
                 f"config.{path} must be from {least} to {most}, got {config[field]}."

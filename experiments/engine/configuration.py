@@ -16,7 +16,10 @@ VERSION_FIELD = "cbp_jax"
 """The field of a written config that tells the version, and that a run wrote it."""
 
 # Fields that say how a run is carried out and leave its results as they are.
-_NOT_RESULTS = ("checkpoint_every", "lanes_per_block", "probe", "tensorboard")
+_NOT_RESULTS = (
+    *("checkpoint_every", "lanes_per_block", "probe", "tensorboard"),
+    "tasks_per_bin",
+)
 # Every task follows from the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")
 

@@ -8,6 +8,7 @@ import pathlib
 import numpy as np
 
 from experiments.engine.cases import Case
+from experiments.reporting.run_results import BY_EPOCH
 
 TENSORBOARD_FOLDER = "tensorboard"
 
@@ -46,16 +47,15 @@ class EventWriter:
             )
 
     def add(self, task: int, metrics: Mapping[str, np.ndarray]) -> None:
-        """Adds the metrics [L] or [L, layers] of a task; NaN is left out."""
+        """Adds the metrics of a task, [L] or [L, layers or epochs]; NaN is left out."""
         for name, values in metrics.items():
             values = values.reshape(len(self._writers), self._num_seeds, -1)
             for writer, setting in zip(self._writers, values, strict=True):
                 for layer, seeds in enumerate(setting.T):
-                    tag = (
-                        name
-                        if setting.shape[1] == 1
-                        else f"{name}/{self._layers[layer]}"
-                    )
+                    tag = name
+                    if setting.shape[1] > 1:
+                        by_epoch = name.endswith(BY_EPOCH)
+                        tag += f"/{layer if by_epoch else self._layers[layer]}"
                     finite = seeds[np.isfinite(seeds)]
                     if finite.size:
                         writer.add_scalar(tag, math.fsum(finite) / finite.size, task)

@@ -67,7 +67,13 @@ def _short(config: ConfigDict, steps: int) -> ConfigDict:
     """Shortens the tasks of all cases to so many updates."""
     short = ConfigDict(config.to_dict())
     for case in short.cases.values():
-        case.examples_per_task = steps * case.get("batch_size", config.batch_size)
+        batch_size = case.get("batch_size", config.batch_size)
+        if "num_epochs" in config:
+            train_per_class = case.get("train_per_class", config.train_per_class)
+            batches = 2 * train_per_class / batch_size
+            case.num_epochs = max(1, round(steps / batches))
+        else:
+            case.examples_per_task = steps * batch_size
     for field, value in (("measured_examples", 1), ("rank_every", 0)):
         short[field] = value
         for case in short.cases.values():

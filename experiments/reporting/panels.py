@@ -21,7 +21,7 @@ class Measure(NamedTuple):
 
 
 MEASURES = (
-    Measure("accuracy", "online accuracy (%)", 100, True),
+    Measure("accuracy", "accuracy (%)", 100, True),
     Measure("error", "squared error", 1, False),
     Measure("dead_units_percent", "dead units (%)", 1, True),
     Measure("effective_rank_percent", "effective rank (% of width)", 1, True),

@@ -6,7 +6,8 @@ from typing import Any
 
 import xarray as xr
 
-from experiments.reporting import panels, statistics, survival
+from experiments.reporting import binned_plots, panels, statistics, survival
+from experiments.reporting.bins import tasks_per_bin
 from experiments.reporting.styles import (
     FAMILIES,
     REFERENCES,
@@ -19,7 +20,7 @@ from experiments.reporting.styles import (
 
 FIGURES_FOLDER = "figures"
 FIGURE_FILE = "learning.png"
-FIGURE_FILES = (FIGURE_FILE, survival.FIGURE_FILE)
+FIGURE_FILES = (FIGURE_FILE, binned_plots.FIGURE_FILE, survival.FIGURE_FILE)
 """All that `draw_run` can write there; `--overwrite` deletes them with a run."""
 
 # Lines that one panel can hold.
@@ -43,6 +44,8 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
     """
     draw_learning = draw_errors if "error" in dataset else draw
     written = draw_learning(dataset, run / FIGURES_FOLDER)
+    if written and tasks_per_bin(dataset) > 1:
+        written.append(_draw_bins(dataset, run / FIGURES_FOLDER))
     log = run / survival.LOG_FILE
     if log.exists():
         lives = survival.read_lives(log, dataset)
@@ -166,6 +169,24 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     for axis in axes.flat[len(grouped) :]:
         axis.remove()
     return [panels.save(figure, folder / FIGURE_FILE)]
+
+
+def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
+    """Draws the accuracy in bins, linear models in all panels."""
+    config = json.loads(dataset.attrs["config"])
+    linear = [
+        name
+        for name, case in config["cases"].items()
+        if not (config | case)["hidden_layers"] and not (config | case)["conv_channels"]
+    ]
+    settings = _settings(dataset)
+    networks = [one for one in settings if one[0]["case"] not in linear]
+    baselines = [one for labels, one in settings if labels["case"] in linear]
+    if not networks:
+        networks, baselines = settings, []
+    rows = _rows(sorted(networks, key=lambda one: position(one[0]["case"])))
+    lines = {title: _lines(row) for title, row in rows.items()}
+    return binned_plots.draw_bins(lines, baselines, folder / binned_plots.FIGURE_FILE)
 
 
 def _settings(dataset: xr.Dataset) -> Settings:

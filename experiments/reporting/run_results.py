@@ -1,8 +1,9 @@
 """Results of a run as one labeled data set, and the file that holds it.
 
-Dimensions: case, each swept hyper-parameter, seed, task, layer. Where cases sweep
-different hyper-parameters there is one dimension `point` in the place of theirs: point
-p of a case is the p-th combination of its own values, coordinates (case, point).
+Dimensions: case, each swept hyper-parameter, seed, task, layer; and epoch, for what is
+measured after each epoch of a task. Where cases sweep different hyper-parameters there
+is one dimension `point` in the place of theirs: point p of a case is the p-th
+combination of its own values, coordinates (case, point).
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,9 +19,17 @@ import xarray as xr
 
 RESULTS_FILE = "results.nc"
 
+NOT_SWEPT = ("case", "seed", "task", "layer", "epoch")
+"""All dimensions but those of the sweep."""
+
+BY_EPOCH = "_by_epoch"
+"""How the names of variables end that are measured after each epoch of a task."""
+
 # What each variable is, for readers of the file.
 DESCRIPTIONS = {
-    "accuracy": "fraction of correct predictions, before the update",
+    "accuracy": "fraction of correct predictions: online, before the update, or of the "
+    "test images at the end of the task",
+    "accuracy_by_epoch": "fraction of correct predictions of the test images",
     "error": "squared error, before the update",
     "loss": "loss minimized, before the update",
     "dead_units": "fraction of units whose output is 0 on all measured examples",
@@ -64,7 +73,8 @@ def case_dataset(
       coordinates: values of each swept hyper-parameter, then the seeds; the L lanes
         are all combinations.
       layers: names of the learner's layers.
-      metrics: arrays [L, tasks] or [L, tasks, layers].
+      metrics: arrays [L, tasks], [L, tasks, layers] or, if their names end in
+        `_by_epoch`, [L, tasks, epochs].
       layer_sizes: `num_weights`, `num_units` and `num_features` of each layer.
       examples_per_task: examples that a task shows to a lane.
       steps_per_task: updates that a lane makes in a task.
@@ -72,12 +82,14 @@ def case_dataset(
       lanes_per_block: lanes that each device vmapped together.
 
     Returns:
-      A dataset with dimensions (case, swept ..., seed, task, layer).
+      A dataset with dimensions (case, swept ..., seed, task, layer) and, if anything
+      was measured after each epoch, `epoch`.
     """
     lane_shape = tuple(len(values) for values in coordinates.values())
     variables = {}
     for metric, values in metrics.items():
-        dims = (*coordinates, "task", "layer")[: len(lane_shape) + values.ndim - 1]
+        last = "epoch" if metric.endswith(BY_EPOCH) else "layer"
+        dims = (*coordinates, "task", last)[: len(lane_shape) + values.ndim - 1]
         variables[metric] = (dims, values.reshape(*lane_shape, *values.shape[1:]))
     num_tasks = next(iter(metrics.values())).shape[1]
     tasks_done = np.arange(num_tasks) + 1
@@ -216,10 +228,12 @@ def tidy_csv(dataset: xr.Dataset) -> str:
     """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
 
     One line for each finite value; `task` and `layer` are empty where a variable has
-    none, a swept hyper-parameter where a case does not sweep it.
+    none, a swept hyper-parameter where a case does not sweep it. If anything was
+    measured after each epoch, there is a column `epoch` as well.
     """
     point = ["point"] if "point" in dataset.dims else []
-    columns = ["case", *point, *swept_names(dataset), "seed", "task", "layer"]
+    epoch = ["epoch"] if "epoch" in dataset.dims else []
+    columns = ["case", *point, *swept_names(dataset), "seed", "task", *epoch, "layer"]
     columns += ["variable", "value"]
     tables = []
     for name, values in dataset.data_vars.items():
@@ -237,5 +251,4 @@ def swept_names(dataset: xr.Dataset) -> list[str]:
 
 def _swept(dataset: xr.Dataset) -> list[str]:
     """Returns the dimensions of the sweep; see the module for `point`."""
-    fixed = ("case", "seed", "task", "layer")
-    return [name for name in dataset.dims if name not in fixed]
+    return [name for name in dataset.dims if name not in NOT_SWEPT]

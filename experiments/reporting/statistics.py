@@ -8,7 +8,7 @@ import numpy as np
 from scipy import stats
 import xarray as xr
 
-from experiments.reporting.run_results import swept_names
+from experiments.reporting.run_results import NOT_SWEPT, swept_names
 
 
 class Estimate(NamedTuple):
@@ -45,7 +45,8 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
 
     The labels of a setting are its case and the values that its sweep has there.
     """
-    swept = [name for name in dataset.dims if name not in ("seed", "task", "layer")]
+    varying = set(NOT_SWEPT) - {"case"}
+    swept = [name for name in dataset.dims if name not in varying]
     for point in itertools.product(*(dataset[name].values for name in swept)):
         labels = dict(zip(swept, point, strict=True))
         setting = dataset.sel(labels)

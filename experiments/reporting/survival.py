@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from experiments.reporting.run_results import NOT_SWEPT
+
 LOG_FILE = "replacements.csv"
 FIGURE_FILE = "survival.png"
 
@@ -27,7 +29,7 @@ def read_lives(
       units that were alive at the end, both integer arrays over all lanes.
     """
     lane_names = [
-        name for name in dataset.dims if name not in ("case", "task", "layer")
+        name for name in dataset.dims if name == "seed" or name not in NOT_SWEPT
     ]
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from experiments.reporting.bins import in_bins, tasks_per_bin
 from experiments.reporting.run_results import swept_names
 from experiments.reporting.statistics import (
     Estimate,
@@ -89,6 +90,10 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
     score, unit, factor = _score(setting)
     curve = setting[score].transpose("seed", "task").values * factor
     curve = curve[:, setting.examples.notnull().values]
+    num_tasks, size = curve.shape[1], min(tasks_per_bin(setting), curve.shape[1])
+    if size > 1:
+        curve = in_bins(curve, size)
+        unit = f"{size} tasks, {unit}"
     finished = np.isfinite(curve[:, -1]).sum()
     means = np.array([estimate(column).mean for column in curve.T])
     best = 0
@@ -97,7 +102,9 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
     columns = {
         "seeds": f"{finished} of {len(curve)}",
         f"first {unit}": _interval(estimate(curve[:, 0])),
-        f"best {unit}": f"{_interval(estimate(curve[:, best]))} (task {best})",
+        f"best {unit}": (
+            f"{_interval(estimate(curve[:, best]))} ({_tasks(best, size, num_tasks)})"
+        ),
         f"last {unit}": _interval(estimate(curve[:, -1])),
     }
     for name, (column, factor, digits) in _LAST_MEASURED.items():
@@ -105,6 +112,13 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
             last = estimate(_last_measured(over_layers(setting, name))).mean
             columns[column] = f"{factor * last:.{digits}f}"
     return columns | {"steps/s": f"{float(setting.steps_per_second):,.0f}"}
+
+
+def _tasks(index: int, size: int, num_tasks: int) -> str:
+    """Names the tasks of a bin."""
+    if size == 1:
+        return f"task {index}"
+    return f"tasks {index * size} to {min((index + 1) * size, num_tasks) - 1}"
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:

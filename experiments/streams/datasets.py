@@ -1,23 +1,22 @@
 """Image data sets as NumPy arrays: scikit-learn digits, IDX files and TFDS.
 
 Images stay uint8, as stored; a program divides them by `max_value` on the device.
-scikit-learn and TensorFlow Datasets (TFDS) are imported by the sets that need them,
-and TensorFlow is needed only to prepare a TFDS set, never to read one.
+scikit-learn and TensorFlow Datasets (TFDS) are imported by the sets that need them.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-import contextlib
+from collections.abc import Callable, Mapping
 import gzip
-import importlib.util
 import itertools
 import math
 import os
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import urlsplit
+from typing import NamedTuple
 import zlib
 
 import numpy as np
+
+from experiments.streams import tfds_sets
+from experiments.streams.dataset_errors import DatasetError, check_labels, damaged
 
 SPLITS = ("train", "test")
 
@@ -29,11 +28,6 @@ _IDX_UINT8 = 0x08
 _GZIP_MAGIC = b"\x1f\x8b"
 _MNIST_IMAGE_SHAPE = (28, 28)
 _MNIST_NUM_CLASSES = 10
-_HOST_TIMEOUT_SECONDS = 5.0
-
-
-class DatasetError(ValueError):
-    """A data set is missing, damaged, or cannot be prepared."""
 
 
 class ImageDataset(NamedTuple):
@@ -136,11 +130,11 @@ def _load_idx(name: str, images_path: Path, labels_path: Path) -> ImageDataset:
     images = read_idx(images_path, ndim=3)
     labels = read_idx(labels_path, ndim=1)
     if not len(images) or images.shape[1:] != _MNIST_IMAGE_SHAPE:
-        raise _damaged(images_path, "images of 28 x 28 pixels", f"{images.shape}")
+        raise damaged(images_path, "images of 28 x 28 pixels", f"{images.shape}")
     if len(labels) != len(images):
         expected = f"{len(images)} labels, one per image of {images_path.name}"
-        raise _damaged(labels_path, expected, f"{len(labels)}")
-    _check_labels(labels, _MNIST_NUM_CLASSES, labels_path)
+        raise damaged(labels_path, expected, f"{len(labels)}")
+    check_labels(labels, _MNIST_NUM_CLASSES, labels_path)
     images, labels = images[..., np.newaxis], labels.astype(np.int32)
     return ImageDataset(name, images, labels, _MNIST_NUM_CLASSES, max_value=255.0)
 
@@ -166,121 +160,25 @@ def read_idx(path: Path, ndim: int) -> np.ndarray:
         try:
             content = gzip.decompress(content)
         except (EOFError, OSError, zlib.error) as error:
-            raise _damaged(path, "an intact gzip file", str(error)) from error
+            raise damaged(path, "an intact gzip file", str(error)) from error
     magic = bytes((0, 0, _IDX_UINT8, ndim))
     if content[:4] != magic:
         expected = f"magic number 0x{magic.hex()} (08 is uint8, then {ndim} dimensions)"
-        raise _damaged(path, expected, f"0x{content[:4].hex()}")
+        raise damaged(path, expected, f"0x{content[:4].hex()}")
     size = 4 + 4 * ndim
     if len(content) < size:
-        raise _damaged(path, f"a header of {size} bytes", f"{len(content)} bytes")
+        raise damaged(path, f"a header of {size} bytes", f"{len(content)} bytes")
     shape = tuple(np.frombuffer(content, ">u4", count=ndim, offset=4).tolist())
     num_bytes = size + math.prod(shape)
     if len(content) != num_bytes:
         expected = f"{num_bytes} bytes for shape {shape}"
-        raise _damaged(path, expected, f"{len(content)} bytes")
+        raise damaged(path, expected, f"{len(content)} bytes")
     return np.frombuffer(content, np.uint8, offset=size).reshape(shape).copy()
 
 
-def _check_labels(labels: np.ndarray, num_classes: int, source: Path) -> None:
-    wrong = np.flatnonzero((labels < 0) | (labels >= num_classes))
-    if wrong.size:
-        found = f"label {labels[wrong[0]]} at index {wrong[0]}"
-        raise _damaged(source, f"labels 0 to {num_classes - 1}", found)
-
-
-def _damaged(path: Path, expected: str, found: str) -> DatasetError:
-    return DatasetError(
-        f"{path}: expected {expected}, found {found}; replace it with an intact copy "
-        "of the original"
-    )
-
-
 def _load_tfds(name: str, folder: Path | None, split: str) -> ImageDataset:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise DatasetError(
-            f"{name}: reading a TFDS set needs more packages ({error}); "
-            "pip install tensorflow-datasets importlib_resources pillow"
-        ) from error
-    with _quiet_absl():
-        builder = tfds.builder(name, data_dir=folder)
-        if not builder.is_prepared():
-            _prepare(builder)
-        try:
-            source = builder.as_data_source(split=split)
-            examples = source.__getitems__(range(len(source)))
-            features = builder.info.features
-            pixels = [example["image"] for example in examples]
-            images = np.stack(pixels, dtype=np.uint8, casting="no")
-            images = images.reshape(len(examples), *features["image"].shape)
-        # Storage formats raise what they like: RuntimeError, DecodeError, OSError ...
-        except Exception as error:
-            raise DatasetError(
-                f"{name}: the TFDS set in {builder.data_dir} cannot be read ({error}); "
-                f"move that folder away, then {_tfds_cure(builder)}"
-            ) from error
-    labels = np.array([example["label"] for example in examples], np.int32)
-    num_classes = features["label"].num_classes
-    _check_labels(labels, num_classes, Path(builder.data_dir))
+    images, labels, num_classes = tfds_sets.read_split(name, folder, split)
     return ImageDataset(name, images, labels, num_classes, max_value=255.0)
-
-
-@contextlib.contextmanager
-def _quiet_absl() -> Iterator[None]:
-    """Hides TFDS's warnings, such as a set that is not prepared yet, not its errors."""
-    from absl import logging
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-
-
-def _prepare(builder: Any) -> None:
-    """Downloads and prepares a TFDS set, or says at once why that cannot work.
-
-    TFDS retries a dead connection for minutes, and misses TensorFlow only after the
-    download, so both are checked first.
-    """
-    problems = _unreachable_hosts(builder)
-    if importlib.util.find_spec("tensorflow") is None:
-        problems.append("TensorFlow, which TFDS needs to prepare it, is not installed")
-    try:
-        if problems:
-            raise RuntimeError("; ".join(problems))
-        builder.download_and_prepare(file_format="array_record")
-    except Exception as error:
-        raise DatasetError(
-            f"{builder.name}: the TFDS set is not prepared in {builder.data_dir} and "
-            f"cannot be prepared here ({error}); {_tfds_cure(builder)}"
-        ) from error
-
-
-def _unreachable_hosts(builder: Any) -> list[str]:
-    """Asks each download server once, through the proxy if one is set."""
-    import requests
-
-    urls = {urlsplit(url).netloc: url for url in builder.url_infos or ()}
-    problems = []
-    for host, url in urls.items():
-        try:
-            requests.head(url, timeout=_HOST_TIMEOUT_SECONDS)
-        except requests.RequestException as error:
-            problems.append(f"{host} cannot be reached, {type(error).__name__}")
-    return problems
-
-
-def _tfds_cure(builder: Any) -> str:
-    return (
-        "prepare it on a machine with a network and TensorFlow by "
-        f'tfds.builder("{builder.name}", data_dir="FOLDER")'
-        '.download_and_prepare(file_format="array_record") '
-        "and pass --config.data_dir=FOLDER"
-    )
 
 
 LOADERS: Mapping[str, Callable[[str, Path | None, str], ImageDataset]] = {

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from tiny_runs import tiny_digits
+from tiny_runs import tiny_digits, tiny_pairs
 
 from experiments import benchmark, permuted_mnist
 from experiments.engine import timing
@@ -41,6 +41,15 @@ def test_every_case_is_timed_in_every_round(timed):
         assert times.shape == (3,)
         assert (times > 0).all()
     assert config.examples_per_task == 40  # The config itself is left as it is.
+
+
+def test_a_task_of_epochs_is_shortened_to_whole_epochs():
+    """Forty images a class make an epoch of 8 updates; 20 updates are 2.5 epochs."""
+    config = tiny_pairs(train_per_class=40, batch_size=10)
+    config.cases.linear.batch_size = 40
+    cases = timing._short(config, 20).cases
+    assert (cases.backprop.num_epochs, cases.linear.num_epochs) == (2, 10)
+    assert timing._short(config, 1).cases.backprop.num_epochs == 1
 
 
 def run_command(*arguments):

@@ -33,13 +33,20 @@ def test_events_hold_means_over_seeds_of_each_setting_and_layer(tmp_path):
     accuracy = np.array([0.1, 0.3, 0.5, np.nan])
     dead = np.array([[0.2, np.nan], [0.4, np.nan], [0.6, np.nan], [0.8, np.nan]])
     writer.add(7, {"accuracy": accuracy, "dead_units": dead})
+    writer.add(8, {"accuracy_by_epoch": accuracy[:, np.newaxis] + [0.0, 0.25, 0.5]})
     writer.close()
     folder = tmp_path / "tensorboard"
     assert read_scalars(folder / "backprop, step_size 0.1") == [
         ("accuracy", 7, pytest.approx(0.2)),
         ("dead_units/dense_0", 7, pytest.approx(0.3)),
+        ("accuracy_by_epoch/0", 8, pytest.approx(0.2)),
+        ("accuracy_by_epoch/1", 8, pytest.approx(0.45)),
+        ("accuracy_by_epoch/2", 8, pytest.approx(0.7)),
     ]
     assert read_scalars(folder / "backprop, step_size 0.25") == [
         ("accuracy", 7, pytest.approx(0.5)),
         ("dead_units/dense_0", 7, pytest.approx(0.7)),
+        ("accuracy_by_epoch/0", 8, pytest.approx(0.5)),
+        ("accuracy_by_epoch/1", 8, pytest.approx(0.75)),
+        ("accuracy_by_epoch/2", 8, pytest.approx(1.0)),
     ]

@@ -103,7 +103,7 @@ def test_a_run_of_a_regression_is_drawn_as_errors_also_with_diverged_lanes(tmp_p
 def test_accuracy_and_measures_are_drawn_against_tasks(drawn, tmp_path):
     plots.draw(run_results.join_cases([make_case()], {}), tmp_path)
     accuracy, magnitude = drawn[0].axes
-    assert accuracy.get_ylabel() == "online accuracy (%)"
+    assert accuracy.get_ylabel() == "accuracy (%)"
     assert [line.get_label() for line in accuracy.lines] == [
         "backprop, step size 0.1",
         "backprop, step size 0.2",

@@ -1,0 +1,146 @@
+"""Continual ImageNet: pairs of image classes to tell apart, one pair after another.
+
+    python -m experiments.continual_imagenet --config=configs/imagenet.py
+
+Each task trains the network on the images of two classes for some epochs and tests it
+on other images of the two. Between tasks only the head is set back, to 0.
+"""
+
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from cbp_jax import metrics
+from experiments.engine import command_line
+from experiments.learning.checks import ConfigError, check_choice, check_positive
+from experiments.learning.conv_net import make_conv_net
+from experiments.learning.heads import clear_head
+from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.measures import layer_measures, task_measures
+from experiments.learning.methods import METHODS
+from experiments.learning.problem import Problem
+from experiments.streams.class_pairs import draw_orders, make_stream
+
+
+def make_problem(config: Any) -> Problem:
+    """Builds the problem of a case's config.
+
+    Args:
+      config: as in `configs/imagenet.py`.
+
+    Returns:
+      The problem; its metrics per task are `accuracy` (fraction, on the test images
+      after the last epoch), with `test_every_epoch` the same after each epoch,
+      `accuracy_by_epoch`, `loss` (cross-entropy in nats, before each update), and per
+      layer what `layer_measures` finds on the first images of the new task, before it,
+      with the old head, and `task_measures`.
+
+    Raises:
+      ValueError: a field out of range, or the data set cannot be loaded.
+    """
+    check_choice("rank_method", config.rank_method, metrics.METHODS)
+    check_positive(config, "num_epochs", "batch_size")
+    stream = make_stream(config)
+    num_images = 2 * config.train_per_class
+    _check_images(config, num_images)
+    network = make_conv_net(config, stream.image_shape, 2)
+    num_updates = config.num_epochs * (num_images // config.batch_size)
+    # What a method does at the end of a task it does after one more update, so that
+    # its last epoch can be tested first.
+    sees_tasks = config.method in METHODS and METHODS[config.method].sees_tasks
+    learner = make_learner(
+        config,
+        network,
+        stream.image_shape,
+        updates_per_task=num_updates + sees_tasks,
+    )
+
+    def scale(images: jax.Array) -> jax.Array:
+        return images / jnp.float32(255) - stream.mean_image
+
+    def run_task(
+        settings: Any,
+        state: LearnerState,
+        lane_key: jax.Array,
+        task: jax.Array,
+        data: Any,
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        pair = stream.draw_pair(lane_key, task, data)
+        train_images, train_labels = _flatten(pair.train)
+        test_images, test_labels = _flatten(pair.test)
+
+        def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
+            return scale(train_images[indices]), train_labels[indices]
+
+        def test_accuracy(state: LearnerState) -> jax.Array:
+            outputs = learner.predict(state, scale(test_images))
+            return jnp.mean(jnp.argmax(outputs, axis=-1) == test_labels)
+
+        def step(
+            state: LearnerState, indices: jax.Array
+        ) -> tuple[LearnerState, jax.Array]:
+            state, _, loss = learner.step(settings, state, *read(indices))
+            return state, loss
+
+        def run_epoch(state: LearnerState, order: jax.Array) -> Any:
+            state, losses = lax.scan(step, state, order.reshape(-1, config.batch_size))
+            measured = {"loss": jnp.mean(losses)}
+            if config.test_every_epoch:
+                measured["accuracy_by_epoch"] = test_accuracy(state)
+            return state, measured
+
+        orders = draw_orders(lane_key, task, config.num_epochs, num_images)
+        first = orders[0]
+        measures = layer_measures(
+            config,
+            learner,
+            settings,
+            state,
+            *read(first[: config.measured_examples]),
+            task,
+        )
+        state = clear_head(
+            state, with_optimizer_state=config.reset_head_optimizer_state
+        )
+        trained, by_epoch = lax.scan(run_epoch, state, orders)
+        by_epoch["loss"] = jnp.mean(by_epoch["loss"])
+        measures |= by_epoch | {"accuracy": test_accuracy(trained)}
+        measures |= task_measures(learner, state, trained)
+        if sees_tasks:
+            trained, _ = step(trained, first[: config.batch_size])
+        return trained, measures
+
+    return Problem(
+        learner=learner,
+        data=stream.data,
+        run_task=run_task,
+        steps_per_task=num_updates + sees_tasks,
+        examples_per_task=config.num_epochs * num_images,
+    )
+
+
+def _flatten(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Joins the images [2, N, ...] of both classes: [2 N, ...] and labels [2 N]."""
+    labels = jnp.repeat(jnp.arange(2), images.shape[1])
+    return images.reshape(-1, *images.shape[2:]), labels
+
+
+def _check_images(config: Any, num_images: int) -> None:
+    """Raises ConfigError unless an epoch is made of whole batches and is measured."""
+    if num_images % config.batch_size:
+        raise ConfigError(
+            "config.batch_size must divide the training images of a task, 2 x "
+            f"config.train_per_class = {num_images}, got {config.batch_size}."
+        )
+    if not 1 <= config.measured_examples <= num_images:
+        raise ConfigError(
+            "config.measured_examples must be from 1 to the training images of a task, "
+            f"2 x config.train_per_class = {num_images}, got "
+            f"{config.measured_examples}."
+        )
+
+
+if __name__ == "__main__":
+    command_line.run("continual_imagenet", make_problem)

@@ -1,0 +1,158 @@
+"""The stream of Continual ImageNet: pairs of classes to tell apart, one after another.
+
+Shapes: N training and M test images of a class, H x W pixels, C channels.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.learning.checks import ConfigError, check_choice, check_positive
+from experiments.learning.learners import STREAM
+from experiments.streams import class_images, textures
+
+TEXTURES = "textures"
+DATASETS = (TEXTURES, *class_images.LOADERS)
+"""What `config.dataset` can be."""
+
+# Purposes of the random numbers derived from a stream's key.
+_CLASS_ORDER, _NEW_CLASSES, _IMAGE_ORDER = range(3)
+_TEXTURES_KEY = 0  # Of the classes that all lanes share.
+
+
+class Pair(NamedTuple):
+    """The images of a task; those of the first class have label 0."""
+
+    train: jax.Array  # uint8 [2, N, H, W, C]
+    test: jax.Array  # uint8 [2, M, H, W, C]
+
+
+class PairStream(NamedTuple):
+    """The tasks of a config.
+
+    Attributes:
+      data: pytree of NumPy arrays that all lanes share.
+      image_shape: (H, W, C).
+      mean_image: of the classes used, over 255, float32, broadcast to [H, W, C].
+      draw_pair: `(lane_key, task, data) -> Pair`.
+    """
+
+    data: Any
+    image_shape: tuple[int, ...]
+    mean_image: np.ndarray
+    draw_pair: Callable[[jax.Array, jax.Array, Any], Pair]
+
+
+def make_stream(config: Any) -> PairStream:
+    """Loads the classes of a config, or gets ready to draw them.
+
+    Classes come in a random order of each seed, two by two; when all have been seen the
+    order begins again, so that the pairs recur. Of an odd number of classes the last in
+    order is left out. Only `textures` can do without recurrence: with
+    `config.num_classes` 0 each task has two new classes of its seed.
+
+    Args:
+      config: `dataset`, `data_dir`, `num_classes`, `train_per_class`, `test_per_class`
+        and `texture_pixels`.
+
+    Returns:
+      The stream.
+
+    Raises:
+      ValueError: a field out of range, or the data set cannot be loaded.
+    """
+    check_choice("dataset", config.dataset, DATASETS)
+    check_positive(config, "train_per_class", "test_per_class", "texture_pixels")
+    if config.num_classes < 0 or config.num_classes == 1:
+        raise ConfigError(
+            "config.num_classes must be at least 2, or 0 for all of a data set and for "
+            f"textures without end, got {config.num_classes}."
+        )
+    if config.dataset == TEXTURES:
+        return _texture_stream(config)
+    return _image_stream(config)
+
+
+def draw_classes(lane_key: jax.Array, task: jax.Array, num_classes: int) -> jax.Array:
+    """Draws the two classes of a task.
+
+    Args:
+      lane_key: the lane's key; the same for every method.
+      task: its number, int32 scalar.
+      num_classes: to choose from, at least 2.
+
+    Returns:
+      int32 [2].
+    """
+    key = jax.random.fold_in(_stream_key(lane_key), _CLASS_ORDER)
+    order = jax.random.permutation(key, num_classes)
+    return lax.dynamic_slice(order, [2 * (task % (num_classes // 2))], [2])
+
+
+def draw_orders(
+    lane_key: jax.Array, task: jax.Array, num_epochs: int, num_images: int
+) -> jax.Array:
+    """Draws the order of a task's images in each epoch.
+
+    Returns:
+      int32 [num_epochs, num_images]; the first epochs are those of a shorter task.
+    """
+    key = jax.random.fold_in(_stream_key(lane_key), _IMAGE_ORDER)
+    key = jax.random.fold_in(key, task)
+    return jax.vmap(
+        lambda epoch: jax.random.permutation(jax.random.fold_in(key, epoch), num_images)
+    )(jnp.arange(num_epochs))
+
+
+def _stream_key(lane_key: jax.Array) -> jax.Array:
+    return jax.random.fold_in(lane_key, STREAM)
+
+
+def _image_stream(config: Any) -> PairStream:
+    images = class_images.load(
+        config.dataset,
+        config.data_dir,
+        config.num_classes,
+        config.train_per_class,
+        config.test_per_class,
+    )
+
+    def draw_pair(lane_key: jax.Array, task: jax.Array, data: Any) -> Pair:
+        classes = draw_classes(lane_key, task, len(images.train))
+        return Pair(data.train[classes], data.test[classes])
+
+    return PairStream(images, images.train.shape[2:], images.mean_image(), draw_pair)
+
+
+def _texture_stream(config: Any) -> PairStream:
+    """Draws the images of a task when it begins; nothing is stored."""
+    num_train, num_test = config.train_per_class, config.test_per_class
+    num_pixels = config.texture_pixels
+
+    def draw_class(key: jax.Array) -> Pair:
+        texture_key, image_key = jax.random.split(key)
+        images = textures.draw_images(
+            textures.draw_texture(texture_key),
+            image_key,
+            num_train + num_test,
+            num_pixels,
+        )
+        return Pair(images[:num_train], images[num_train:])
+
+    def draw_pair(lane_key: jax.Array, task: jax.Array, data: Any) -> Pair:
+        del data
+        if config.num_classes:
+            classes_key = jax.random.key(_TEXTURES_KEY)
+            classes = draw_classes(lane_key, task, config.num_classes)
+        else:
+            classes_key = jax.random.fold_in(_stream_key(lane_key), _NEW_CLASSES)
+            classes = 2 * task + jnp.arange(2)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(classes_key, classes)
+        return jax.vmap(draw_class)(keys)
+
+    mean_pixel = np.float32(textures.MEAN_PIXEL / 255)
+    return PairStream({}, (num_pixels, num_pixels, 3), mean_pixel, draw_pair)

@@ -1,0 +1,108 @@
+"""Classes of textures, drawn from a key: as many as wanted, without a download.
+
+A class is a few gratings, waves of colored stripes. An image of it has them at random
+places and contrasts, under gratings of its own that mean nothing, and noise. A pixel by
+itself tells almost nothing of the class (only a faint tint), so a linear model does
+little better than chance, while a convolutional network finds the stripes.
+
+Shapes: G gratings of a class, N images of P x P pixels.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+_CLASS_GRATINGS = 2
+_OTHER_GRATINGS = 4
+_CYCLES = (0.08, 0.3)  # Of a grating, for each pixel.
+_CONTRASTS = (0.125, 0.375)  # Of a grating; the range of pixels is from -1 to 1.
+_TINT = 0.01  # Standard deviations.
+_NOISE = 0.15
+
+MEAN_PIXEL = 127.5
+"""The mean of each pixel and channel over all classes."""
+
+# Numbers that make a grating: cycles, direction and three colors.
+_PER_GRATING = 5
+
+
+class Texture(NamedTuple):
+    """What the images of a class have in common."""
+
+    gratings: jax.Array  # [G, 5], cycles and direction, and what it does to each color.
+    tint: jax.Array  # [3], the mean color.
+
+
+def draw_texture(key: jax.Array) -> Texture:
+    """Draws a class."""
+    # One draw for all, since every draw takes half a second to compile.
+    numbers = jax.random.uniform(key, (_CLASS_GRATINGS * _PER_GRATING + 3,))
+    gratings = _to_gratings(numbers[:-3].reshape(_CLASS_GRATINGS, _PER_GRATING))
+    return Texture(gratings, _TINT * _to_unit_variance(numbers[-3:]))
+
+
+def draw_images(
+    texture: Texture, key: jax.Array, number: int, num_pixels: int
+) -> jax.Array:
+    """Draws images of a class.
+
+    Args:
+      texture: the class.
+      key: typed PRNG key.
+      number: N.
+      num_pixels: P.
+
+    Returns:
+      uint8 [N, P, P, 3].
+    """
+    num_gratings = _CLASS_GRATINGS + _OTHER_GRATINGS
+    shapes = (
+        *((_OTHER_GRATINGS, _PER_GRATING), (num_gratings,), (num_gratings,)),
+        (num_pixels, num_pixels, 3),
+    )
+    others, phase, contrast, noise = _draw(key, number, shapes)
+    ours = jnp.broadcast_to(texture.gratings, (number, *texture.gratings.shape))
+    gratings = jnp.concatenate([ours, _to_gratings(others)], axis=1)
+
+    cycles, direction, color = gratings[..., 0], gratings[..., 1], gratings[..., 2:]
+    place = jnp.arange(num_pixels, dtype=jnp.float32)
+    down = (cycles * jnp.sin(direction))[..., None, None] * place[:, None]
+    across = (cycles * jnp.cos(direction))[..., None, None] * place
+    waves = jnp.sin(2 * math.pi * (down + across + phase[..., None, None]))
+    waves *= _between(contrast, _CONTRASTS)[..., None, None]
+    light = jnp.einsum("ngyx,ngc->nyxc", waves, color) + texture.tint
+    light += _NOISE * _to_unit_variance(noise)
+    return jnp.round(MEAN_PIXEL * (1 + jnp.clip(light, -1, 1))).astype(jnp.uint8)
+
+
+def _draw(
+    key: jax.Array, number: int, shapes: tuple[tuple[int, ...], ...]
+) -> list[jax.Array]:
+    """Draws numbers from [0, 1), for each shape an array `[number, *shape]`."""
+    sizes = [math.prod(shape) for shape in shapes]
+    numbers = jax.random.uniform(key, (number, sum(sizes)))
+    ends = [sum(sizes[:index]) for index in range(1, len(sizes))]
+    parts = jnp.split(numbers, ends, axis=1)
+    return [
+        part.reshape(number, *shape) for part, shape in zip(parts, shapes, strict=True)
+    ]
+
+
+def _to_gratings(numbers: jax.Array) -> jax.Array:
+    """Turns numbers `[..., 5]` from [0, 1) into gratings of all directions."""
+    cycles = _between(numbers[..., :1], _CYCLES)
+    direction = math.pi * numbers[..., 1:2]
+    color = _to_unit_variance(numbers[..., 2:])
+    return jnp.concatenate([cycles, direction, color], axis=-1)
+
+
+def _between(numbers: jax.Array, ends: tuple[float, float]) -> jax.Array:
+    low, high = ends
+    return low + (high - low) * numbers
+
+
+def _to_unit_variance(numbers: jax.Array) -> jax.Array:
+    """Turns numbers from [0, 1) into some of mean 0 and variance 1."""
+    return _between(numbers, (-math.sqrt(3), math.sqrt(3)))

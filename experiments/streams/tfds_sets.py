@@ -1,0 +1,196 @@
+"""Reads and prepares sets of TensorFlow Datasets (TFDS).
+
+TensorFlow is needed only to prepare a set, never to read one. TFDS is imported when a
+set is read.
+
+Shapes: M images of H x W pixels, C channels; K classes of N images.
+"""
+
+from collections.abc import Iterator, Sequence
+import contextlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from experiments.streams.dataset_errors import DatasetError, check_labels
+
+_HOST_TIMEOUT_SECONDS = 5.0
+_CHUNK = 2048  # Examples in memory at a time, where not all are kept.
+
+
+def read_split(
+    name: str, folder: Path | None, split: str
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Reads all images and labels of a split.
+
+    Args:
+      name: of the set.
+      folder: of prepared sets, None for TFDS's default.
+      split: of the set.
+
+    Returns:
+      Images uint8 [M, H, W, C], labels int32 [M] and the number of classes.
+
+    Raises:
+      DatasetError: the set is damaged, or not prepared and cannot be.
+    """
+    with _reading(name, folder) as builder:
+        chunks = list(_chunks(builder, split))
+        images = np.concatenate([images for images, _ in chunks])
+        labels = np.concatenate([labels for _, labels in chunks])
+    num_classes = builder.info.features["label"].num_classes
+    check_labels(labels, num_classes, Path(builder.data_dir))
+    return images, labels, num_classes
+
+
+def read_classes(
+    name: str, folder: Path | None, split: str, num_classes: int, per_class: int
+) -> np.ndarray:
+    """Reads the first images of the first classes of a split.
+
+    It stops as soon as it has them and keeps no others, so it can take a small part of
+    a set that does not fit into memory.
+
+    Args:
+      name: of the set.
+      folder: of prepared sets, None for TFDS's default.
+      split: of the set.
+      num_classes: K, 0 for all classes of the set.
+      per_class: N.
+
+    Returns:
+      uint8 [K, N, H, W, C]: classes by label, images in the order of the set.
+
+    Raises:
+      DatasetError: there are fewer classes or images, or see `read_split`.
+    """
+    kept = None
+    with _reading(name, folder) as builder:
+        available = builder.info.features["label"].num_classes
+        num_classes = num_classes or available
+        counts = np.zeros(num_classes, int)
+        if num_classes <= available:
+            for images, labels in _chunks(builder, split):
+                if kept is None:
+                    kept = np.zeros(
+                        (num_classes, per_class, *images.shape[1:]), np.uint8
+                    )
+                for image, label in zip(images, labels, strict=True):
+                    if 0 <= label < num_classes and counts[label] < per_class:
+                        kept[label, counts[label]] = image
+                        counts[label] += 1
+                if counts.min() == per_class:
+                    break
+    if num_classes > available:
+        raise DatasetError(
+            f"{name} has {available} classes, but {num_classes} are wanted; set "
+            f"--config.num_classes to at most {available}"
+        )
+    if kept is None or counts.min() < per_class:
+        raise DatasetError(
+            f"{name} has {counts.min()} images of class {counts.argmin()} in its split "
+            f"{split!r}, but {per_class} are wanted of each class; set "
+            "--config.train_per_class and --config.test_per_class lower"
+        )
+    return kept
+
+
+@contextlib.contextmanager
+def _reading(name: str, folder: Path | None) -> Iterator[Any]:
+    """Gives the builder of a prepared set; what goes wrong within is a damaged set."""
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise DatasetError(
+            f"{name}: reading a TFDS set needs more packages ({error}); "
+            "pip install tensorflow-datasets importlib_resources pillow"
+        ) from error
+    with _quiet_absl():
+        builder = tfds.builder(name, data_dir=folder)
+        if not builder.is_prepared():
+            _prepare(builder)
+        try:
+            yield builder
+        # Storage formats raise what they like: RuntimeError, DecodeError, OSError ...
+        except Exception as error:
+            raise DatasetError(
+                f"{name}: the TFDS set in {builder.data_dir} cannot be read ({error}); "
+                f"move that folder away, then {_tfds_cure(builder)}"
+            ) from error
+
+
+def _chunks(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Reads a split part by part: images uint8 [M, H, W, C] and labels int32 [M]."""
+    source = builder.as_data_source(split=split)
+    shape = builder.info.features["image"].shape
+    for start in range(0, len(source), _CHUNK):
+        indices = range(start, min(start + _CHUNK, len(source)))
+        yield _stack(source.__getitems__(indices), shape)
+
+
+def _stack(
+    examples: Sequence[Any], shape: Sequence[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    pixels = [example["image"] for example in examples]
+    images = np.stack(pixels, dtype=np.uint8, casting="no")
+    labels = np.array([example["label"] for example in examples], np.int32)
+    return images.reshape(len(examples), *shape), labels
+
+
+@contextlib.contextmanager
+def _quiet_absl() -> Iterator[None]:
+    """Hides TFDS's warnings, such as a set that is not prepared yet, not its errors."""
+    from absl import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _prepare(builder: Any) -> None:
+    """Downloads and prepares a TFDS set, or says at once why that cannot work.
+
+    TFDS retries a dead connection for minutes, and misses TensorFlow only after the
+    download, so both are checked first.
+    """
+    problems = _unreachable_hosts(builder)
+    if importlib.util.find_spec("tensorflow") is None:
+        problems.append("TensorFlow, which TFDS needs to prepare it, is not installed")
+    try:
+        if problems:
+            raise RuntimeError("; ".join(problems))
+        builder.download_and_prepare(file_format="array_record")
+    except Exception as error:
+        raise DatasetError(
+            f"{builder.name}: the TFDS set is not prepared in {builder.data_dir} and "
+            f"cannot be prepared here ({error}); {_tfds_cure(builder)}"
+        ) from error
+
+
+def _unreachable_hosts(builder: Any) -> list[str]:
+    """Asks each download server once, through the proxy if one is set."""
+    import requests
+
+    urls = {urlsplit(url).netloc: url for url in builder.url_infos or ()}
+    problems = []
+    for host, url in urls.items():
+        try:
+            requests.head(url, timeout=_HOST_TIMEOUT_SECONDS)
+        except requests.RequestException as error:
+            problems.append(f"{host} cannot be reached, {type(error).__name__}")
+    return problems
+
+
+def _tfds_cure(builder: Any) -> str:
+    return (
+        "prepare it on a machine with a network and TensorFlow by "
+        f'tfds.builder("{builder.name}", data_dir="FOLDER")'
+        '.download_and_prepare(file_format="array_record") '
+        "and pass --config.data_dir=FOLDER"
+    )
