@@ -33,7 +33,10 @@ def _one_by_one_on_cpu(
 
     JAX 0.10 splits such a call among the very threads that make it. When these all wait
     for parts that nobody is left to take, the program hangs: seen with 375 matrices on
-    each of two CPU devices. JAX 0.11.2 no longer splits it.
+    each of two CPU devices. JAX 0.11.2 no longer splits it. None of the settings of XLA
+    that were tried is a way out: with one thread or without multi-threaded Eigen such
+    calls hang as often; with 16 threads on two cores they do not, but other programs
+    are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
     """
