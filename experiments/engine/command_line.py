@@ -149,8 +149,8 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
     if isinstance(error, jax.errors.JaxRuntimeError):
         message = message.splitlines()[0]
         cure = (
-            "\nLower config.lanes_per_block, config.examples_per_task or "
-            "config.hidden_units."
+            "\nLower what is large in the config, such as examples_per_task, "
+            "hidden_units or lanes_per_block."
         )
     print(f"{message}{cure}", file=sys.stderr)
     return 1

@@ -96,7 +96,7 @@ def test_lanes_that_together_exceed_the_memory_are_refused(monkeypatch):
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 0x1"),
             (
                 "JaxRuntimeError: RESOURCE_EXHAUSTED: Out",
-                "Lower config.lanes_per_block",
+                "Lower what is large in",
             ),
         ),
     ],
