@@ -41,8 +41,8 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
     """
     if config.hidden_layers < 0 or config.hidden_units < 1:
         raise ValueError(
-            "hidden_layers must be at least 0 and hidden_units at least 1, got "
-            f"{config.hidden_layers} and {config.hidden_units}."
+            "config.hidden_layers must be at least 0 and config.hidden_units at least "
+            f"1, got {config.hidden_layers} and {config.hidden_units}."
         )
     networks.activation_function(config.activation)
     check_choice("normalization", config.normalization, NORMALIZATION_PARAMETERS)
