@@ -97,7 +97,9 @@ def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
     assert {row["layer"] for row in rows} == {"dense_0", "dense_1"}
     assert all(5 < int(row["age"]) <= 120 for row in rows)
     paths = plots.draw_run(dataset, tmp_path)
-    assert paths == [tmp_path / "figures" / name for name in plots.FIGURE_FILES]
+    names = (plots.FIGURE_FILE, survival.FIGURE_FILE)
+    assert paths == [tmp_path / "figures" / name for name in names]
+    assert set(names) <= set(plots.FIGURE_FILES)
 
     lives = survival.read_lives(tmp_path / "replacements.csv", dataset)
     for deaths, alive in lives.values():
