@@ -74,7 +74,8 @@ def _short(config: ConfigDict, steps: int) -> ConfigDict:
             case.num_epochs = max(1, round(steps / batches))
         else:
             case.examples_per_task = steps * batch_size
-    for field, value in (("measured_examples", 1), ("rank_every", 0)):
+    # Batch normalization cannot be measured on a single example.
+    for field, value in (("measured_examples", 2), ("rank_every", 0)):
         short[field] = value
         for case in short.cases.values():
             if field in case:
