@@ -14,6 +14,7 @@ from cbp_jax.resets.resolution import (
     UnitAxis,
     resolve_units,
 )
+from cbp_jax.resets.selection import Replacement, replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 
@@ -55,17 +56,9 @@ def reset_units(
     return treedef.unflatten(leaves)
 
 
-def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
-    """Turns indices int32 [K], N where unused, into a mask bool [N]."""
-    indices = jnp.arange(num_units, dtype=replaced.dtype)
-    return jnp.any(indices[:, None] == replaced, axis=1)
-
-
 def rewrite_updates(
     group: ResolvedGroup,
-    mask: jax.Array,
-    replaced: jax.Array,
-    fresh: Sequence[jax.Array],
+    replacement: Replacement,
     leaves: Sequence[jax.Array],
     update_leaves: Sequence[jax.Array],
 ) -> list[jax.Array]:
@@ -76,9 +69,7 @@ def rewrite_updates(
 
     Args:
       group: the resolved group.
-      mask: its replaced units, bool [N].
-      replaced: their indices, int32 [K].
-      fresh: for each incoming leaf the fresh weights, K along the unit axis.
+      replacement: its replaced units and their weights.
       leaves: the params before the step, flattened.
       update_leaves: the updates, flattened.
 
@@ -90,11 +81,13 @@ def rewrite_updates(
     def lead_to(value: jax.Array, place: UnitAxis) -> None:
         old, update = leaves[place.leaf], update_leaves[place.leaf]
         update_leaves[place.leaf] = jnp.where(
-            place.spread(mask, old.ndim), (value - old).astype(update.dtype), update
+            place.spread(replacement.mask, old.ndim),
+            (value - old).astype(update.dtype),
+            update,
         )
 
-    for place, columns in zip(group.incoming, fresh, strict=True):
-        lead_to(_lay_columns(columns, place.axis, replaced, group.num_units), place)
+    for place, weights in zip(group.incoming, replacement.weights, strict=True):
+        lead_to(weights, place)
     for place, value in zip(group.vectors, group.vector_values, strict=True):
         lead_to(jnp.asarray(value, leaves[place.leaf].dtype), place)
     for place in group.outgoing:
@@ -131,14 +124,3 @@ def transfer_means(
         update = update_leaves[bias]
         update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
     return update_leaves
-
-
-def _lay_columns(
-    columns: jax.Array, axis: int, replaced: jax.Array, num_units: int
-) -> jax.Array:
-    """Puts K fresh columns where their units are; other columns are arbitrary."""
-    if replaced.size == 1:
-        return columns
-    indices = jnp.arange(num_units, dtype=replaced.dtype)
-    slot = jnp.argmax(indices[:, None] == replaced, axis=1)
-    return jnp.take(columns, slot, axis=axis)

@@ -5,7 +5,7 @@ Shapes: N units of a group, K reset at most in one update.
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax import lax
@@ -18,6 +18,22 @@ from cbp_jax.resets.units import Initializer
 
 # Purposes of the random numbers derived from the state's key.
 _NEXT_KEY, _FRESH_WEIGHTS, _THIS_STEP = range(3)
+
+
+class Replacement(NamedTuple):
+    """The units of one group that are reset in an update, and their new weights."""
+
+    units: jax.Array  # Indices int32 [K], N where unused.
+    mask: jax.Array  # bool [N].
+    # For each incoming leaf an array that broadcasts to it, with fresh weights where
+    # the units are and anything elsewhere.
+    weights: tuple[jax.Array, ...]
+
+
+def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
+    """Turns indices int32 [K], N where unused, into a mask bool [N]."""
+    indices = jnp.arange(num_units, dtype=replaced.dtype)
+    return jnp.any(indices[:, None] == replaced, axis=1)
 
 
 def nobody(
@@ -38,7 +54,7 @@ def select_and_draw(
     initializer: Initializer,
     rng_key: jax.Array,
     leaves: Sequence[jax.Array],
-) -> tuple[dict[str, jax.Array], dict[str, tuple[jax.Array, ...]], jax.Array]:
+) -> tuple[dict[str, Replacement], jax.Array]:
     """Turns choices into units and fresh weights.
 
     Args:
@@ -51,35 +67,49 @@ def select_and_draw(
       leaves: the params, flattened; only shapes and dtypes matter.
 
     Returns:
-      For each group the indices int32 [K], N where unused; for each group and incoming
-      leaf the fresh weights, K along the unit axis; and the next key, which is the old
-      one if nobody is due, so that a lane does not depend on the lanes beside it.
+      The replacement of each group by name, and the next key, which is the old one if
+      nobody is due, so that a lane does not depend on the lanes beside it.
     """
     if not groups:
-        return {}, {}, rng_key
+        return {}, rng_key
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
 
     def work(operand: Any) -> Any:
         scores, due, rng_key = operand
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
-        replaced, fresh = {}, {}
+        replacements = {}
         for group in groups:
             name, bound = group.name, most[group.name]
             key = jax.random.fold_in(fresh_key, order.index(name))
-            replaced[name] = _lowest(scores[name], due[name], bound)
+            units = _lowest(scores[name], due[name], bound)
             draw = group.group.initializer or initializer
-            fresh[name] = _draw_columns(draw, group, key, shapes, bound)
+            columns = _draw_columns(draw, group, key, shapes, bound)
+            if bound == group.num_units:  # As large as the leaf: lay only when due.
+                columns = _lay_columns(group, columns, units)
+            mask = replaced_mask(units, group.num_units)
+            replacements[name] = Replacement(units, mask, columns)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
-        return replaced, fresh, jnp.where(_any_due(due), next_key, rng_key)
+        return replacements, jnp.where(_any_due(due), next_key, rng_key)
 
     def skip(operand: Any) -> Any:
-        _, fresh, _ = jax.eval_shape(work, operand)
+        replacements, _ = jax.eval_shape(work, operand)
+        replacements = jax.tree.map(jnp.zeros_like, replacements)
+        for name, units in nobody(groups, most).items():
+            replacements[name] = replacements[name]._replace(units=units)
         _, _, rng_key = operand
-        return nobody(groups, most), jax.tree.map(jnp.zeros_like, fresh), rng_key
+        return replacements, rng_key
 
     scores = {group.name: choices[group.name].score for group in groups}
     due = {group.name: choices[group.name].number for group in groups}
-    return cond_any_lane(_any_due(due), work, skip, (scores, due, rng_key))
+    replacements, rng_key = cond_any_lane(
+        _any_due(due), work, skip, (scores, due, rng_key)
+    )
+    for group in groups:
+        if most[group.name] < group.num_units:  # Small: laying is fused into its use.
+            found = replacements[group.name]
+            laid = _lay_columns(group, found.weights, found.units)
+            replacements[group.name] = found._replace(weights=laid)
+    return replacements, rng_key
 
 
 def step_keys(
@@ -137,3 +167,17 @@ def _draw_columns(
         drawn = jax.vmap(draw_unit, out_axes=-1)(slots).squeeze(-2)
         columns.append(place.from_fresh(drawn))
     return tuple(columns)
+
+
+def _lay_columns(
+    group: ResolvedGroup, columns: Sequence[jax.Array], units: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Puts K fresh columns where their units are; other columns are arbitrary."""
+    if units.size == 1:
+        return tuple(columns)
+    indices = jnp.arange(group.num_units, dtype=units.dtype)
+    slot = jnp.argmax(indices[:, None] == units, axis=1)
+    return tuple(
+        jnp.take(fresh, slot, axis=place.axis)
+        for place, fresh in zip(group.incoming, columns, strict=True)
+    )

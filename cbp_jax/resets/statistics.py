@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from cbp_jax.resets.resolution import path_string
-from cbp_jax.resets.rewriting import replaced_mask
+from cbp_jax.resets.selection import replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 

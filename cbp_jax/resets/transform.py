@@ -146,7 +146,7 @@ def reset_by_rule(
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not frozen(group.group)]
         bounds = most(groups)
-        replaced, fresh, rng_key = selection.select_and_draw(
+        replacements, rng_key = selection.select_and_draw(
             live,
             [group.name for group in groups],
             choices,
@@ -155,36 +155,29 @@ def reset_by_rule(
             state.rng_key,
             leaves,
         )
-        masks = {
-            group.name: rewriting.replaced_mask(replaced[group.name], group.num_units)
-            for group in live
-        }
         update_leaves = treedef.flatten_up_to(updates)
         for group in live:
-            mask = masks[group.name]
+            replacement = replacements[group.name]
             if transfer_mean:
                 mean = choices[group.name].mean_activation
                 update_leaves = rewriting.transfer_means(
-                    group, mask, mean, new_leaves, update_leaves
+                    group, replacement.mask, mean, new_leaves, update_leaves
                 )
             update_leaves = rewriting.rewrite_updates(
-                group,
-                mask,
-                replaced[group.name],
-                fresh[group.name],
-                leaves,
-                update_leaves,
+                group, replacement, leaves, update_leaves
             )
             unit_states[group.name] = _reborn(
-                unit_states[group.name], newborn(group, leaves), mask
+                unit_states[group.name], newborn(group, leaves), replacement.mask
             )
         updates = treedef.unflatten(update_leaves)
         if moments == "zero":
+            masks = {name: found.mask for name, found in replacements.items()}
             new_params = optax.apply_updates(params, updates)
             base_state = reset_moments(
                 base_optimizer, base_state, new_params, live, masks, keep_state
             )
-        replaced = selection.nobody(groups, bounds) | replaced
+        replaced = selection.nobody(groups, bounds)
+        replaced |= {name: found.units for name, found in replacements.items()}
         return updates, UnitResetState(base_state, unit_states, rng_key, replaced)
 
     return optax.GradientTransformationExtraArgs(init, update)
