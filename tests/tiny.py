@@ -4,6 +4,7 @@ Shapes: T steps, B batch, N units of a group, K replaced at most in one step.
 """
 
 import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -188,3 +189,16 @@ def assert_close(actual, wanted):
         actual,
         wanted,
     )
+
+
+def primitives(jaxpr, is_conditional=False):
+    """Yields the name of each primitive, and whether it is in a conditional."""
+    for equation in jaxpr.eqns:
+        name = equation.primitive.name
+        yield name, is_conditional
+        for parameter in jax.tree.leaves(
+            equation.params, is_leaf=lambda node: isinstance(node, ClosedJaxpr | Jaxpr)
+        ):
+            inner = getattr(parameter, "jaxpr", parameter)
+            if isinstance(inner, Jaxpr):
+                yield from primitives(inner, is_conditional or name == "cond")

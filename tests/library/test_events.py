@@ -1,7 +1,6 @@
 """Schedules, and what `act_at` does at their updates and not in between."""
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -139,19 +138,6 @@ WORK = {
 }
 
 
-def primitives(jaxpr, is_conditional=False):
-    """Yields the name of each primitive, and whether it is in a conditional."""
-    for equation in jaxpr.eqns:
-        name = equation.primitive.name
-        yield name, is_conditional
-        for parameter in jax.tree.leaves(
-            equation.params, is_leaf=lambda node: isinstance(node, ClosedJaxpr | Jaxpr)
-        ):
-            inner = getattr(parameter, "jaxpr", parameter)
-            if isinstance(inner, Jaxpr):
-                yield from primitives(inner, is_conditional or name == "cond")
-
-
 def make_event(name):
     if name != "reset_optimizer_at":
         return make(name)
@@ -174,7 +160,7 @@ def test_an_update_between_events_does_none_of_their_work(name, num_vmaps):
     for _ in range(num_vmaps):
         update = jax.vmap(update)
         arguments = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), arguments)
-    found = set(primitives(jax.make_jaxpr(update)(*arguments).jaxpr))
+    found = set(tiny.primitives(jax.make_jaxpr(update)(*arguments).jaxpr))
     assert WORK[name] <= {primitive for primitive, is_inside in found if is_inside}
     assert not WORK[name] & {
         primitive for primitive, is_inside in found if not is_inside

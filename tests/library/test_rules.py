@@ -177,3 +177,23 @@ def test_a_frozen_group_is_left_alone(name):
     replaced = [state.replaced for _, state in histories]
     assert all((step["dense_0"] == 6).all() for step in replaced)
     assert any((step["dense_1"] < 5).any() for step in replaced)
+
+
+@pytest.mark.parametrize("num_vmaps", [0, 1, 2])
+@pytest.mark.parametrize("name", ["redo", "self_normalized_resets", "own"])
+def test_where_all_units_may_go_fresh_weights_are_laid_only_when_one_does(
+    name, num_vmaps
+):
+    tx = make(name)
+
+    def update(grads, state, params, features):
+        return tx.update(grads, state, params, features=features)
+
+    arguments = (tiny.at(GRADS, 0), tx.init(PARAMS), PARAMS, tiny.at(FEATURES, 0))
+    for _ in range(num_vmaps):
+        update = jax.vmap(update)
+        arguments = jax.tree.map(lambda leaf: jnp.stack([leaf] * 2), arguments)
+    found = set(tiny.primitives(jax.make_jaxpr(update)(*arguments).jaxpr))
+    work = {"top_k", "argmax", "gather"}
+    assert work <= {primitive for primitive, is_inside in found if is_inside}
+    assert not work & {primitive for primitive, is_inside in found if not is_inside}
