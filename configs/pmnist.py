@@ -97,6 +97,16 @@ _DIGITS = {
 
 _MNIST_METHODS = paper_methods(adam_step_size=1e-4)
 del _MNIST_METHODS["continual_backprop_adam"]  # Not in the paper's figure.
+# The best of the run of comparison_mnist_tuning that experiments/README.md records.
+_MNIST_STRENGTHS = {
+    "backprop": {"step_size": (0.003,)},
+    "l2": {"weight_decay": (1e-3,)},
+    "shrink_and_perturb": {"noise_scale": (1e-5,)},
+    "dropout": {"dropout_rate": (0.01,)},
+    "online_norm": {"step_size": (0.003,)},
+    "adam": {"step_size": (1e-4,)},
+    "continual_backprop": {"replacement_rate": (1e-4,)},
+}
 _MNIST_COMPARISON = {
     "hidden_units": 100,
     "rank_every": 5,
@@ -131,7 +141,12 @@ _PRESETS = {
         ),
     },
     "comparison_mnist": _MNIST_COMPARISON
-    | {"num_tasks": 100, "first_seed": 2, "num_seeds": 3, "cases": _MNIST_METHODS},
+    | {
+        "num_tasks": 100,
+        "first_seed": 2,
+        "num_seeds": 3,
+        "cases": with_strengths(_MNIST_METHODS, _MNIST_STRENGTHS),
+    },
     "comparison_mnist_tuning": _MNIST_COMPARISON
     | {
         "num_tasks": 10,
