@@ -61,7 +61,7 @@ def kaiming_uniform(activation: str) -> Initializer:
         bound = gain * math.sqrt(3 / _fan_in(shape))
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return init
+    return unit_by_unit(init)
 
 
 def uniform_fan_in(fan_in: int | None = None) -> Initializer:
@@ -87,42 +87,41 @@ def uniform_fan_in(fan_in: int | None = None) -> Initializer:
         bound = 1 / math.sqrt(_fan_in(shape) if fan_in is None else fan_in)
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-    return init
+    return unit_by_unit(init)
 
 
-def full_width(initializer: Initializer, num_units: int) -> Initializer:
-    """Let an initializer that looks at fan-out draw a few columns of a kernel.
+def unit_by_unit(initializer: Initializer) -> Initializer:
+    """Marks an initializer that may draw the weights of a few units alone.
 
-    Glorot's bound for a `[fan_in, K]` draw is wider than for the full kernel, so fresh
-    incoming weights of K replaced units would not come from the initial distribution.
-    The wrapped initializer draws a full kernel and returns its first K columns, at the
-    cost of a full kernel of random numbers. The initializers of this module look at
-    fan-in only and do not need it.
+    A reset draws a whole kernel of fresh weights and takes those of the reborn units,
+    so that any initializer gives them what it gives them in a new network: orthogonal,
+    Glorot's, which looks at the fan-out, or a matrix that was loaded. Where an
+    initializer gives a unit the same whether asked for `[..., fan_in, N]` or for
+    `[..., fan_in, 1]` (independent draws, whose scale depends on the fan-in alone),
+    drawing only what is needed is faster. Those of this module are marked.
 
     Args:
-      initializer: draws a kernel `[..., fan_in, N]`.
-      num_units: N, the layer's width.
+      initializer: a function `(key, shape, dtype) -> array`.
 
     Returns:
-      An initializer that, asked for shape `[..., fan_in, K]`, returns the first K
-      columns of a `[..., fan_in, N]` draw. It raises ValueError for K above N.
+      The same function, marked.
 
     Example:
-      `full_width(jax.nn.initializers.glorot_uniform(), num_units=256)`
+      `unit_by_unit(jax.nn.initializers.he_normal())`
     """
 
     def init(
         key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = float
     ) -> jax.Array:
-        *leading, num_columns = shape
-        if num_columns > num_units:
-            raise ValueError(
-                f"asked for {num_columns} columns of a kernel of {num_units} units: "
-                "pass the layer's width as num_units"
-            )
-        return initializer(key, (*leading, num_units), dtype)[..., :num_columns]
+        return initializer(key, shape, dtype)
 
+    init.unit_by_unit = True
     return init
+
+
+def draws_unit_by_unit(initializer: Initializer) -> bool:
+    """Whether an initializer is marked by `unit_by_unit`."""
+    return getattr(initializer, "unit_by_unit", False)
 
 
 def _fan_in(shape: tuple[int, ...]) -> int:

@@ -171,6 +171,6 @@ def _average_weights(
             continue
         for place in group.places:
             own = weight_of(unit_ages[group.name], dtypes[place.leaf])
-            own = place.spread(own, leaves[place.leaf].ndim)
+            own = place.spread(own)
             weights[place.leaf] = jnp.minimum(weights[place.leaf], own)
     return treedef.unflatten(weights)

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.resets.resolution import ResolvedGroup, path_string
+from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.resolution import ResolvedGroup
 from cbp_jax.resets.units import PyTree
 
 
@@ -31,7 +32,7 @@ def reset_moments(
       base_state: its state.
       new_params: the params after the reset.
       groups: the resolved unit groups.
-      masks: for each group's name which units were replaced, bool [N].
+      masks: for each group's name which units were replaced, bool [*S, N].
       keep: names of fields of the state that are left as they are.
 
     Returns:
@@ -49,7 +50,7 @@ def reset_moments(
             return leaf
         for place, mask in places:
             if place.leaf == owner:
-                leaf = jnp.where(place.spread(mask, leaf.ndim), fresh, leaf)
+                leaf = jnp.where(place.spread(mask), fresh, leaf)
         return leaf
 
     return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
@@ -60,6 +61,23 @@ def check_resettable(
 ) -> None:
     """Raises the ValueError of `reset_moments` early, when a state is initialized."""
     _owners(base_optimizer, jax.eval_shape(base_optimizer.init, params), params, ())
+
+
+def check_counts_updates(base_state: PyTree) -> None:
+    """Raises ValueError for a base optimizer that only updates now and then."""
+
+    def is_accumulating(node: Any) -> bool:
+        return isinstance(node, optax.MultiStepsState)
+
+    if any(
+        is_accumulating(node)
+        for node in jax.tree.leaves(base_state, is_leaf=is_accumulating)
+    ):
+        raise ValueError(
+            "The base optimizer contains optax.MultiSteps, so units would age and be "
+            "replaced at every mini-batch and not at every update. Put MultiSteps "
+            "around: optax.MultiSteps(continual_backprop(base_optimizer, ...), k)."
+        )
 
 
 def _owners(

@@ -2,74 +2,19 @@
 
 Everything here is static: it runs when a function is traced and costs nothing after.
 
-Shapes: N units of a group, P positions of a flattened map, K replaced.
+Shapes: N units of a group, S stack axes, P positions of a flattened map.
 """
 
 from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import jax
-from jax import lax
-import jax.numpy as jnp
-import numpy as np
+from cbp_jax.resets.leaves import Leaves
+from cbp_jax.resets.places import Place
+from cbp_jax.resets.units import PyTree, UnitGroup, as_groups
 
-from cbp_jax.resets.units import Paths, PyTree, UnitGroup
-
-# Axes of (inputs, outputs) in a kernel of each layout of `UnitGroup`.
-KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}
-
-# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic that
-# leads to them. For leaves of up to so many entries it pays to hide that a sum is one.
-_SMALL_LEAF = 1024
-
-
-def _add_magnitudes(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Adds two numbers that are not negative."""
-    return jnp.abs(left) + jnp.abs(right)
-
-
-class UnitAxis(NamedTuple):
-    """Where the units of a group lie in one leaf; all fields are static."""
-
-    leaf: int  # Index among the leaves of the flattened params.
-    axis: int  # Non-negative axis that indexes units, times positions.
-    positions: int = 1  # P
-    layout: str = "io"  # As in `UnitGroup`.
-
-    def spread(self, per_unit: jax.Array, ndim: int) -> jax.Array:
-        """Lays per-unit values [N] along the axis, to broadcast over the leaf."""
-        if self.positions > 1:
-            repeat = jnp.tile if self.layout == "io" else jnp.repeat
-            per_unit = repeat(per_unit, self.positions)
-        return per_unit.reshape(-1, *(1,) * (ndim - self.axis - 1))
-
-    def sum_magnitude(self, leaf: jax.Array, dtype: Any) -> jax.Array:
-        """Sums |leaf| over all axes but the units' own: [P, N] of `dtype`.
-
-        No gradient flows through it.
-        """
-        others = tuple(axis for axis in range(leaf.ndim) if axis != self.axis)
-        magnitudes = jnp.abs(lax.stop_gradient(leaf)).astype(dtype)
-        if leaf.size <= _SMALL_LEAF:
-            total = lax.reduce(magnitudes, np.zeros((), dtype), _add_magnitudes, others)
-        else:
-            total = jnp.sum(magnitudes, axis=others)
-        if self.layout == "io":
-            return total.reshape(self.positions, -1)
-        return total.reshape(-1, self.positions).T
-
-    def fresh_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape `[..., fan_in, 1]` to draw for one unit of an incoming kernel."""
-        if self.layout == "io":
-            return (*shape[:-1], 1)
-        return (*shape[2:], shape[1], 1)
-
-    def from_fresh(self, columns: jax.Array) -> jax.Array:
-        """Moves the axes of `[..., fan_in, K]` to the kernel's own order."""
-        if self.layout == "io":
-            return columns
-        return jnp.moveaxis(columns, (-1, -2), (0, 1))
+LAYOUTS = ("io", "oi")
+_FIELDS = ("incoming", "bias", "outgoing", "outgoing_bias", "norm_scale", "norm_bias")
 
 
 class ResolvedGroup(NamedTuple):
@@ -77,10 +22,12 @@ class ResolvedGroup(NamedTuple):
 
     group: UnitGroup
     num_units: int
-    incoming: tuple[UnitAxis, ...]
-    outgoing: tuple[UnitAxis, ...]
+    stack: tuple[int, ...]  # S
+    sizes: tuple[int, ...]  # Of the axes that index units; their product is N.
+    incoming: tuple[Place, ...]
+    outgoing: tuple[Place, ...]
     outgoing_bias: tuple[int, ...]
-    vectors: tuple[UnitAxis, ...]  # Leaves that are set to a constant at a reset:
+    vectors: tuple[Place, ...]  # Leaves that are set to a constant at a reset:
     vector_values: tuple[float, ...]  # biases and shifts to 0, scales to 1.
 
     @property
@@ -94,18 +41,18 @@ class ResolvedGroup(NamedTuple):
         return max(place.positions for place in self.outgoing)
 
     @property
-    def places(self) -> tuple[UnitAxis, ...]:
+    def places(self) -> tuple[Place, ...]:
         """All leaves with entries to reset, in the order of rewriting."""
         return (*self.incoming, *self.vectors, *self.outgoing)
 
 
 def resolve_units(
-    units: Sequence[UnitGroup], params: PyTree
+    units: Sequence[UnitGroup | str], params: PyTree
 ) -> tuple[ResolvedGroup, ...]:
     """Finds every group's leaves in `params` and checks their shapes.
 
     Args:
-      units: the groups, in the order in which they are rewritten.
+      units: the groups, in the order in which they are rewritten, or layers' names.
       params: any pytree of arrays (or of `jax.ShapeDtypeStruct`).
 
     Returns:
@@ -113,14 +60,12 @@ def resolve_units(
 
     Raises:
       ValueError: no groups, a name or an incoming leaf used twice, an unknown layout, a
-        path that is not in `params`, or leaves whose shapes do not fit together. The
-        message names the group, the leaf and the shapes.
+        path that is not in `params`, axes that are not declared, or leaves whose shapes
+        do not fit together. The message names the group, the leaf and the shapes.
     """
-    units = tuple(units)
-    if not units:
-        raise ValueError("units is empty; name at least one UnitGroup.")
-    leaves = _Leaves(params)
-    resolved = tuple(_resolve_group(group, leaves) for group in units)
+    units = as_groups(units)
+    leaves = Leaves(params)
+    resolved = tuple(_Resolution(group, leaves).resolve() for group in units)
     _check_unique("name", [group.name for group in units])
     _check_unique(
         "incoming leaf",
@@ -129,136 +74,204 @@ def resolve_units(
     return resolved
 
 
-def path_string(path: Sequence[Any]) -> str:
-    """Joins the keys of a pytree path by `/`: `dense_0/kernel`."""
-    return "/".join(_key_string(key) for key in path)
+class _Resolution:
+    """One group and the leaves that its paths name."""
 
+    def __init__(self, group: UnitGroup, leaves: Leaves):
+        self.group = group
+        self.leaves = leaves
+        if group.layout not in LAYOUTS:
+            raise self.error(f"layout {group.layout!r} is not one of {list(LAYOUTS)}.")
+        self.found = {
+            field: leaves.find(getattr(group, field), group.name, field)
+            for field in _FIELDS
+        }
+        for field in ("incoming", "outgoing"):
+            if not self.found[field]:
+                raise ValueError(
+                    f"Unit group {group.name!r} has no {field} leaf; give the path of "
+                    f"the kernel that {'feeds' if field == 'incoming' else 'reads'} "
+                    "its units."
+                )
 
-def _key_string(key: Any) -> str:
-    for attribute in ("key", "name", "idx"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
-
-
-class _Leaves:
-    """The leaves of a params tree, found by path."""
-
-    def __init__(self, params: PyTree):
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [path_string(path) for path, _ in with_paths]
-        self.shapes = [jnp.shape(leaf) for _, leaf in with_paths]
-
-    def find(self, paths: Paths, group: str, field: str) -> list[int]:
-        if paths is None:
-            return []
-        paths = (paths,) if isinstance(paths, str) else tuple(paths)
-        return [self._find_one(path, group, field) for path in paths]
-
-    def _find_one(self, path: str, group: str, field: str) -> int:
-        matches = [
-            index
-            for index, name in enumerate(self.names)
-            if name == path or name.startswith(f"{path}/")
-        ]
-        if len(matches) == 1:
-            return matches[0]
-        problem = "is not in the params" if not matches else "names several leaves"
-        raise ValueError(
-            f"Unit group {group!r}: {field} path {path!r} {problem}, whose leaves are "
-            f"{self.names}. Give the path of one leaf, keys joined by '/'."
+    def resolve(self) -> ResolvedGroup:
+        incoming = tuple(self.incoming(leaf) for leaf in self.found["incoming"])
+        first = incoming[0]
+        self.sizes = first.sizes
+        self.num_units = math.prod(first.sizes)
+        self.stack = self.leaves.shapes[first.leaf][: first.stack]
+        for place in incoming:
+            self.check_stack(place.leaf, "incoming")
+            if place.sizes != self.sizes:
+                raise self.mismatch(
+                    place.leaf, "incoming", "does not have as many units"
+                )
+        vectors, values = [], []
+        for field, value in (
+            ("bias", 0.0),
+            ("norm_scale", self.group.norm_scale_value),
+            ("norm_bias", 0.0),
+        ):
+            for leaf in self.found[field]:
+                vectors.append(self.vector(leaf, field))
+                values.append(value)
+        outgoing = self.all_outgoing()
+        return ResolvedGroup(
+            group=self.group,
+            num_units=self.num_units,
+            stack=self.stack,
+            sizes=self.sizes,
+            incoming=incoming,
+            outgoing=outgoing,
+            outgoing_bias=self.outgoing_bias(outgoing),
+            vectors=tuple(vectors),
+            vector_values=tuple(values),
         )
 
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"Unit group {self.group.name!r}: {problem}")
 
-def _resolve_group(group: UnitGroup, leaves: _Leaves) -> ResolvedGroup:
-    if group.layout not in KERNEL_AXES:
-        raise ValueError(
-            f"Unit group {group.name!r}: layout {group.layout!r} is not one of "
-            f"{sorted(KERNEL_AXES)}."
-        )
-    in_axis, out_axis = KERNEL_AXES[group.layout]
-    found = {
-        field: leaves.find(getattr(group, field), group.name, field)
-        for field in (
-            *("incoming", "bias", "outgoing", "outgoing_bias"),
-            *("norm_scale", "norm_bias"),
-        )
-    }
-    for field in ("incoming", "outgoing"):
-        if not found[field]:
-            raise ValueError(
-                f"Unit group {group.name!r} has no {field} leaf; give the path of the "
-                f"kernel that {'feeds' if field == 'incoming' else 'reads'} its units."
-            )
-
-    def axis_of(index: int, axis: int, field: str) -> int:
-        shape = leaves.shapes[index]
-        if len(shape) < 2:
-            raise ValueError(
-                f"Unit group {group.name!r}: {field} leaf {leaves.names[index]!r} has "
-                f"shape {shape}, but a kernel of two or more axes is needed."
-            )
-        return axis % len(shape)
-
-    def mismatch(index: int, field: str, wanted: str) -> ValueError:
-        first = found["incoming"][0]
+    def mismatch(self, leaf: int, field: str, wanted: str) -> ValueError:
+        first = self.found["incoming"][0]
         return ValueError(
-            f"Unit group {group.name!r} has {num_units} units, from axis {out_axis} of "
-            f"{leaves.names[first]!r} with shape {leaves.shapes[first]}, but {field} "
-            f"leaf {leaves.names[index]!r} has shape {leaves.shapes[index]}, which "
-            f"{wanted}."
+            f"Unit group {self.group.name!r} has {self.num_units} units, from "
+            f"{self.leaves.names[first]!r} with shape {self.leaves.shapes[first]}, but "
+            f"{field} leaf {self.leaves.names[leaf]!r} has shape "
+            f"{self.leaves.shapes[leaf]}, which {wanted}."
         )
 
-    incoming = tuple(
-        UnitAxis(index, axis_of(index, out_axis, "incoming"), layout=group.layout)
-        for index in found["incoming"]
-    )
-    num_units = leaves.shapes[incoming[0].leaf][incoming[0].axis]
-    for place in incoming:
-        if leaves.shapes[place.leaf][place.axis] != num_units:
-            raise mismatch(place.leaf, "incoming", "does not have as many units")
+    def check_stack(self, leaf: int, field: str) -> None:
+        if self.leaves.shapes[leaf][: len(self.stack)] != self.stack:
+            raise self.mismatch(leaf, field, f"does not begin with {self.stack}")
 
-    vectors, values = [], []
-    for field, value in (("bias", 0.0), ("norm_scale", 1.0), ("norm_bias", 0.0)):
-        for index in found[field]:
-            shape = leaves.shapes[index]
-            if math.prod(shape) != num_units or num_units not in shape:
-                raise mismatch(index, field, "does not hold one number per unit")
-            vectors.append(UnitAxis(index, shape.index(num_units)))
-            values.append(value)
-
-    outgoing = []
-    for index in found["outgoing"]:
-        axis = axis_of(index, in_axis, "outgoing")
-        size = leaves.shapes[index][axis]
-        if size == 0 or size % num_units:
-            raise mismatch(index, "outgoing", f"reads {size} inputs, not a multiple")
-        outgoing.append(UnitAxis(index, axis, size // num_units, group.layout))
-    if len({place.positions for place in outgoing} - {1}) > 1:
-        raise mismatch(
-            outgoing[-1].leaf, "outgoing", "flattens another number of positions"
-        )
-
-    if found["outgoing_bias"] and len(found["outgoing_bias"]) != len(outgoing):
-        raise ValueError(
-            f"Unit group {group.name!r} has {len(outgoing)} outgoing leaves but "
-            f"{len(found['outgoing_bias'])} of outgoing_bias; give one for each."
-        )
-    for index, place in zip(found["outgoing_bias"], outgoing, strict=False):
-        outputs = leaves.shapes[place.leaf][out_axis]
-        if math.prod(leaves.shapes[index]) != outputs:
-            raise mismatch(
-                index, "outgoing_bias", f"does not match the consumer's {outputs}"
+    def window(self, leaf: int, field: str, num_axes: int) -> int:
+        """Counts the axes of a kernel's window; raises if its axes do not add up."""
+        group, shape = self.group, self.leaves.shapes[leaf]
+        extra = len(shape) - num_axes
+        if extra == 0 or extra == group.spatial_axes:
+            return extra
+        if group.spatial_axes is None and extra == 2 and num_axes == 2:
+            return extra
+        if len(shape) < 2:
+            raise self.error(
+                f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but a "
+                "kernel of two or more axes is needed."
             )
-    return ResolvedGroup(
-        group=group,
-        num_units=num_units,
-        incoming=incoming,
-        outgoing=tuple(outgoing),
-        outgoing_bias=tuple(found["outgoing_bias"]),
-        vectors=tuple(vectors),
-        vector_values=tuple(values),
-    )
+        raise self.error(
+            f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but "
+            f"{num_axes} axes are declared. Declare what the others are: stack_axes of "
+            "stacked layers or experts, unit_axes=2 for heads, spatial_axes of a "
+            "convolution, input_axes or output_axes; see UnitGroup."
+        )
+
+    def incoming(self, leaf: int) -> Place:
+        group = self.group
+        stack, inputs, units = group.stack_axes, group.input_axes, group.unit_axes
+        window = self.window(leaf, "incoming", stack + inputs + units)
+        shape = self.leaves.shapes[leaf]
+        if group.layout == "io":
+            window_axes, input_axes, unit_axes = _split(stack, window, inputs, units)
+        else:
+            unit_axes, input_axes, window_axes = _split(stack, units, inputs, window)
+        del window_axes
+        return Place(
+            leaf,
+            len(shape),
+            unit_axes,
+            tuple(shape[axis] for axis in unit_axes),
+            stack,
+            layout=group.layout,
+            inputs=input_axes,
+        )
+
+    def vector(self, leaf: int, field: str) -> Place:
+        self.check_stack(leaf, field)
+        stack = len(self.stack)
+        shape = self.leaves.shapes[leaf][stack:]
+        num_axes = stack + len(shape)
+        if shape == self.sizes:
+            (axes,) = _split(stack, len(shape))
+            return Place(leaf, num_axes, axes, self.sizes, stack)
+        if math.prod(shape) != self.num_units or self.num_units not in shape:
+            raise self.mismatch(leaf, field, "does not hold one number per unit")
+        axis = stack + shape.index(self.num_units)
+        return Place(leaf, num_axes, (axis,), (self.num_units,), stack)
+
+    def all_outgoing(self) -> tuple[Place, ...]:
+        found, group = self.found["outgoing"], self.group
+        given = group.output_axes
+        outputs = (given,) * len(found) if isinstance(given, int) else tuple(given)
+        if len(outputs) != len(found):
+            raise self.error(
+                f"output_axes {given} must be one number, or one for each of the "
+                f"{len(found)} outgoing leaves."
+            )
+        places = tuple(
+            self.outgoing(leaf, number)
+            for leaf, number in zip(found, outputs, strict=True)
+        )
+        if len({place.positions for place in places} - {1}) > 1:
+            raise self.mismatch(
+                places[-1].leaf, "outgoing", "flattens another number of positions"
+            )
+        return places
+
+    def outgoing(self, leaf: int, outputs: int) -> Place:
+        self.check_stack(leaf, "outgoing")
+        shape, stack = self.leaves.shapes[leaf], len(self.stack)
+        units = len(self.sizes)
+        if len(shape) == stack + 1 + outputs:
+            units = 1  # Heads may be merged before they are read.
+        window = self.window(leaf, "outgoing", stack + units + outputs)
+        if self.group.layout == "io":
+            _, unit_axes, output_axes = _split(stack, window, units, outputs)
+        else:
+            output_axes, unit_axes, _ = _split(stack, outputs, units, window)
+        sizes = tuple(shape[axis] for axis in unit_axes)
+        size = math.prod(sizes)
+        if size == 0 or size % self.num_units:
+            raise self.mismatch(
+                leaf, "outgoing", f"reads {size} inputs, not a multiple"
+            )
+        if units > 1 and sizes != self.sizes:
+            raise self.mismatch(leaf, "outgoing", f"reads units of shape {sizes}")
+        positions = size // self.num_units
+        return Place(
+            leaf,
+            len(shape),
+            unit_axes,
+            sizes,
+            stack,
+            positions,
+            self.group.layout,
+            outputs=output_axes,
+        )
+
+    def outgoing_bias(self, outgoing: Sequence[Place]) -> tuple[int, ...]:
+        found = self.found["outgoing_bias"]
+        if found and len(found) != len(outgoing):
+            raise ValueError(
+                f"Unit group {self.group.name!r} has {len(outgoing)} outgoing leaves "
+                f"but {len(found)} of outgoing_bias; give one for each."
+            )
+        for leaf, place in zip(found, outgoing, strict=False):
+            self.check_stack(leaf, "outgoing_bias")
+            shape = self.leaves.shapes[place.leaf]
+            outputs = math.prod(shape[axis] for axis in place.outputs)
+            if math.prod(self.leaves.shapes[leaf][len(self.stack) :]) != outputs:
+                raise self.mismatch(
+                    leaf, "outgoing_bias", f"does not match the consumer's {outputs}"
+                )
+        return tuple(found)
+
+
+def _split(first: int, *numbers: int) -> list[tuple[int, ...]]:
+    """Splits the axes from a first one on into runs of the given lengths."""
+    runs = []
+    for number in numbers:
+        runs.append(tuple(range(first, first + number)))
+        first += number
+    return runs
 
 
 def _check_unique(what: str, values: list[str]) -> None:

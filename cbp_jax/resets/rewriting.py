@@ -1,6 +1,6 @@
 """New values for replaced units: in the updates, and in any tree like the params.
 
-Shapes: N units of a group, K replaced at most in one step.
+Shapes: N units of a group, S stack axes, K replaced at most in one step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,12 +8,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cbp_jax.resets.resolution import (
-    KERNEL_AXES,
-    ResolvedGroup,
-    UnitAxis,
-    resolve_units,
-)
+from cbp_jax.resets.places import Place
+from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.selection import Replacement, replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
 
@@ -33,8 +29,8 @@ def reset_units(
     Args:
       tree: pytree with the structure and shapes of the params.
       units: the groups given to the transform.
-      replaced: for each group's name the indices of its replaced units, int32 [K], with
-        N where unused: `ContinualBackpropState.replaced`. Groups not named are left.
+      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
+        with N where unused: the state's `replaced`. Groups not named are left.
       fresh: tree to take the entries' new values from; None sets them to 0.
 
     Returns:
@@ -52,7 +48,7 @@ def reset_units(
         for place in group.places:
             leaf = leaves[place.leaf]
             value = 0 if fresh_leaves is None else fresh_leaves[place.leaf]
-            leaves[place.leaf] = jnp.where(place.spread(mask, leaf.ndim), value, leaf)
+            leaves[place.leaf] = jnp.where(place.spread(mask), value, leaf)
     return treedef.unflatten(leaves)
 
 
@@ -78,10 +74,10 @@ def rewrite_updates(
     """
     update_leaves = list(update_leaves)
 
-    def lead_to(value: jax.Array, place: UnitAxis) -> None:
+    def lead_to(value: jax.Array, place: Place) -> None:
         old, update = leaves[place.leaf], update_leaves[place.leaf]
         update_leaves[place.leaf] = jnp.where(
-            place.spread(replacement.mask, old.ndim),
+            place.spread(replacement.mask),
             (value - old).astype(update.dtype),
             update,
         )
@@ -106,8 +102,8 @@ def transfer_means(
 
     Args:
       group: the resolved group.
-      mask: its replaced units, bool [N].
-      mean_activation: its corrected mean activations, [N].
+      mask: its replaced units, bool [*S, N].
+      mean_activation: its corrected mean activations, [*S, N].
       new_leaves: the params after the base optimizer's step, flattened.
       update_leaves: the updates, flattened.
 
@@ -118,9 +114,12 @@ def transfer_means(
     lost = jnp.where(mask, mean_activation, 0)
     for place, bias in zip(group.outgoing, group.outgoing_bias, strict=True):
         kernel = new_leaves[place.leaf].astype(lost.dtype)
-        output_axis = KERNEL_AXES[place.layout][1] % kernel.ndim
-        others = tuple(axis for axis in range(kernel.ndim) if axis != output_axis)
-        moved = jnp.sum(kernel * place.spread(lost, kernel.ndim), axis=others)
+        others = tuple(
+            axis
+            for axis in range(place.stack, kernel.ndim)
+            if axis not in place.outputs
+        )
+        moved = jnp.sum(kernel * place.spread(lost), axis=others)
         update = update_leaves[bias]
         update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
     return update_leaves

@@ -1,9 +1,9 @@
 """Finds the chosen units and draws their weights, only when any is due.
 
-Shapes: N units of a group, K reset at most in one update.
+Shapes: N units of a group, S stack axes, K reset at most in one update.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import functools
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax.resets.drawing import draw_columns
 from cbp_jax.resets.resolution import ResolvedGroup
 from cbp_jax.resets.rule import Choice
 from cbp_jax.resets.units import Initializer
@@ -23,27 +24,29 @@ _NEXT_KEY, _FRESH_WEIGHTS, _THIS_STEP = range(3)
 class Replacement(NamedTuple):
     """The units of one group that are reset in an update, and their new weights."""
 
-    units: jax.Array  # Indices int32 [K], N where unused.
-    mask: jax.Array  # bool [N].
+    units: jax.Array  # Indices int32 [*S, K], N where unused.
+    mask: jax.Array  # bool [*S, N].
     # For each incoming leaf an array that broadcasts to it, with fresh weights where
     # the units are and anything elsewhere.
     weights: tuple[jax.Array, ...]
 
 
 def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
-    """Turns indices int32 [K], N where unused, into a mask bool [N]."""
+    """Turns indices int32 [*S, K], N where unused, into a mask bool [*S, N]."""
     indices = jnp.arange(num_units, dtype=replaced.dtype)
-    return jnp.any(indices[:, None] == replaced, axis=1)
+    return jnp.any(indices[:, None] == replaced[..., None, :], axis=-1)
 
 
-def nobody(
-    groups: Sequence[ResolvedGroup], most: Mapping[str, int]
-) -> dict[str, jax.Array]:
-    """Returns the indices int32 [K] by group name for an update that resets no unit."""
-    return {
-        group.name: jnp.full(most[group.name], group.num_units, jnp.int32)
-        for group in groups
-    }
+def nobody(group: ResolvedGroup) -> jax.Array:
+    """Returns the indices int32 [*S, N] for an update that resets no unit."""
+    return jnp.full((*group.stack, group.num_units), group.num_units, jnp.int32)
+
+
+def over_stack(function: Callable[..., Any], num_axes: int) -> Callable[..., Any]:
+    """Lets a function of one slice take arrays with so many stack axes in front."""
+    for _ in range(num_axes):
+        function = jax.vmap(function)
+    return function
 
 
 def select_and_draw(
@@ -51,7 +54,7 @@ def select_and_draw(
     order: Sequence[str],
     choices: Mapping[str, Choice],
     most: Mapping[str, int],
-    initializer: Initializer,
+    initializer_of: Callable[[ResolvedGroup], Initializer],
     rng_key: jax.Array,
     leaves: Sequence[jax.Array],
 ) -> tuple[dict[str, Replacement], jax.Array]:
@@ -60,9 +63,9 @@ def select_and_draw(
     Args:
       groups: the resolved groups that may lose units.
       order: names of all groups, also of those that may not.
-      choices: by group name.
+      choices: by group name; score [*S, N] and number [*S].
       most: K by group name.
-      initializer: of groups that have none of their own.
+      initializer_of: gives a group's initializer.
       rng_key: the state's key.
       leaves: the params, flattened; only shapes and dtypes matter.
 
@@ -81,21 +84,24 @@ def select_and_draw(
         for group in groups:
             name, bound = group.name, most[group.name]
             key = jax.random.fold_in(fresh_key, order.index(name))
-            units = _lowest(scores[name], due[name], bound)
-            draw = group.group.initializer or initializer
-            columns = _draw_columns(draw, group, key, shapes, bound)
-            if bound == group.num_units:  # As large as the leaf: lay only when due.
-                columns = _lay_columns(group, columns, units)
-            mask = replaced_mask(units, group.num_units)
-            replacements[name] = Replacement(units, mask, columns)
+            replace = functools.partial(
+                _replace, group, initializer_of(group), shapes, bound
+            )
+            replacements[name] = over_stack(replace, len(group.stack))(
+                scores[name], due[name], _slice_keys(key, group.stack)
+            )
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
         return replacements, jnp.where(_any_due(due), next_key, rng_key)
 
     def skip(operand: Any) -> Any:
         replacements, _ = jax.eval_shape(work, operand)
-        replacements = jax.tree.map(jnp.zeros_like, replacements)
-        for name, units in nobody(groups, most).items():
-            replacements[name] = replacements[name]._replace(units=units)
+        replacements = jax.tree.map(
+            lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), replacements
+        )
+        for group in groups:
+            found = replacements[group.name]
+            unused = jnp.full_like(found.units, group.num_units)
+            replacements[group.name] = found._replace(units=unused)
         _, _, rng_key = operand
         return replacements, rng_key
 
@@ -107,7 +113,8 @@ def select_and_draw(
     for group in groups:
         if most[group.name] < group.num_units:  # Small: laying is fused into its use.
             found = replacements[group.name]
-            laid = _lay_columns(group, found.weights, found.units)
+            lay = over_stack(functools.partial(_lay_columns, group), len(group.stack))
+            laid = lay(found.weights, found.units)
             replacements[group.name] = found._replace(weights=laid)
     return replacements, rng_key
 
@@ -115,25 +122,33 @@ def select_and_draw(
 def step_keys(
     rng_key: jax.Array, age: jax.Array, groups: Sequence[ResolvedGroup]
 ) -> dict[str, jax.Array]:
-    """Returns a key for each group at this update, by name.
+    """Returns a key for each group and slice at this update, [*S] by name.
 
     Between two resets the state's key stays and the ages grow, so their sum tells the
     updates apart. An update that draws nothing then costs nothing.
 
     Args:
       rng_key: the state's key.
-      age: of the units of any one group, int32 [N].
+      age: of the units of any one group, int32 [*S, N].
       groups: the resolved groups.
     """
     clock = jnp.sum(age).astype(jnp.uint32)
     key = jax.random.fold_in(jax.random.fold_in(rng_key, _THIS_STEP), clock)
     return {
-        group.name: jax.random.fold_in(key, index) for index, group in enumerate(groups)
+        group.name: _slice_keys(jax.random.fold_in(key, index), group.stack)
+        for index, group in enumerate(groups)
     }
 
 
+def _slice_keys(key: jax.Array, stack: tuple[int, ...]) -> jax.Array:
+    """Returns a key for each slice of a stack: [*S]."""
+    return jax.random.split(key, stack) if stack else key
+
+
 def _any_due(due: Mapping[str, jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.logical_or, [number > 0 for number in due.values()])
+    return functools.reduce(
+        jnp.logical_or, [jnp.any(number > 0) for number in due.values()]
+    )
 
 
 def _lowest(score: jax.Array, number: jax.Array, bound: int) -> jax.Array:
@@ -143,41 +158,38 @@ def _lowest(score: jax.Array, number: jax.Array, bound: int) -> jax.Array:
     return jnp.where(jnp.arange(bound, dtype=jnp.int32) < number, indices, score.size)
 
 
-def _draw_columns(
-    initializer: Initializer,
+def _replace(
     group: ResolvedGroup,
-    key: jax.Array,
+    initializer: Initializer,
     shapes: Sequence[tuple[tuple[int, ...], Any]],
-    number: int,
-) -> tuple[jax.Array, ...]:
-    """Draws the weights of K units for each incoming leaf, K along the unit axis."""
+    bound: int,
+    score: jax.Array,
+    number: jax.Array,
+    key: jax.Array,
+) -> Replacement:
+    """Replaces units of one slice."""
+    units = _lowest(score, number, bound)
     columns = []
     for index, place in enumerate(group.incoming):
         shape, dtype = shapes[place.leaf]
-        shape = place.fresh_shape(shape)
         leaf_key = jax.random.fold_in(key, index)
-
-        def draw_unit(
-            slot: jax.Array, key: Any = leaf_key, shape: Any = shape, dtype: Any = dtype
-        ) -> jax.Array:
-            return initializer(jax.random.fold_in(key, slot), shape, dtype)
-
-        # A key for each unit makes its weights independent of the bound K.
-        slots = jnp.arange(number, dtype=jnp.uint32)
-        drawn = jax.vmap(draw_unit, out_axes=-1)(slots).squeeze(-2)
-        columns.append(place.from_fresh(drawn))
-    return tuple(columns)
+        drawn = draw_columns(initializer, place, shape, dtype, leaf_key, units)
+        columns.append(place.lay_out(drawn, shape))
+    weights = tuple(columns)
+    if bound == group.num_units:  # As large as the leaf: lay only when due.
+        weights = _lay_columns(group, weights, units)
+    return Replacement(units, replaced_mask(units, group.num_units), weights)
 
 
 def _lay_columns(
     group: ResolvedGroup, columns: Sequence[jax.Array], units: jax.Array
 ) -> tuple[jax.Array, ...]:
     """Puts K fresh columns where their units are; other columns are arbitrary."""
-    if units.size == 1:
-        return tuple(columns)
-    indices = jnp.arange(group.num_units, dtype=units.dtype)
-    slot = jnp.argmax(indices[:, None] == units, axis=1)
+    slots = None
+    if units.size > 1:
+        indices = jnp.arange(group.num_units, dtype=units.dtype)
+        slots = jnp.argmax(indices[:, None] == units, axis=1)
     return tuple(
-        jnp.take(fresh, slot, axis=place.axis)
+        place.put(fresh, slots)
         for place, fresh in zip(group.incoming, columns, strict=True)
     )

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cbp_jax.resets.resolution import path_string
+from cbp_jax.resets.leaves import path_string
 from cbp_jax.resets.selection import replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
 
@@ -31,8 +31,8 @@ def reset_statistics(
         or `{}`. The leaves that `UnitGroup.statistics` names have the group's N units
         as their last axis.
       units: the groups given to the transform.
-      replaced: for each group's name the indices of its replaced units, int32 [K], with
-        N where unused: `ContinualBackpropState.replaced`. Groups not named are left.
+      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
+        with N where unused: the state's `replaced`. Groups not named are left.
       newborn: tree like `statistics` to take the new values from, such as the network's
         `init` made it. None sets leaves whose path ends in `var` to 1, others to 0.
 

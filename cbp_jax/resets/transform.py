@@ -1,6 +1,6 @@
 """The engine: an optax transformation that resets the units that a rule chooses.
 
-Shapes: N units of a group, K units of a group reset at most in one update.
+Shapes: N units of a group, S stack axes of a group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +14,18 @@ from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.resets import rewriting, selection
+from cbp_jax.resets.drawing import check_initializer
+from cbp_jax.resets.leaves import COLLECTION
 from cbp_jax.resets.measuring import measure
-from cbp_jax.resets.moments import check_resettable, reset_moments
+from cbp_jax.resets.moments import (
+    check_counts_updates,
+    check_resettable,
+    reset_moments,
+)
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.rule import Rule
-from cbp_jax.resets.units import Initializer, PyTree, UnitGroup
+from cbp_jax.resets.selection import over_stack
+from cbp_jax.resets.units import Initializer, PyTree, UnitGroup, as_groups
 
 
 class UnitResetState(NamedTuple):
@@ -26,8 +33,9 @@ class UnitResetState(NamedTuple):
 
     base_state: PyTree  # The base optimizer's state.
     units: dict[str, Any]  # The rule's state of each group, by name.
-    rng_key: jax.Array  # Typed key; changes when a unit is reset.
-    replaced: dict[str, jax.Array]  # int32 [K], reset last time, N where unused.
+    rng_key: jax.Array  # Data of a key, uint32; changes when a unit is reset.
+    replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
+    num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
 
 
 def reset_by_rule(
@@ -57,7 +65,8 @@ def reset_by_rule(
       base_optimizer: any optax transformation. The update passes it `features`,
         `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
         arguments, if it takes extra arguments.
-      units: groups of hidden units, see `sequential_units`.
+      units: groups of hidden units, or the names of a chain's layers, see
+        `sequential_units`.
       rule: the rule of every group, or a function that gives a group's.
       initializer: see `continual_backprop`.
       key: typed PRNG key of fresh weights and of random choices.
@@ -75,13 +84,16 @@ def reset_by_rule(
     Raises:
       ValueError: as `continual_backprop`.
     """
-    units = tuple(units)
+    units = as_groups(units)
     initializer = kaiming_uniform("relu") if initializer is None else initializer
     check_choice("moments", moments, ("zero", "keep"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
 
     def rule_of(group: UnitGroup) -> Rule:
         return rule if isinstance(rule, Rule) else rule(group)
+
+    def initializer_of(group: ResolvedGroup) -> Initializer:
+        return group.group.initializer or initializer
 
     def most(groups: Sequence[ResolvedGroup]) -> dict[str, int]:
         bounds = {}
@@ -92,7 +104,10 @@ def reset_by_rule(
 
     def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
         dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
-        return rule_of(group.group).init(group.num_units, dtype)
+        state = rule_of(group.group).init(group.num_units, dtype)
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*group.stack, *leaf.shape)), state
+        )
 
     def init(params: PyTree) -> UnitResetState:
         groups = resolve_units(units, params)
@@ -101,11 +116,19 @@ def reset_by_rule(
         if moments == "zero":
             check_resettable(base_optimizer, params)
         leaves = jax.tree.leaves(params)
+        for group in groups:
+            if not frozen(group.group):
+                check_initializer(initializer_of(group), group, leaves)
+        base_state = base_optimizer.init(params)
+        check_counts_updates(base_state)
         return UnitResetState(
-            base_state=base_optimizer.init(params),
+            base_state=base_state,
             units={group.name: newborn(group, leaves) for group in groups},
-            rng_key=jnp.copy(key),  # The caller's key survives a donated state.
-            replaced=selection.nobody(groups, most(groups)),
+            rng_key=jnp.copy(jax.random.key_data(key)),  # Survives a donated state.
+            replaced={group.name: selection.nobody(group) for group in groups},
+            num_replaced={
+                group.name: jnp.zeros(group.stack, jnp.int32) for group in groups
+            },
         )
 
     def update(
@@ -116,7 +139,7 @@ def reset_by_rule(
         features: Mapping[str, jax.Array] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
-        groups = _check_arguments(units, params, features)
+        groups, activations = _check_arguments(units, params, features)
         updates, base_state = base_optimizer.update(
             updates,
             state.base_state,
@@ -127,9 +150,8 @@ def reset_by_rule(
         )
         leaves, treedef = jax.tree.flatten(params)
         new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
-        keys = selection.step_keys(
-            state.rng_key, state.units[groups[0].name].age, groups
-        )
+        rng_key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(key))
+        keys = selection.step_keys(rng_key, state.units[groups[0].name].age, groups)
         unit_states, choices = {}, {}
         for group in groups:
             name = group.name
@@ -137,22 +159,23 @@ def reset_by_rule(
             dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
             age = optax.safe_increment(unit_state.age)
             measured = measure(
-                group, features[name], new_leaves, age, keys[name], dtype
+                group, activations[name], new_leaves, age, keys[name], dtype
             )
-            unit_states[name], choices[name] = rule_of(group.group).update(
+            update_rule = over_stack(rule_of(group.group).update, len(group.stack))
+            unit_states[name], choices[name] = update_rule(
                 unit_state._replace(age=age), measured
             )
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not frozen(group.group)]
-        bounds = most(groups)
+        bounds = most(live)
         replacements, rng_key = selection.select_and_draw(
             live,
             [group.name for group in groups],
             choices,
             bounds,
-            initializer,
-            state.rng_key,
+            initializer_of,
+            rng_key,
             leaves,
         )
         update_leaves = treedef.flatten_up_to(updates)
@@ -176,20 +199,36 @@ def reset_by_rule(
             base_state = reset_moments(
                 base_optimizer, base_state, new_params, live, masks, keep_state
             )
-        replaced = selection.nobody(groups, bounds)
-        replaced |= {name: found.units for name, found in replacements.items()}
-        return updates, UnitResetState(base_state, unit_states, rng_key, replaced)
+        replaced = {group.name: selection.nobody(group) for group in groups}
+        num_replaced = dict(state.num_replaced)
+        for group in live:
+            name, found = group.name, replacements[group.name].units
+            replaced[name] = replaced[name].at[..., : found.shape[-1]].set(found)
+            num_replaced[name] += jnp.sum(
+                found < group.num_units, axis=-1, dtype=jnp.int32
+            )
+        return updates, UnitResetState(
+            base_state,
+            unit_states,
+            jax.random.key_data(rng_key),
+            replaced,
+            num_replaced,
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _reborn(unit_state: Any, newborn: Any, mask: jax.Array) -> Any:
-    """Gives the units of a mask [N] the state of newborn ones; scalars stay."""
+    """Gives the units of a mask [*S, N] the state of newborn ones.
+
+    Numbers of the group itself, [*S], stay.
+    """
 
     def reset(leaf: jax.Array, fresh: jax.Array) -> jax.Array:
-        if not leaf.ndim:
+        if leaf.ndim < mask.ndim:
             return leaf
-        return jnp.where(mask.reshape(-1, *(1,) * (leaf.ndim - 1)), fresh, leaf)
+        shape = (*mask.shape, *(1,) * (leaf.ndim - mask.ndim))
+        return jnp.where(mask.reshape(shape), fresh, leaf)
 
     return jax.tree.map(reset, unit_state, newborn)
 
@@ -207,21 +246,26 @@ def _check_arguments(
     units: Sequence[UnitGroup],
     params: PyTree | None,
     features: Mapping[str, jax.Array] | None,
-) -> tuple[ResolvedGroup, ...]:
-    """Resolves the groups; raises ValueError without params or features."""
+) -> tuple[tuple[ResolvedGroup, ...], dict[str, jax.Array]]:
+    """Resolves the groups and finds their features; ValueError where any is missing."""
     if params is None:
         raise ValueError(
             "Resets of units need the params: tx.update(grads, state, params, "
             "features=features)."
         )
     groups = resolve_units(units, params)
-    names = [group.name for group in groups]
-    given = [] if features is None else list(features)
-    missing = [name for name in names if name not in given]
+    features = {} if features is None else features
+    found = {group.name: _feature(group.name, features) for group in groups}
+    missing = [name for name, feature in found.items() if feature is None]
     if missing:
         raise ValueError(
-            f"Resets of units need the activations of every unit group; missing: "
-            f"{missing}, given: {given}. Pass the update a mapping of names to arrays "
-            "[batch, ..., units]: features=features."
+            "Resets of units need the activations of every unit group; missing: "
+            f"{missing}, given: {list(features)}. Pass the update a mapping of names "
+            "to arrays [batch, ..., units]: features=features."
         )
-    return groups
+    return groups, found
+
+
+def _feature(name: str, features: Mapping[str, jax.Array]) -> jax.Array | None:
+    """Finds a group's activations, which need not repeat the params' collection."""
+    return features.get(name, features.get(name.removeprefix(COLLECTION)))

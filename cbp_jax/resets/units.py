@@ -25,6 +25,19 @@ class UnitGroup(NamedTuple):
     indexes the N units, and the second-last axis of `outgoing` indexes them, times the
     P positions of a spatial map that was flattened in between (channel fastest).
 
+    Kernels of two axes are those of dense layers, and of four those of two-dimensional
+    convolutions. What the axes of other kernels are must be declared: those of a kernel
+    in layout "io" are, in this order, `stack_axes`, `spatial_axes`, `input_axes` and
+    outputs. Of `incoming` the outputs are the `unit_axes`; of `outgoing` the inputs
+    are, and there are `output_axes` outputs::
+
+      # A transformer's MLP, layers stacked by nn.scan: [L, D, F], [L, F] and [L, F, D].
+      UnitGroup("mlp", "layers/up/kernel", "layers/up/bias", "layers/down/kernel",
+                stack_axes=1)
+      # Values of attention, each number of a head a unit: [D, H, K], [H, K], [H, K, D].
+      UnitGroup("value", "attention/value/kernel", "attention/value/bias",
+                "attention/out/kernel", unit_axes=2)
+
     Attributes:
       name: the group's key in `features`.
       incoming: kernels into the units, `[..., fan_in, N]`. Several where branches are
@@ -38,14 +51,27 @@ class UnitGroup(NamedTuple):
       norm_bias: shifts of a normalization of the units, `[N]`, set to 0 at a reset.
       replacement_rate: the group's own rate; 0 freezes the group, None takes the
         transform's.
-      initializer: the group's own initializer of fresh incoming weights, called with
-        `[..., fan_in, 1]` for each unit; None takes the transform's.
+      initializer: the group's own initializer of fresh incoming weights; None takes the
+        transform's.
       layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
-        (Equinox), where a flattened map has the channel as its slowest index.
+        (Equinox), where a flattened map has the channel as its slowest index. Spatial
+        axes are the last ones in layout "oi".
       statistics: leaves or subtrees of the network's state that is no param, such as
         running means, with the N units as the last axis of each leaf; paths in that
         state, its collection first: `batch_stats/norm_0`. Only
         `cbp_jax.reset_statistics` uses them.
+      stack_axes: number of leading axes, of every leaf and of the features, that stack
+        layers or experts. Each slice has N units of its own, with utilities, ages and a
+        number to be reset of their own; S stands for these axes: `[*S, batch, ..., N]`.
+      unit_axes: number of axes that index the units together: of `incoming` and `bias`
+        the last ones, of `outgoing` those before the outputs, of features the last.
+      spatial_axes: number of axes of a convolution's window, of all kernels but dense
+        ones; None is 2 for kernels of four axes.
+      input_axes: number of axes that make up the inputs of `incoming`.
+      output_axes: number of axes that make up the outputs of `outgoing`, one for all
+        or one for each.
+      norm_scale_value: what `norm_scale` is set to at a reset: 1, or 0 for units that
+        end a residual branch and are born silent.
     """
 
     name: str
@@ -59,6 +85,12 @@ class UnitGroup(NamedTuple):
     initializer: Initializer | None = None
     layout: str = "io"
     statistics: Paths = None
+    stack_axes: int = 0
+    unit_axes: int = 1
+    spatial_axes: int | None = None
+    input_axes: int = 1
+    output_axes: int | Sequence[int] = 1
+    norm_scale_value: float = 1.0
 
 
 def sequential_units(
@@ -100,3 +132,22 @@ def sequential_units(
         )
         for layer, consumer in zip(names[:-1], names[1:], strict=True)
     )
+
+
+def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
+    """Returns the groups; plain names of layers are those of `sequential_units`.
+
+    Raises:
+      ValueError: no groups, or names among groups.
+    """
+    units = (units,) if isinstance(units, str | UnitGroup) else tuple(units)
+    if not units:
+        raise ValueError("units is empty; name at least one UnitGroup.")
+    if all(isinstance(group, str) for group in units):
+        return sequential_units(units)
+    if not all(isinstance(group, UnitGroup) for group in units):
+        raise ValueError(
+            "units must be UnitGroups, or the names of a chain's layers, the head "
+            f"last; got {units}."
+        )
+    return units

@@ -97,7 +97,7 @@ def test_names_and_incoming_leaves_are_unique():
 
 
 def test_no_units():
-    assert_names(message_of(make(()).init, PARAMS), "units is empty", "UnitGroup")
+    assert_names(message_of(make, ()), "units is empty", "UnitGroup")
 
 
 @pytest.mark.parametrize("names", [(), ("head",), ("dense_0", "dense_0")])

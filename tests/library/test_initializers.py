@@ -95,7 +95,7 @@ def test_unknown_activation_lists_the_choices():
     [
         initializers.kaiming_uniform("relu"),
         initializers.uniform_fan_in(),
-        initializers.full_width(jax.nn.initializers.glorot_uniform(), 128),
+        initializers.unit_by_unit(jax.nn.initializers.he_normal()),
     ],
 )
 def test_dtype_is_the_one_asked_for(initializer):
@@ -112,32 +112,3 @@ def test_initializers_run_under_jit_and_vmap():
     batched = jax.jit(jax.vmap(lambda key: initializer(key, DENSE, jnp.float32)))(keys)
     for key, weights in zip(keys, batched, strict=True):
         np.testing.assert_array_equal(weights, initializer(key, DENSE, jnp.float32))
-
-
-def test_glorot_columns_have_the_variance_of_the_full_kernel():
-    glorot = jax.nn.initializers.glorot_uniform()
-    fan_in, num_units, num_columns = 50, 450, 2
-    shape = (fan_in, num_columns)
-    variance = 2 / (fan_in + num_units)
-
-    def pooled_variance(initializer):
-        keys = jax.random.split(jax.random.key(0), 200)
-        return float(jnp.var(jax.vmap(lambda key: initializer(key, shape))(keys)))
-
-    wrapped = initializers.full_width(glorot, num_units)
-    assert pooled_variance(wrapped) == pytest.approx(variance, rel=0.03)
-    assert pooled_variance(glorot) > 9 * variance
-
-
-def test_full_width_returns_the_first_columns_of_the_full_draw():
-    glorot = jax.nn.initializers.glorot_normal()
-    key = jax.random.key(3)
-    columns = initializers.full_width(glorot, 32)(key, (3, 3, 16, 5), jnp.float32)
-    full = glorot(key, (3, 3, 16, 32), jnp.float32)
-    np.testing.assert_array_equal(columns, full[..., :5])
-
-
-def test_full_width_refuses_more_columns_than_units():
-    initializer = initializers.full_width(jax.nn.initializers.glorot_uniform(), 4)
-    with pytest.raises(ValueError, match="5 columns of a kernel of 4 units"):
-        initializer(jax.random.key(0), (3, 5), jnp.float32)
