@@ -6,7 +6,19 @@ Shapes: N units.
 from typing import Any
 
 import jax
+from jax import lax
 import jax.numpy as jnp
+
+
+def over_replicas(value: jax.Array, axis_name: Any, reduce: Any = lax.pmean) -> Any:
+    """Reduces a statistic of a batch over the axis that the batch is split over.
+
+    Args:
+      value: what this replica's part of the batch gives, any shape.
+      axis_name: name or names of axes of `jax.shard_map` or `jax.pmap`, None for none.
+      reduce: `lax.pmean`, or `lax.pmax` for what holds if it does anywhere.
+    """
+    return value if axis_name is None else reduce(value, axis_name)
 
 
 def running_average(average: jax.Array, value: jax.Array, decay_rate: Any) -> jax.Array:

@@ -33,7 +33,8 @@ def cond_any_lane(
 
     @custom_vmap
     def conditional(predicate: jax.Array, operand: Any) -> Any:
-        return lax.cond(predicate, work, skip, operand)
+        branches = _varying_alike(work, skip, operand)
+        return lax.cond(predicate, *branches, operand)
 
     @conditional.def_vmap
     def _(lanes: int, is_batched: Any, predicate: jax.Array, operand: Any) -> Any:
@@ -51,3 +52,44 @@ def cond_any_lane(
         return out, jax.tree.map(lambda _: True, out)
 
     return conditional(predicate, operand)
+
+
+def _varying_alike(
+    work: Callable[[Any], Any], skip: Callable[[Any], Any], operand: Any
+) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    """Lets branches inside `shard_map` return what varies over the same mesh axes.
+
+    A constant in one branch is the same on all devices; a conditional does not take it
+    for what differs from device to device in the other.
+    """
+    if not any(_varying_axes(leaf) for leaf in jax.tree.leaves(operand)):
+        return work, skip
+    axes = [
+        _varying_axes(left) | _varying_axes(right)
+        for left, right in zip(
+            jax.tree.leaves(jax.eval_shape(work, operand)),
+            jax.tree.leaves(jax.eval_shape(skip, operand)),
+            strict=True,
+        )
+    ]
+
+    def varying(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def cast(operand: Any) -> Any:
+            leaves, treedef = jax.tree.flatten(function(operand))
+            for index, leaf in enumerate(leaves):
+                missing = tuple(sorted(axes[index] - _varying_axes(leaf)))
+                if missing:
+                    leaves[index] = lax.pcast(leaf, missing, to="varying")
+            return treedef.unflatten(leaves)
+
+        return cast
+
+    return varying(work), varying(skip)
+
+
+def _varying_axes(leaf: Any) -> frozenset[str]:
+    """Returns the mesh axes of a `shard_map` over which an array varies."""
+    described = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    manual = getattr(described, "manual_axis_type", None)  # `vma` before JAX 0.10.
+    varying = getattr(described, "vma", None) if manual is None else manual.varying
+    return varying or frozenset()

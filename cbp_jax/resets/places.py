@@ -3,16 +3,14 @@
 Shapes: N units of a group, S stack axes, P positions of a flattened map, K replaced.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import jax
 from jax import lax
+from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
 import numpy as np
-
-# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic that
-# leads to them. For leaves of up to so many entries it pays to hide that a sum is one.
-_SMALL_LEAF = 1024
 
 
 class Place(NamedTuple):
@@ -52,10 +50,7 @@ class Place(NamedTuple):
             axis for axis in range(self.stack, leaf.ndim) if axis not in self.units
         )
         magnitudes = jnp.abs(lax.stop_gradient(leaf)).astype(dtype)
-        if leaf.size <= _SMALL_LEAF:
-            total = lax.reduce(magnitudes, np.zeros((), dtype), _add_magnitudes, others)
-        else:
-            total = jnp.sum(magnitudes, axis=others)
+        total = _sum(magnitudes, others)
         stack = total.shape[: self.stack]
         if self.layout == "io":
             return total.reshape(*stack, self.positions, -1)
@@ -69,7 +64,7 @@ class Place(NamedTuple):
             if axis >= self.stack and axis not in (*self.inputs, *self.units)
         ]
         fan_in = [shape[axis] for axis in self.inputs]
-        return (*window, int(np.prod(fan_in)), int(np.prod(self.sizes)))
+        return (*window, math.prod(fan_in), math.prod(self.sizes))
 
     def lay_out(self, columns: jax.Array, shape: tuple[int, ...]) -> jax.Array:
         """Brings `[*window, fan_in, K]` into a slice's order of axes, units as one."""
@@ -99,6 +94,34 @@ class Place(NamedTuple):
         return columns.reshape(
             *columns.shape[:axis], *sizes, *columns.shape[axis + 1 :]
         )
+
+
+# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic that
+# leads to them. For lanes of leaves of up to so many entries it pays to hide that a sum
+# is one. A single learner's sum stays as it is: its leaf may be sharded, and XLA only
+# knows how to add up the shards of a sum that it recognizes.
+_SMALL_LEAF = 1024
+
+
+def _sum(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sums numbers that are not negative over some axes."""
+
+    @custom_vmap
+    def total(magnitudes: jax.Array) -> jax.Array:
+        return jnp.sum(magnitudes, axis=axes)
+
+    @total.def_vmap
+    def _(
+        lanes: int, is_batched: list[bool], magnitudes: jax.Array
+    ) -> tuple[jax.Array, bool]:
+        del lanes, is_batched  # The only argument is batched.
+        inner = tuple(axis + 1 for axis in axes)
+        if math.prod(magnitudes.shape[1:]) > _SMALL_LEAF:
+            return jnp.sum(magnitudes, axis=inner), True
+        zero = np.zeros((), magnitudes.dtype)
+        return lax.reduce(magnitudes, zero, _add_magnitudes, inner), True
+
+    return total(magnitudes)
 
 
 def _add_magnitudes(left: jax.Array, right: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import optax
 
 from cbp_jax import utility
 from cbp_jax.resets.transform import UnitResetState, reset_by_rule
-from cbp_jax.resets.units import Initializer, UnitGroup
+from cbp_jax.resets.units import Initializer, UnitGroup, as_groups
 from cbp_jax.rules.continual_backprop_settings import Settings
 from cbp_jax.rules.low_utility import low_utility
 
@@ -37,6 +37,7 @@ def continual_backprop(
     moments: str = "zero",
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
+    axis_name: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by the replacement of mature units of low utility.
 
@@ -73,16 +74,17 @@ def continual_backprop(
       base_optimizer: any optax transformation. The update passes it `features`,
         `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
         arguments, if it takes extra arguments.
-      units: groups of hidden units, see `sequential_units`.
+      units: groups of hidden units, or the names of a chain's layers, see
+        `UnitGroup` and `sequential_units`.
       replacement_rate: fraction of eligible units replaced per update, in [0, 1]. 0 is
         the base optimizer, bit for bit.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
       maturity_threshold: :math:`m`, in updates; infinity replaces nobody.
       utility_fn: instantaneous utility, see `cbp_jax.utility`.
-      initializer: `jax.nn.initializers`-style function of fresh incoming weights,
-        called with `[..., fan_in, 1]` for each unit; give the one that the network was
-        initialized with. One that looks at fan-out needs
-        `cbp_jax.initializers.full_width`. None is `kaiming_uniform("relu")`.
+      initializer: `jax.nn.initializers`-style function of fresh incoming weights; give
+        the one that the network was initialized with. It draws a whole kernel
+        `[..., fan_in, N]`, of which a reborn unit takes its column, unless it is marked
+        by `cbp_jax.initializers.unit_by_unit`. None is `kaiming_uniform("relu")`.
       key: typed PRNG key of fresh weights and random utilities.
       budget: "accumulate" carries the fraction of a unit that is due over to the next
         step, "bernoulli" replaces one more unit with that probability. Whole units that
@@ -104,6 +106,10 @@ def continual_backprop(
         shaped like the params, for example `("init_params",)` of `optax.contrib.dog`.
       transfer_mean: add a replaced unit's mean activation times its outgoing weights to
         its consumers' biases (`UnitGroup.outgoing_bias`). Not in the paper.
+      axis_name: name of the axis of `jax.shard_map` or `jax.pmap` over which a batch is
+        split while the params are the same everywhere: mean activations and utilities
+        are averaged over it, so that all replicas reset the same units. The gradients
+        must have been averaged. Under `jax.jit` sharded arrays need nothing.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` of state `ContinualBackpropState`. Its
@@ -122,7 +128,7 @@ def continual_backprop(
       <https://doi.org/10.1038/s41586-024-07711-7>`_, Nature 632, 2024, Algorithm 1;
       preprint `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_.
     """
-    units = tuple(units)
+    units = as_groups(units)
     settings = Settings(
         replacement_rate=replacement_rate,
         decay_rate=decay_rate,
@@ -132,6 +138,7 @@ def continual_backprop(
         count=count,
         max_per_step=max_per_step,
         bias_correction=bias_correction,
+        axis_name=axis_name,
     )
     settings.check(units)
     return reset_by_rule(

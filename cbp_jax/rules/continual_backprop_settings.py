@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ class Settings(NamedTuple):
     count: str
     max_per_step: int | None
     bias_correction: bool
+    axis_name: Any
 
     @property
     def utility_decay(self) -> float | jax.Array:

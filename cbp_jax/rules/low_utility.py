@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from cbp_jax.averages import average_weight, running_average
+from cbp_jax.averages import average_weight, over_replicas, running_average
 from cbp_jax.resets.rule import Choice, Measurements, Rule
 from cbp_jax.resets.units import UnitGroup
 from cbp_jax.rules.continual_backprop_settings import Settings
@@ -51,7 +51,9 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
         utility_key, budget_key = jax.random.split(measurements.key)
         mean = running_average(
             state.mean_activation,
-            jnp.mean(measurements.activation, axis=(0, 1)),
+            over_replicas(
+                jnp.mean(measurements.activation, axis=(0, 1)), settings.axis_name
+            ),
             settings.decay_rate,
         )
         corrected_mean = mean / average_weight(age, settings.decay_rate, dtype)
@@ -65,6 +67,7 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
                 key=utility_key,
             )
         ).astype(dtype)
+        value = over_replicas(value, settings.axis_name)
         average = running_average(state.utility, value, settings.utility_decay)
         rank = average
         if settings.bias_correction:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
 from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
 from cbp_jax.resets.transform import reset_by_rule
@@ -34,6 +35,7 @@ def redo(
     threshold: float | jax.Array = 0.1,
     reset_every: int | jax.Array = 1000,
     over_interval: bool = False,
+    axis_name: Any = None,
     key: jax.Array,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -62,6 +64,7 @@ def redo(
       over_interval: take the means of |h| over all examples since the last look, False
         over the batch of this update, as published. A stream that shows one example at
         a time needs True.
+      axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
 
@@ -88,7 +91,9 @@ def redo(
     def update(
         state: ReDoState, measurements: Measurements
     ) -> tuple[ReDoState, Choice]:
-        magnitude = jnp.mean(jnp.abs(measurements.activation), axis=(0, 1))
+        magnitude = over_replicas(
+            jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
+        )
         total, clock = state.total + magnitude, state.clock + 1
         is_due = clock >= reset_every
         if not over_interval:

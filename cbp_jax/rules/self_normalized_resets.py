@@ -8,9 +8,11 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
+from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
 from cbp_jax.resets.batching import cond_any_lane
 from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
@@ -41,6 +43,7 @@ def self_normalized_resets(
     first_threshold: int | jax.Array = 1000,
     lowest_threshold: int | jax.Array = 100,
     refresh_every: int = 100,
+    axis_name: Any = None,
     key: jax.Array,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -66,6 +69,7 @@ def self_normalized_resets(
       lowest_threshold: updates of silence that are never too long. The authors' code
         takes one batch of 100 examples; a stream of single examples needs more than 1.
       refresh_every: updates after which percentiles are found anew. Static.
+      axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
 
@@ -100,6 +104,7 @@ def self_normalized_resets(
         state: SelfNormalizedState, measurements: Measurements
     ) -> tuple[SelfNormalizedState, Choice]:
         fires = jnp.any(measurements.activation > 0, axis=(0, 1))
+        fires = over_replicas(fires.astype(jnp.int32), axis_name, lax.pmax) > 0
         ended = jnp.where(fires, state.silence, 0)
         histogram = state.histogram.at[jnp.arange(ended.size), _bin_of(ended)].add(
             (ended > 0).astype(jnp.int32)
