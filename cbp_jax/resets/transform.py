@@ -4,6 +4,7 @@ Shapes: N units of a group, S stack axes of a group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,7 @@ from cbp_jax.resets import rewriting, selection
 from cbp_jax.resets.drawing import check_initializer
 from cbp_jax.resets.leaves import COLLECTION
 from cbp_jax.resets.measuring import measure
+from cbp_jax.resets.meshes import in_auto_mode
 from cbp_jax.resets.moments import (
     check_counts_updates,
     check_resettable,
@@ -131,23 +133,14 @@ def reset_by_rule(
             },
         )
 
-    def update(
+    def reset(
+        groups: Sequence[ResolvedGroup],
         updates: PyTree,
         state: UnitResetState,
-        params: PyTree | None = None,
-        *,
-        features: Mapping[str, jax.Array] | None = None,
-        **extra_args: Any,
+        params: PyTree,
+        activations: Mapping[str, jax.Array],
     ) -> tuple[PyTree, UnitResetState]:
-        groups, activations = _check_arguments(units, params, features)
-        updates, base_state = base_optimizer.update(
-            updates,
-            state.base_state,
-            params,
-            features=features,
-            unit_ages={name: unit.age for name, unit in state.units.items()},
-            **extra_args,
-        )
+        """Resets what the rule chooses, after the base optimizer's step."""
         leaves, treedef = jax.tree.flatten(params)
         new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
         rng_key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(key))
@@ -193,6 +186,7 @@ def reset_by_rule(
                 unit_states[group.name], newborn(group, leaves), replacement.mask
             )
         updates = treedef.unflatten(update_leaves)
+        base_state = state.base_state
         if moments == "zero":
             masks = {name: found.mask for name, found in replacements.items()}
             new_params = optax.apply_updates(params, updates)
@@ -213,6 +207,28 @@ def reset_by_rule(
             jax.random.key_data(rng_key),
             replaced,
             num_replaced,
+        )
+
+    def update(
+        updates: PyTree,
+        state: UnitResetState,
+        params: PyTree | None = None,
+        *,
+        features: Mapping[str, jax.Array] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnitResetState]:
+        groups, activations = _check_arguments(units, params, features)
+        updates, base_state = base_optimizer.update(
+            updates,
+            state.base_state,
+            params,
+            features=features,
+            unit_ages={name: unit.age for name, unit in state.units.items()},
+            **extra_args,
+        )
+        before = updates, state._replace(base_state=base_state)
+        return in_auto_mode(functools.partial(reset, groups), before)(
+            *before, params, activations
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
