@@ -137,6 +137,11 @@ def _padded(labels: np.ndarray, move: Move) -> np.ndarray:
     return labels
 
 
+def _tiled(labels: np.ndarray, move: Move) -> np.ndarray:
+    repeats = zip(move.params["reps"], labels.shape, strict=True)
+    return np.tile(labels, [number if size > 1 else 1 for number, size in repeats])
+
+
 def _reversed(labels: np.ndarray, move: Move) -> np.ndarray:
     return np.flip(labels, move.params["dimensions"])
 
@@ -160,6 +165,7 @@ MOVES: dict[str, Callable[[np.ndarray, Move], np.ndarray]] = {
     "slice": _sliced,
     "squeeze": _squeezed,
     "stop_gradient": _same,
+    "tile": _tiled,
     "transpose": _transposed,
 }
 """Primitives that move entries, or leave them where they are, by name."""

@@ -234,7 +234,7 @@ def _read(
     record.crossings += [(mixed, each) for mixed in data.mixed for each in read]
     found = None
     if len(read) > 1:
-        reason = f"{name} reads it joined with other values"
+        reason = f"{name} reads them joined with other values"
     elif not labels_lib.varying(data.units) <= set(axes.summed[0]):
         reason = f"{name} does not read its units along one axis"
     else:
@@ -243,7 +243,7 @@ def _read(
         for axis in candidates:
             entries = labels_lib.on_axes(table.coordinates[axis], axes.summed[1])
             found = found or _order(record, table.leaf, axis, source, units, entries)
-        reason = f"{name} reads it joined with other values, or along several axes"
+        reason = f"{name} reads them joined with other values, or along several axes"
     if found is None:
         record.leak(read, reason)
         record.reads.append(nobody)

@@ -1,0 +1,293 @@
+"""Proves by forward passes that groups of units are named rightly.
+
+Shapes: N units of a group, P positions of a flattened map.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cbp_jax.discovery.features import with_features
+from cbp_jax.discovery.reordering import reorder, spread_mask
+from cbp_jax.resets.resolution import ResolvedGroup, UnitAxis, path_string, resolve_units
+from cbp_jax.resets.units import PyTree, UnitGroup
+
+FeaturesFn = Callable[[PyTree, Any], Mapping[str, jax.Array]]
+
+ALONE = "no unit changes another"
+TOGETHER = "units change one another, as those of one normalization do"
+
+
+def check_units(
+    apply: Callable[[PyTree, Any], Any],
+    params: PyTree,
+    units: Sequence[UnitGroup],
+    example: Any,
+    *,
+    features: FeaturesFn | None = None,
+    seed: int = 0,
+) -> dict[str, str]:
+    """Proves by forward passes that groups of units are named rightly.
+
+    For each group, at params that are the given ones times and plus some noise (so that
+    biases of 0 and scales of 1 are seen, too), it is checked that
+
+    * each incoming and each outgoing kernel changes the outputs;
+    * with the outgoing weights at 0, nothing that is redrawn at a reset changes the
+      outputs: no consumer is forgotten, no incoming leaf serves anything else;
+    * putting the units into another order, in all leaves that are named, does not
+      change the outputs: every leaf belongs to these units, unit by unit, and to
+      nothing else. A missing bias, a tied weight, and a map that is flattened in
+      another order are found so;
+    * the features follow that order, and are what the outgoing kernels read.
+
+    It compares up to rounding: changes below the square root of the dtype's epsilon,
+    relative to the largest output, are taken for none.
+
+    Args:
+      apply: maps params and an example to the network's outputs, any pytree, without
+        activations and without dropout; see `infer_units`. Normalizations that use
+        running statistics need those of a newborn network, equal for all units.
+      params: the network's params, any pytree of arrays.
+      units: the groups, found by `infer_units` or written by hand.
+      example: inputs, any pytree; random numbers show more than zeros.
+      features: maps params and an example to what `update` is to get as features; None
+        checks no features. Those of `with_features` need no check.
+      seed: of the noise and of fresh weights.
+
+    Returns:
+      For each group's name "no unit changes another"; or "units change one another, as
+      those of one normalization do", where a reborn unit is silent only up to that.
+
+    Raises:
+      ValueError: something is not as it must be. The message names the group, what was
+        seen, and what to correct.
+    """
+    groups = resolve_units(units, params)
+    check = _Checker(apply, params, example, features, seed)
+    seen = {group.name: check.group(group) for group in groups}
+    if features is not None:
+        check.read_features(units)
+    return seen
+
+
+class _Checker:
+    """One network at one point, and its forward pass, compiled once."""
+
+    def __init__(
+        self,
+        apply: Callable[[PyTree, Any], Any],
+        params: PyTree,
+        example: Any,
+        features: FeaturesFn | None,
+        seed: int,
+    ):
+        with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
+        self.names = [path_string(path) for path, _ in with_paths]
+        self.apply, self.example, self.treedef = apply, example, treedef
+        self.random = np.random.default_rng(seed)
+        self.leaves = [self._noisy(np.asarray(leaf)) for _, leaf in with_paths]
+
+        def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
+            params = treedef.unflatten(leaves)
+            outputs = jax.tree.leaves(apply(params, example))
+            found = {} if features is None else dict(features(params, example))
+            return [each for each in outputs if jnp.issubdtype(each, jnp.inexact)], found
+
+        self.forward = jax.jit(forward)
+        self.outputs, self.features = self.forward(self.leaves)
+        if not self.outputs:
+            raise ValueError("check_units needs an apply with floating outputs.")
+        if not all(np.isfinite(each).all() for each in self.outputs):
+            raise ValueError(
+                "check_units got outputs that are not finite, of params near the given "
+                "ones; pass params of a moderate size, and an example such as random "
+                "numbers of variance 1."
+            )
+
+    def group(self, group: ResolvedGroup) -> str:
+        """Checks one group."""
+        everyone = np.ones(group.num_units, bool)
+        for field in ("incoming", "outgoing"):
+            for place in getattr(group, field):
+                if not self._change(self._redrawn(self.leaves, [place], everyone)):
+                    raise self._error(
+                        group,
+                        f"redrawing its {field} leaf {self.names[place.leaf]!r} does "
+                        "not change the outputs",
+                        "Is it used by apply? Name the kernel that is",
+                    )
+        self._check_silence(group, everyone)
+        self._check_order(group)
+        half = everyone.copy()
+        half[: group.num_units // 2] = False
+        return TOGETHER if self._leak(group, half) else ALONE
+
+    def read_features(self, units: Sequence[UnitGroup]) -> None:
+        """Checks that features are what the outgoing kernels read, if one does."""
+        units = [
+            group
+            for group in units
+            if isinstance(group.outgoing, str) or len(group.outgoing) == 1
+        ]
+        params = self.treedef.unflatten(self.leaves)
+        try:
+            _, read = with_features(self.apply, units)(params, self.example)
+        except ValueError:
+            return  # What the trace cannot follow has been checked by its order alone.
+        for name, wanted in read.items():
+            given = self.features[name]
+            if not _close([jnp.reshape(given, (-1,))], [jnp.reshape(wanted, (-1,))]):
+                raise ValueError(
+                    f"Feature {name!r} of shape {given.shape} is not what the group's "
+                    f"outgoing kernel reads, of shape {wanted.shape}. Pass the "
+                    "activations after the nonlinearity (and after pooling), as "
+                    "cbp_jax.with_features gives them."
+                )
+
+    def _check_silence(self, group: ResolvedGroup, everyone: np.ndarray) -> None:
+        leak = self._leak(group, everyone)
+        if not leak:
+            return
+        upstream = (*group.incoming, *group.vectors)
+        guilty = [place for place in upstream if self._leak(group, everyone, [place])]
+        names = [self.names[place.leaf] for place in guilty]
+        cure = (
+            "Name all kernels that read these units in `outgoing`: those of a branch and "
+            "of a shortcut, and where apply returns activations take them out"
+        )
+        if len(guilty) < len(upstream):
+            cure = (
+                "These leaves serve something else as well, such as a tied weight or a "
+                "parameter of another group; leave the group out, or name the leaves "
+                "that are its own"
+            )
+        raise self._error(
+            group,
+            f"with its outgoing weights at 0, redrawing {names} still changes the "
+            f"outputs by up to {leak:.3g} of the largest",
+            cure,
+        )
+
+    def _check_order(self, group: ResolvedGroup) -> None:
+        if group.num_units < 2:
+            return
+        order = np.roll(np.arange(group.num_units), 1)
+        leaves = reorder(self.leaves, group.places, order)
+        outputs, features = self.forward(leaves)
+        change = _difference(outputs, self.outputs)
+        if change:
+            names = list(dict.fromkeys(self.names[at.leaf] for at in group.places))
+            cure = (
+                "Every leaf with an entry for each of these units must be named, and no "
+                "other: look for a bias or a normalization that is missing, a leaf of "
+                "other units, a kernel that is used twice (tied), dropout, or running "
+                "statistics that differ from unit to unit"
+            )
+            if group.positions > 1 and self._is_flattened_otherwise(group, order):
+                cure = (
+                    f"The {group.positions} positions are flattened in the order that "
+                    f"layout {group.group.layout!r} does not have: "
+                    "the unit must be the last axis before flattening with 'io', the "
+                    "first behind the batch with 'oi'. Transpose before you flatten"
+                )
+            raise self._error(
+                group,
+                f"reordering its units in {names} changes the outputs by up to "
+                f"{change:.3g} of the largest, and must not",
+                cure,
+            )
+        if group.name in self.features:
+            self._check_feature(group, features[group.name], order)
+
+    def _is_flattened_otherwise(self, group: ResolvedGroup, order: np.ndarray) -> bool:
+        other = {"io": "oi", "oi": "io"}
+        places = [
+            place._replace(layout=other[place.layout]) if place.positions > 1 else place
+            for place in group.places
+        ]
+        leaves = reorder(self.leaves, places, order)
+        return not _difference(self.forward(leaves)[0], self.outputs)
+
+    def _check_feature(
+        self, group: ResolvedGroup, moved: jax.Array, order: np.ndarray
+    ) -> None:
+        feature = self.features[group.name]
+        if feature.ndim < 2 or feature.shape[-1] != group.num_units:
+            raise self._error(
+                group,
+                f"its feature has shape {feature.shape}",
+                f"Pass the activations as [batch, ..., {group.num_units}]",
+            )
+        if not _close([moved], [feature[..., order]]):
+            raise self._error(
+                group,
+                f"its feature of shape {feature.shape} does not follow when its units "
+                "are put into another order",
+                "Pass the activations of this group, with the unit as the last axis",
+            )
+
+    def _leak(
+        self,
+        group: ResolvedGroup,
+        mask: np.ndarray,
+        redrawn: Sequence[UnitAxis] | None = None,
+    ) -> float:
+        """Returns what some units change whose outgoing weights are 0."""
+        silent = list(self.leaves)
+        for place in group.outgoing:
+            leaf = silent[place.leaf]
+            silent[place.leaf] = np.where(spread_mask(place, mask, leaf), 0, leaf)
+        upstream = (*group.incoming, *group.vectors) if redrawn is None else redrawn
+        moved = self._redrawn(silent, upstream, mask)
+        for place in group.outgoing:  # A kernel may feed the units that it reads.
+            leaf = moved[place.leaf]
+            moved[place.leaf] = np.where(spread_mask(place, mask, leaf), 0, leaf)
+        return _difference(self.forward(moved)[0], self.forward(silent)[0])
+
+    def _redrawn(
+        self, leaves: Sequence[Any], places: Sequence[UnitAxis], mask: np.ndarray
+    ) -> list[Any]:
+        leaves = list(leaves)
+        for place in places:
+            leaf = leaves[place.leaf]
+            fresh = self._noisy(np.zeros_like(leaf), np.std(self.leaves[place.leaf]))
+            leaves[place.leaf] = np.where(spread_mask(place, mask, leaf), fresh, leaf)
+        return leaves
+
+    def _change(self, leaves: Sequence[Any]) -> float:
+        return _difference(self.forward(leaves)[0], self.outputs)
+
+    def _noisy(self, leaf: np.ndarray, size: float | None = None) -> np.ndarray:
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return leaf
+        if size is None:
+            size = 0.3 * np.sqrt(np.mean(np.square(leaf, dtype=float))) or 0.1
+        noise = self.random.normal(size=leaf.shape) * (size or 0.1)
+        return (leaf + noise).astype(leaf.dtype)
+
+    def _error(self, group: ResolvedGroup, seen: str, cure: str) -> ValueError:
+        return ValueError(
+            f"Unit group {group.name!r}: {seen}. {cure}; see cbp_jax.UnitGroup."
+        )
+
+
+def _difference(
+    outputs: Sequence[jax.Array], wanted: Sequence[jax.Array]
+) -> float:
+    """Returns the largest difference relative to the largest output, 0 for rounding."""
+    worst = 0.0
+    for one, other in zip(outputs, wanted, strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        largest = np.max(np.abs(other), initial=0) or 1.0
+        worst = max(worst, float(np.max(np.abs(one - other), initial=0) / largest))
+    epsilon = max(float(jnp.finfo(each.dtype).eps) for each in wanted)
+    return worst if not worst <= np.sqrt(epsilon) else 0.0
+
+
+def _close(some: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> bool:
+    shapes = [jnp.shape(each) for each in wanted]
+    return shapes == [jnp.shape(each) for each in some] and not _difference(some, wanted)
