@@ -9,6 +9,11 @@ from cbp_jax import networks as networks
 from cbp_jax import optimizers as optimizers
 from cbp_jax import recipes as recipes
 from cbp_jax import utility as utility
+from cbp_jax.discovery.checking import check_units as check_units
+from cbp_jax.discovery.collecting import collect_features as collect_features
+from cbp_jax.discovery.features import with_features as with_features
+from cbp_jax.discovery.inference import InferredUnits as InferredUnits
+from cbp_jax.discovery.inference import infer_units as infer_units
 from cbp_jax.resets.rewriting import reset_units as reset_units
 from cbp_jax.resets.rule import Choice as Choice
 from cbp_jax.resets.rule import Measurements as Measurements

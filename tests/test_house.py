@@ -10,10 +10,11 @@ ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("cbp_jax", "configs", "experiments")
 
 # What each room may import of the project, beside itself.
-ROOMS = ("layers", "metrics", "networks", "optimizers", "resets", "rules")
+ROOMS = ("discovery", "layers", "metrics", "networks", "optimizers", "resets", "rules")
 LIBRARY = {"cbp_jax", *(f"cbp_jax.{room}" for room in ROOMS)}
 MAY_IMPORT = {
     "cbp_jax": LIBRARY,
+    "cbp_jax.discovery": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.layers": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.metrics": set(),
     "cbp_jax.networks": {"cbp_jax", "cbp_jax.layers", "cbp_jax.resets"},

@@ -10,9 +10,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cbp_jax.discovery.comparing import close, difference
 from cbp_jax.discovery.features import with_features
-from cbp_jax.discovery.reordering import reorder, spread_mask
-from cbp_jax.resets.resolution import ResolvedGroup, UnitAxis, path_string, resolve_units
+from cbp_jax.discovery.reordering import neighbors_exchanged, reorder, spread_mask
+from cbp_jax.resets.resolution import (
+    ResolvedGroup,
+    UnitAxis,
+    path_string,
+    resolve_units,
+)
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 FeaturesFn = Callable[[PyTree, Any], Mapping[str, jax.Array]]
@@ -89,13 +95,14 @@ class _Checker:
         self.names = [path_string(path) for path, _ in with_paths]
         self.apply, self.example, self.treedef = apply, example, treedef
         self.random = np.random.default_rng(seed)
-        self.leaves = [self._noisy(np.asarray(leaf)) for _, leaf in with_paths]
+        self.leaves = [self._noisy(leaf) for _, leaf in with_paths]
 
         def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
             params = treedef.unflatten(leaves)
             outputs = jax.tree.leaves(apply(params, example))
             found = {} if features is None else dict(features(params, example))
-            return [each for each in outputs if jnp.issubdtype(each, jnp.inexact)], found
+            floating = [each for each in outputs if jnp.issubdtype(each, jnp.inexact)]
+            return floating, found
 
         self.forward = jax.jit(forward)
         self.outputs, self.features = self.forward(self.leaves)
@@ -122,9 +129,8 @@ class _Checker:
                     )
         self._check_silence(group, everyone)
         self._check_order(group)
-        half = everyone.copy()
-        half[: group.num_units // 2] = False
-        return TOGETHER if self._leak(group, half) else ALONE
+        every_other = np.arange(group.num_units) % 2 == 0
+        return TOGETHER if self._leak(group, every_other) else ALONE
 
     def read_features(self, units: Sequence[UnitGroup]) -> None:
         """Checks that features are what the outgoing kernels read, if one does."""
@@ -140,7 +146,7 @@ class _Checker:
             return  # What the trace cannot follow has been checked by its order alone.
         for name, wanted in read.items():
             given = self.features[name]
-            if not _close([jnp.reshape(given, (-1,))], [jnp.reshape(wanted, (-1,))]):
+            if not close([jnp.reshape(given, (-1,))], [jnp.reshape(wanted, (-1,))]):
                 raise ValueError(
                     f"Feature {name!r} of shape {given.shape} is not what the group's "
                     f"outgoing kernel reads, of shape {wanted.shape}. Pass the "
@@ -156,8 +162,8 @@ class _Checker:
         guilty = [place for place in upstream if self._leak(group, everyone, [place])]
         names = [self.names[place.leaf] for place in guilty]
         cure = (
-            "Name all kernels that read these units in `outgoing`: those of a branch and "
-            "of a shortcut, and where apply returns activations take them out"
+            "Name all kernels that read these units in `outgoing`: those of a branch "
+            "and of a shortcut; where apply returns activations, take them out"
         )
         if len(guilty) < len(upstream):
             cure = (
@@ -176,16 +182,19 @@ class _Checker:
         if group.num_units < 2:
             return
         order = np.roll(np.arange(group.num_units), 1)
-        leaves = reorder(self.leaves, group.places, order)
-        outputs, features = self.forward(leaves)
-        change = _difference(outputs, self.outputs)
+        outputs, features = self.forward(reorder(self.leaves, group.places, order))
+        change = difference(outputs, self.outputs)
+        if change:  # Group normalization allows to exchange neighbors only.
+            order = neighbors_exchanged(group.num_units)
+            outputs, features = self.forward(reorder(self.leaves, group.places, order))
+            change = difference(outputs, self.outputs)
         if change:
             names = list(dict.fromkeys(self.names[at.leaf] for at in group.places))
             cure = (
-                "Every leaf with an entry for each of these units must be named, and no "
-                "other: look for a bias or a normalization that is missing, a leaf of "
-                "other units, a kernel that is used twice (tied), dropout, or running "
-                "statistics that differ from unit to unit"
+                "Every leaf with an entry for each of these units must be named, and "
+                "no other: look for a bias or a normalization that is missing, a leaf "
+                "of other units, a kernel that is used twice (tied), dropout, or "
+                "running statistics that differ from unit to unit"
             )
             if group.positions > 1 and self._is_flattened_otherwise(group, order):
                 cure = (
@@ -210,7 +219,7 @@ class _Checker:
             for place in group.places
         ]
         leaves = reorder(self.leaves, places, order)
-        return not _difference(self.forward(leaves)[0], self.outputs)
+        return not difference(self.forward(leaves)[0], self.outputs)
 
     def _check_feature(
         self, group: ResolvedGroup, moved: jax.Array, order: np.ndarray
@@ -222,7 +231,7 @@ class _Checker:
                 f"its feature has shape {feature.shape}",
                 f"Pass the activations as [batch, ..., {group.num_units}]",
             )
-        if not _close([moved], [feature[..., order]]):
+        if not close([moved], [feature[..., order]]):
             raise self._error(
                 group,
                 f"its feature of shape {feature.shape} does not follow when its units "
@@ -246,7 +255,7 @@ class _Checker:
         for place in group.outgoing:  # A kernel may feed the units that it reads.
             leaf = moved[place.leaf]
             moved[place.leaf] = np.where(spread_mask(place, mask, leaf), 0, leaf)
-        return _difference(self.forward(moved)[0], self.forward(silent)[0])
+        return difference(self.forward(moved)[0], self.forward(silent)[0])
 
     def _redrawn(
         self, leaves: Sequence[Any], places: Sequence[UnitAxis], mask: np.ndarray
@@ -254,18 +263,21 @@ class _Checker:
         leaves = list(leaves)
         for place in places:
             leaf = leaves[place.leaf]
-            fresh = self._noisy(np.zeros_like(leaf), np.std(self.leaves[place.leaf]))
+            fresh = self._noisy(
+                np.zeros_like(leaf), np.std(self.leaves[place.leaf].astype(float))
+            )
             leaves[place.leaf] = np.where(spread_mask(place, mask, leaf), fresh, leaf)
         return leaves
 
     def _change(self, leaves: Sequence[Any]) -> float:
-        return _difference(self.forward(leaves)[0], self.outputs)
+        return difference(self.forward(leaves)[0], self.outputs)
 
-    def _noisy(self, leaf: np.ndarray, size: float | None = None) -> np.ndarray:
+    def _noisy(self, leaf: Any, size: float | None = None) -> np.ndarray:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
+        leaf = np.asarray(leaf)
         if size is None:
-            size = 0.3 * np.sqrt(np.mean(np.square(leaf, dtype=float))) or 0.1
+            size = 0.3 * np.sqrt(np.mean(np.square(leaf.astype(float)))) or 0.1
         noise = self.random.normal(size=leaf.shape) * (size or 0.1)
         return (leaf + noise).astype(leaf.dtype)
 
@@ -273,21 +285,3 @@ class _Checker:
         return ValueError(
             f"Unit group {group.name!r}: {seen}. {cure}; see cbp_jax.UnitGroup."
         )
-
-
-def _difference(
-    outputs: Sequence[jax.Array], wanted: Sequence[jax.Array]
-) -> float:
-    """Returns the largest difference relative to the largest output, 0 for rounding."""
-    worst = 0.0
-    for one, other in zip(outputs, wanted, strict=True):
-        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
-        largest = np.max(np.abs(other), initial=0) or 1.0
-        worst = max(worst, float(np.max(np.abs(one - other), initial=0) / largest))
-    epsilon = max(float(jnp.finfo(each.dtype).eps) for each in wanted)
-    return worst if not worst <= np.sqrt(epsilon) else 0.0
-
-
-def _close(some: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> bool:
-    shapes = [jnp.shape(each) for each in wanted]
-    return shapes == [jnp.shape(each) for each in some] and not _difference(some, wanted)

@@ -1,7 +1,6 @@
 """Activations that a network's own code has put aside, as one flat dict."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 
@@ -18,15 +17,15 @@ def collect_features(
       `outputs, state = network.apply(variables, inputs, mutable=["intermediates"])`:
       pass `state["intermediates"]` and the paths of what was sown. It gives what you
       sow, so sow after the nonlinearity.
-    * linen, `network.apply(..., capture_intermediates=True, mutable=...)`: the output of
-      each submodule under its path. That of a `Dense` is from before the nonlinearity,
-      so name a submodule that ends with one.
+    * linen, `network.apply(..., capture_intermediates=True, mutable=...)`: the output
+      of each submodule under its path. That of a `Dense` is from before the
+      nonlinearity, so name a submodule that ends with one.
     * nnx, `outputs, captured = nnx.capture(model, nnx.Intermediate)(inputs)`, with
       `self.sow(nnx.Intermediate, "hidden", nnx.relu(...))` in the model, or with
       `method_outputs=nnx.Intermediate` for the outputs of all methods: likewise.
 
-    `cbp_jax.with_features` needs nothing of this, and works for Equinox, Haiku and plain
-    functions as well.
+    `cbp_jax.with_features` needs nothing of this, and works for Equinox, Haiku and
+    plain functions as well.
 
     Args:
       captured: any pytree of arrays with string paths.

@@ -43,8 +43,14 @@ def combine(record: Record, name: str, operands: Sequence[Value], new: Value) ->
     labeled = [operand for operand in operands if operand.units is not None]
     entries: dict[int, Entries] = {}
     for operand in operands:
-        entries |= {each.leaf: each for each in operand.entries}
+        for each in operand.entries:
+            known = entries.get(each.leaf, each)
+            entries[each.leaf] = _merge(record, known, each)
     if not labeled:
+        if name in ADDED:
+            entries = {
+                leaf: each._replace(is_shifted=True) for leaf, each in entries.items()
+            }
         return new._replace(entries=tuple(entries.values()))
     units = labeled[0].units
     for operand in labeled[1:]:
@@ -60,6 +66,21 @@ def combine(record: Record, name: str, operands: Sequence[Value], new: Value) ->
     else:
         _puzzle_vectors(record, units, tuple(entries.values()), name)
     return new._replace(units=units)
+
+
+def _merge(record: Record, first: Entries, second: Entries) -> Entries:
+    """Returns what is known of a leaf that meets itself, such as its own norm."""
+
+    def known_axes(each: Entries) -> int:
+        return sum((labels >= 0).any() for labels in each.coordinates)
+
+    pairs = zip(first.coordinates, second.coordinates, strict=True)
+    agree = all(
+        np.all((left == right) | (left < 0) | (right < 0)) for left, right in pairs
+    )
+    if not agree:
+        record.puzzle((first,), "it meets itself in another order")
+    return max(first, second, key=known_axes)
 
 
 def _unite(record: Record, first: np.ndarray, second: np.ndarray) -> np.ndarray | None:
@@ -88,6 +109,9 @@ def attach(
         depends = {axis for at in each.coordinates for axis in labels_lib.varying(at)}
         if axes is None and depends & labels_lib.varying(units):
             reason = f"{record.names[each.leaf]} meets its units in another order"
+            record.leak(record.sources_in(units), reason)
+        if axes and each.is_shifted and not is_added:
+            reason = f"{record.names[each.leaf]}, plus something, multiplies its units"
             record.leak(record.sources_in(units), reason)
         for source in record.sources_in(units) if axes else ():
             vector = Vector(each.leaf, source, axes, is_added)

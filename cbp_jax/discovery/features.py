@@ -205,9 +205,7 @@ def _evaluate_one(
     program = jaxpr.replace(
         constvars=(), invars=list(inputs), outvars=outputs, eqns=[equation]
     )
-    results = iter(
-        core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*inputs.values())
-    )
+    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*inputs.values()))
     return [
         None if isinstance(variable, core.DropVar) else next(results)
         for variable in equation.outvars

@@ -91,7 +91,8 @@ def infer_units(
             + "\n".join(_lines(unexpected))
             + f"\nIf they are to stay as they are, pass leave={tuple(unexpected)}, "
             "where * stands for any characters; or write their groups yourself, see "
-            "cbp_jax.UnitGroup. Groups found:\n" + ("\n".join(map(_text, found)))
+            "cbp_jax.UnitGroup. Groups found:\n"
+            + ("\n".join(map(_text, found)) or "none")
         )
     if not found:
         raise ValueError(
@@ -120,13 +121,13 @@ def trace_network(
 
 
 def short_names(names: Sequence[str]) -> list[str]:
-    """Leaves out the last key of leaves that stand alone in a variable (`nnx.Param`)."""
-    return [
-        name.removesuffix("/value")
-        if sum(other.startswith(f"{name.removesuffix('value')}") for other in names) == 1
-        else name
-        for name in names
-    ]
+    """Leaves out the last key of a leaf that is alone in its variable (`nnx.Param`)."""
+
+    def is_alone(name: str) -> bool:
+        parent = name.removesuffix("value")
+        return sum(other.startswith(parent) for other in names) == 1
+
+    return [name.removesuffix("/value") if is_alone(name) else name for name in names]
 
 
 def _text(group: UnitGroup) -> str:

@@ -43,7 +43,7 @@ def named_groups(
     for leaf, shape in enumerate(record.shapes):
         is_used = any(source.leaf == leaf for source in record.sources)
         is_used |= any(vector.leaf == leaf for vector in record.vectors)
-        if leaf in record.puzzles:
+        if len(shape) > 1 and leaf in record.puzzles:
             problems[record.names[leaf]] = record.puzzles[leaf]
         elif len(shape) > 1 and not is_used:
             problems[record.names[leaf]] = "no product with an activation was found"
@@ -123,8 +123,8 @@ class _Found:
             return leaks[0]
         if self.record.returned & set(self.sources):
             return (
-                "its units are returned by the network as well; let apply return the "
-                "outputs only"
+                "its units reach the outputs without a kernel as well; if apply "
+                "returns activations, take them out"
             )
         if not self.reads:
             return "no kernel reads its units"
@@ -172,7 +172,7 @@ class _Found:
         return self.record.leaks.get(source, [])
 
     def _is_vector(self, vector: Vector) -> bool:
-        return math.prod(self.record.shapes[vector.leaf]) == self.size
+        return _holds(self.record, vector, self.size)
 
     def _fits(self, layout: str) -> bool:
         return not self._misfit_kernels(layout)
@@ -214,7 +214,7 @@ class _Found:
                 for each in record.vectors
                 if each.source == read.new_source
                 and each.is_added
-                and len(record.shapes[each.leaf]) == 1
+                and _holds(record, each, record.sources[read.new_source].size)
                 and _parent(record.names[each.leaf]) not in norms
             ]
             if len(biases) != 1:
@@ -229,13 +229,18 @@ class _Found:
         return paths
 
 
+def _holds(record: Record, vector: Vector, size: int) -> bool:
+    """Whether a leaf holds one number for each of so many units."""
+    return math.prod(record.shapes[vector.leaf]) == size
+
+
 def _parent(path: str) -> str:
     return path.rpartition("/")[0]
 
 
 def _layer_names(record: Record) -> dict[int, str]:
     """Names each kernel by its layer, or by itself where a layer has several."""
-    kernels = [leaf for leaf, shape in enumerate(record.shapes) if len(shape) > 1]
+    kernels = sorted({source.leaf for source in record.sources})
     parents = [_parent(record.names[leaf]) for leaf in kernels]
     return {
         leaf: parent if parent and parents.count(parent) == 1 else record.names[leaf]

@@ -1,4 +1,4 @@
-"""Rules of products: dense layers, convolutions, look-ups, and products of activations.
+"""Rules of products: dense layers, convolutions, and products of activations.
 
 Shapes: N units of a source.
 """
@@ -77,42 +77,6 @@ def convolution(
     return _product(record, axes, operands, new)
 
 
-def gather(
-    record: Record, params: dict[str, Any], operands: Sequence[Value], new: Value
-) -> Value:
-    """Follows `lax.gather`: a look-up in a table of params, or of activations."""
-    operand = operands[0]
-    numbers, sizes = params["dimension_numbers"], params["slice_sizes"]
-    dropped = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
-    kept = [axis for axis in range(len(operand.shape)) if axis not in dropped]
-    whole = {axis for axis in kept if sizes[axis] == operand.shape[axis]}
-    new_axes = dict(zip(kept, numbers.offset_dims, strict=True))
-
-    def moved(labels: np.ndarray) -> np.ndarray:
-        result = np.ones(len(new.shape), int)
-        for axis in kept:
-            result[new_axes[axis]] = labels.shape[axis] if axis in whole else 1
-        return labels.reshape(result)
-
-    if operand.entries and not operand.is_data:
-        table = _kernel_of(operand, ())
-        axes = [
-            axis
-            for axis, labels in enumerate(table.coordinates if table else ())
-            if labels_lib.varying(labels) and labels_lib.varying(labels) <= whole
-        ]
-        if not axes:
-            reason = "it is looked up in a way that infer_units does not know"
-            record.puzzle(operand.entries, reason)
-            return new
-        return _new_units(record, table, axes, moved, new, operand)
-    if operand.units is None:
-        return new
-    if labels_lib.varying(operand.units) <= whole:
-        return new._replace(units=moved(operand.units))
-    return _mix(record, new, operand)
-
-
 def _product(
     record: Record, axes: Axes, operands: Sequence[Value], new: Value
 ) -> Value:
@@ -133,7 +97,7 @@ def _kernel_product(
 ) -> Value:
     """Finds whose units a kernel reads, and makes those of its outputs."""
     new = new._replace(mixed=frozenset())  # They are read like all others: by kernels.
-    table = _kernel_of(kernel, axes.summed[1])
+    table = kernel_of(kernel, axes.summed[1])
     stacked = [
         each
         for each in kernel.entries
@@ -165,19 +129,22 @@ def _kernel_product(
         others = tuple(axis for axis in range(labels.ndim) if axis not in free)
         return labels.max(axis=others).reshape(sizes)
 
-    result = _new_units(record, table, out_axes, placed, new, kernel)
+    result = new_units(record, table, out_axes, placed, new, kernel)
     (new_source,) = record.sources_in(result.units)
     candidates = [
-        axis
-        for axis, on in enumerate(depends)
-        if axis not in out_axes and on <= summed
+        axis for axis, on in enumerate(depends) if axis not in out_axes and on <= summed
     ]
     _read(record, axes, data, table, candidates, new_source)
     return result
 
 
-def _kernel_of(value: Value, summed: Sequence[int]) -> Entries | None:
-    """Returns the leaf that is a kernel here; the others are one number per output."""
+def kernel_of(value: Value, summed: Sequence[int]) -> Entries | None:
+    """Returns the leaf that is a kernel here; others have one number per output.
+
+    Args:
+      value: made of params only.
+      summed: its axes that the product sums over.
+    """
     tables = [
         each
         for each in value.entries
@@ -187,7 +154,7 @@ def _kernel_of(value: Value, summed: Sequence[int]) -> Entries | None:
     return tables[0] if len(tables) == 1 else None
 
 
-def _new_units(
+def new_units(
     record: Record,
     table: Entries,
     out_axes: Sequence[int],
@@ -195,7 +162,19 @@ def _new_units(
     new: Value,
     kernel: Value,
 ) -> Value:
-    """Labels a product by the entries of its kernel along some axes of the leaf."""
+    """Labels a product by the entries of its kernel along some axes of the leaf.
+
+    Args:
+      record: takes the new source.
+      table: the entries of the kernel.
+      out_axes: of the leaf, which index the new units.
+      placed: lays labels of the kernel along the axes of the product.
+      new: the product.
+      kernel: the value that holds the table, and params that multiply it.
+
+    Returns:
+      The product with its units.
+    """
     source = record.new_source(table.leaf, out_axes)
     index = np.zeros((), int)
     for axis in out_axes:
@@ -234,7 +213,7 @@ def _read(
     record.crossings += [(mixed, each) for mixed in data.mixed for each in read]
     found = None
     if len(read) > 1:
-        reason = f"{name} reads them joined with other values"
+        reason = f"{name} reads them joined with others"
     elif not labels_lib.varying(data.units) <= set(axes.summed[0]):
         reason = f"{name} does not read its units along one axis"
     else:
@@ -243,7 +222,7 @@ def _read(
         for axis in candidates:
             entries = labels_lib.on_axes(table.coordinates[axis], axes.summed[1])
             found = found or _order(record, table.leaf, axis, source, units, entries)
-        reason = f"{name} reads them joined with other values, or along several axes"
+        reason = f"{name} reads them joined with others, reordered, or on several axes"
     if found is None:
         record.leak(read, reason)
         record.reads.append(nobody)
@@ -285,7 +264,7 @@ def _data_product(
         if operand.units is None:
             continue
         if labels_lib.varying(operand.units) & {*axes.summed[side], *axes.window}:
-            new = _mix(record, new, operand)
+            new = mix(record, new, operand)
             continue
         sizes = [1] * len(new.shape)
         moved = (*axes.batch[side], *axes.free[side])
@@ -298,10 +277,10 @@ def _data_product(
     if len(kept) == 1:
         return new._replace(units=kept[0][1])
     for operand, _ in kept:
-        new = _mix(record, new, operand)
+        new = mix(record, new, operand)
     return new
 
 
-def _mix(record: Record, new: Value, operand: Value) -> Value:
+def mix(record: Record, new: Value, operand: Value) -> Value:
+    """Says that all units of an operand went into each entry of a value."""
     return new._replace(mixed=new.mixed | record.sources_in(operand.units))
-

@@ -39,3 +39,13 @@ def reorder(
         taken[entries] = entries[order]
         leaves[place.leaf] = np.take(leaf, taken, axis=place.axis)
     return leaves
+
+
+def neighbors_exchanged(num_units: int) -> np.ndarray:
+    """Returns an order in which no unit stays, and most go one place only."""
+    order = np.arange(num_units)
+    pairs = order[: num_units - num_units % 2].reshape(-1, 2)
+    pairs[:] = pairs[:, ::-1].copy()
+    if num_units % 2:
+        order[-3:] = np.roll(np.arange(num_units)[-3:], 1)
+    return order

@@ -6,7 +6,7 @@ from typing import Any
 from jax.extend import core
 import numpy as np
 
-from cbp_jax.discovery import elementwise, products
+from cbp_jax.discovery import elementwise, lookups, products
 from cbp_jax.discovery import labels as labels_lib
 from cbp_jax.discovery.values import Entries, Origin, Place, Record, Value
 
@@ -15,7 +15,7 @@ RULES: Mapping[str, Rule] = {
     **elementwise.RULES,
     "conv_general_dilated": products.convolution,
     "dot_general": products.dot_general,
-    "gather": products.gather,
+    "gather": lookups.gather,
 }
 """What comes out of a primitive, by its name; `labels.MOVES` holds those that move."""
 
@@ -49,9 +49,7 @@ def can_look_inside(equation: core.JaxprEqn) -> bool:
     return CALLS[equation.primitive.name][1]
 
 
-def trace(
-    closed: core.ClosedJaxpr, names: Sequence[str], num_params: int
-) -> Record:
+def trace(closed: core.ClosedJaxpr, names: Sequence[str], num_params: int) -> Record:
     """Follows the params, its first arguments, through a program.
 
     Args:
@@ -69,7 +67,8 @@ def trace(
         for leaf, shape in enumerate(shapes)
     ]
     constants = [Value(np.shape(each)) for each in closed.consts]
-    for value in _follow(record, closed.jaxpr, constants, arguments, ()):
+    is_used = [True] * len(closed.jaxpr.outvars)
+    for value in _follow(record, closed.jaxpr, constants, arguments, (), is_used):
         record.returned |= record.sources_in(value.units) | value.mixed
         reason = "the network returns it, or something computed from it alone"
         record.puzzle(value.entries, reason)
@@ -90,8 +89,12 @@ def _follow(
     constants: Sequence[Value],
     arguments: Sequence[Value],
     calls: tuple[int, ...] | None,
+    is_used: Sequence[bool],
 ) -> list[Value]:
-    """Follows all equations of a program; returns what is known of its results."""
+    """Follows the equations of a program that lead to results which are used.
+
+    Returns what is known of its results.
+    """
     known: dict[Any, Value] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
@@ -99,9 +102,12 @@ def _follow(
     def value_of(atom: Any) -> Value:
         if isinstance(atom, core.Literal):
             return Value(tuple(np.shape(atom.val)))
-        return known[atom]
+        return known.get(atom, Value(tuple(atom.aval.shape)))
 
+    needed = _needed(jaxpr, is_used)
     for index, equation in enumerate(jaxpr.eqns):
+        if not needed.intersection(equation.outvars):
+            continue
         operands = [value_of(atom) for atom in equation.invars]
         inner = called(equation)
         if inner is None:
@@ -114,6 +120,7 @@ def _follow(
                 [Value(np.shape(each)) for each in inner[1]],
                 operands,
                 (*calls, index) if is_open else None,
+                [variable in needed for variable in equation.outvars],
             )
         for variable, value in zip(equation.outvars, results, strict=True):
             is_hidden = value.origin and value.origin.place.calls is None
@@ -124,19 +131,53 @@ def _follow(
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
+def _needed(jaxpr: core.Jaxpr, is_used: Sequence[bool]) -> set[Any]:
+    """Returns the variables that lead to results which are used.
+
+    A network may update statistics that its caller drops.
+    """
+    outputs = zip(jaxpr.outvars, is_used, strict=True)
+    needed = {atom for atom, used in outputs if used and isinstance(atom, core.Var)}
+    for equation in reversed(jaxpr.eqns):
+        if needed.intersection(equation.outvars):
+            needed |= {atom for atom in equation.invars if isinstance(atom, core.Var)}
+    return needed
+
+
 def _follow_one(
     record: Record, equation: core.JaxprEqn, operands: Sequence[Value]
 ) -> list[Value]:
-    name, params = equation.primitive.name, equation.params
-    shapes = [tuple(variable.aval.shape) for variable in equation.outvars]
+    is_data = any(operand.is_data for operand in operands)
+    mixed = frozenset().union(*(operand.mixed for operand in operands))
     blank = [
-        Value(
-            shape,
-            is_data=any(operand.is_data for operand in operands),
-            mixed=frozenset().union(*(operand.mixed for operand in operands)),
-        )
-        for shape in shapes
+        Value(tuple(variable.aval.shape), is_data=is_data, mixed=mixed)
+        for variable in equation.outvars
     ]
+    results = _results(record, equation, operands, blank)
+    params = [operand for operand in operands if not operand.is_data]
+    lost = frozenset().union(*(operand.lost for operand in params))
+    if is_data:
+        touched = [*operands, *results] if lost else []
+        names = [record.names[leaf] for leaf in sorted(lost)]
+        for value in touched:
+            sources = record.sources_in(value.units) | value.mixed
+            record.leak(sources, f"it meets {names}, which infer_units lost sight of")
+        return results
+    given = {each.leaf for operand in params for each in operand.entries}
+    return [
+        value._replace(lost=lost | given - {each.leaf for each in value.entries})
+        for value in results
+    ]
+
+
+def _results(
+    record: Record,
+    equation: core.JaxprEqn,
+    operands: Sequence[Value],
+    blank: Sequence[Value],
+) -> list[Value]:
+    """Applies the rule of a primitive; where there is none, says so."""
+    name, params = equation.primitive.name, equation.params
     if name in labels_lib.MOVES:
         moved = operands[: len(blank)]
         return [
@@ -159,7 +200,7 @@ def _follow_one(
         record.puzzle(operand.entries, f"it goes into {reason}")
         sources = record.sources_in(operand.units) | operand.mixed
         record.leak(sources, f"its units go into {reason}")
-    return blank
+    return list(blank)
 
 
 def _moved(name: str, params: dict[str, Any], operand: Value, new: Value) -> Value:

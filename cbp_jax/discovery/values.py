@@ -32,6 +32,7 @@ class Entries(NamedTuple):
 
     leaf: int
     coordinates: tuple[np.ndarray, ...]  # Labels for each axis of the leaf.
+    is_shifted: bool = False  # Whether something was added to them.
 
 
 class Value(NamedTuple):
@@ -42,6 +43,7 @@ class Value(NamedTuple):
     units: np.ndarray | None = None  # Labels: the unit that an entry belongs to.
     entries: tuple[Entries, ...] = ()
     mixed: frozenset[int] = frozenset()  # Sources whose units went in all together.
+    lost: frozenset[int] = frozenset()  # Leaves that went in and were not followed.
     origin: Origin | None = None
 
 
