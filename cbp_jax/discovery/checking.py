@@ -13,6 +13,7 @@ import numpy as np
 from cbp_jax.discovery.comparing import close, difference
 from cbp_jax.discovery.features import with_features
 from cbp_jax.discovery.reordering import neighbors_exchanged, reorder, spread_mask
+from cbp_jax.discovery.suggesting import suggestion
 from cbp_jax.resets.resolution import (
     ResolvedGroup,
     UnitAxis,
@@ -73,7 +74,8 @@ def check_units(
         seen, and what to correct.
     """
     groups = resolve_units(units, params)
-    check = _Checker(apply, params, example, features, seed)
+    names = {group.name for group in groups}
+    check = _Checker(apply, params, example, features, seed, names)
     seen = {group.name: check.group(group) for group in groups}
     if features is not None:
         check.read_features(units)
@@ -90,6 +92,7 @@ class _Checker:
         example: Any,
         features: FeaturesFn | None,
         seed: int,
+        names: set[str],
     ):
         with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
         self.names = [path_string(path) for path, _ in with_paths]
@@ -106,6 +109,12 @@ class _Checker:
 
         self.forward = jax.jit(forward)
         self.outputs, self.features = self.forward(self.leaves)
+        missing = {} if features is None else names - set(self.features)
+        if missing:
+            raise ValueError(
+                f"features gives no feature for {sorted(missing)}, only for "
+                f"{list(self.features)}; it must map each group's name to an array."
+            )
         if not self.outputs:
             raise ValueError("check_units needs an apply with floating outputs.")
         if not all(np.isfinite(each).all() for each in self.outputs):
@@ -190,19 +199,16 @@ class _Checker:
             change = difference(outputs, self.outputs)
         if change:
             names = list(dict.fromkeys(self.names[at.leaf] for at in group.places))
-            cure = (
-                "Every leaf with an entry for each of these units must be named, and "
-                "no other: look for a bias or a normalization that is missing, a leaf "
-                "of other units, a kernel that is used twice (tied), dropout, or "
-                "running statistics that differ from unit to unit"
+            shapes = [np.shape(leaf) for leaf in self.leaves]
+            hint = suggestion(
+                group, self.names, shapes, lambda places: not self._moved(places, order)
             )
-            if group.positions > 1 and self._is_flattened_otherwise(group, order):
-                cure = (
-                    f"The {group.positions} positions are flattened in the order that "
-                    f"layout {group.group.layout!r} does not have: "
-                    "the unit must be the last axis before flattening with 'io', the "
-                    "first behind the batch with 'oi'. Transpose before you flatten"
-                )
+            cure = (
+                f"{hint}Every leaf with an entry for each of these units must be "
+                "named, and no other: look for a bias or a normalization that is "
+                "missing, a leaf of other units, a kernel that is used twice (tied), "
+                "dropout, or running statistics that differ from unit to unit"
+            )
             raise self._error(
                 group,
                 f"reordering its units in {names} changes the outputs by up to "
@@ -212,14 +218,9 @@ class _Checker:
         if group.name in self.features:
             self._check_feature(group, features[group.name], order)
 
-    def _is_flattened_otherwise(self, group: ResolvedGroup, order: np.ndarray) -> bool:
-        other = {"io": "oi", "oi": "io"}
-        places = [
-            place._replace(layout=other[place.layout]) if place.positions > 1 else place
-            for place in group.places
-        ]
-        leaves = reorder(self.leaves, places, order)
-        return not difference(self.forward(leaves)[0], self.outputs)
+    def _moved(self, places: Sequence[UnitAxis], order: np.ndarray) -> float:
+        """Returns what another order of the units changes."""
+        return self._change(reorder(self.leaves, places, order))
 
     def _check_feature(
         self, group: ResolvedGroup, moved: jax.Array, order: np.ndarray

@@ -34,7 +34,7 @@ def named_groups(
     for sources in members.values():
         found = _Found(record, sources)
         if found.is_head():
-            reason = "its outputs are the network's outputs"
+            reason = "its outputs are the network's"
             heads |= dict.fromkeys(found.incoming_names(), reason)
         elif reason := found.problem():
             problems |= dict.fromkeys(found.incoming_names(), reason)
@@ -150,7 +150,7 @@ class _Found:
         """Returns the group; there must be no problem."""
         record = self.record
         scales = [each for each in self.vectors if not each.is_added]
-        norms = {_parent(record.names[each.leaf]) for each in scales}
+        norms = _modules(record, scales)
         shifts, biases = [], []
         for each in self.vectors:
             if each.is_added and self._is_vector(each):
@@ -203,11 +203,7 @@ class _Found:
     def _outgoing_biases(self, reads: Sequence[Read]) -> list[int]:
         """Returns the bias of each consumer, in order; nothing if one has none."""
         record, found = self.record, []
-        norms = {
-            _parent(record.names[each.leaf])
-            for each in record.vectors
-            if not each.is_added
-        }
+        norms = _modules(record, (each for each in record.vectors if not each.is_added))
         for read in reads:
             biases = [
                 each.leaf
@@ -232,6 +228,11 @@ class _Found:
 def _holds(record: Record, vector: Vector, size: int) -> bool:
     """Whether a leaf holds one number for each of so many units."""
     return math.prod(record.shapes[vector.leaf]) == size
+
+
+def _modules(record: Record, vectors: Iterable[Vector]) -> set[str]:
+    """Returns the paths of the modules that vectors belong to."""
+    return {_parent(record.names[each.leaf]) for each in vectors} - {""}
 
 
 def _parent(path: str) -> str:
