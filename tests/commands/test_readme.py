@@ -15,7 +15,7 @@ BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
 # Examples that end with an update, and the one of a rule.
-UPDATES, RULE = (0, 1), 2
+UPDATES, RULE = (0, 1, 2), 3
 
 
 @pytest.mark.parametrize("block", UPDATES)
@@ -56,4 +56,4 @@ def test_the_rule_resets_one_mature_unit_of_the_smallest_outgoing_weights():
 
 
 def test_readme_shows_all_examples():
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4

@@ -169,7 +169,7 @@ WRONG = {
         flattened_otherwise,
         OTHERWISE,
         MAP,
-        "'conv': reordering .* Its 16 positions are flattened in the order that layout 'io'",
+        "'conv': reordering .* Its 16 positions are flattened in the order",
     ),
 }
 
