@@ -55,12 +55,11 @@ def _unite_readers(record: Record) -> None:
     for leaf in {read.leaf for read in record.reads}:
         reads = [read for read in record.reads if read.leaf == leaf]
         sources = {read.source for read in reads if read.source is not None}
-        if len({read.axis for read in reads}) > 1 or None in {
-            read.source for read in reads
-        }:
+        ways = {(read.source is None, read.axis, read.positions) for read in reads}
+        if len(ways) > 1:
             reason = f"{record.names[leaf]} is used twice, and reads something else too"
             record.leak(sources, reason)
-        elif len({record.sources[source].size for source in sources}) == 1:
+        elif sources:
             record.unite(*sources)
 
 
@@ -72,6 +71,10 @@ def _spread_leaks(record: Record) -> None:
                 "its units are weighted by others, or others by them, as in attention"
             )
             record.leak((mixed, source), reason)
+    for leaf in {vector.leaf for vector in record.vectors}:
+        owners = [vector.source for vector in record.vectors if vector.leaf == leaf]
+        if len({record.group_of(source) for source in owners}) > 1:
+            record.leak(owners, f"{record.names[leaf]} belongs to other units as well")
     roles: dict[int, set[tuple[int, ...]]] = {}
     for source in record.sources:
         roles.setdefault(source.leaf, set()).add(source.axes)

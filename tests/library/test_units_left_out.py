@@ -76,6 +76,12 @@ SORRY = {
         "used twice",
         "a",
     ),
+    "a bias of two layers": (
+        lambda p, x: relu(hidden_of(p, x + 1) + p["bias"]) @ p["b"] + p["bias"],
+        {**A, "b": (4, 4), "bias": (4,)},
+        "bias belongs to other units as well",
+        "a",
+    ),
     "returned": (
         lambda p, x: (hidden_of(p, x) @ p["head"], hidden_of(p, x)),
         {**A, **HEAD},
