@@ -49,7 +49,8 @@ def check_units(
       change the outputs: every leaf belongs to these units, unit by unit, and to
       nothing else. A missing bias, a tied weight, and a map that is flattened in
       another order are found so;
-    * the features follow that order, and are what the outgoing kernels read.
+    * the features follow that order, and are what the outgoing kernel reads (where
+      there is one, and `with_features` can follow the group).
 
     It compares up to rounding: changes below the square root of the dtype's epsilon,
     relative to the largest output, are taken for none.
@@ -142,17 +143,11 @@ class _Checker:
         return TOGETHER if self._leak(group, every_other) else ALONE
 
     def read_features(self, units: Sequence[UnitGroup]) -> None:
-        """Checks that features are what the outgoing kernels read, if one does."""
-        units = [
-            group
-            for group in units
-            if isinstance(group.outgoing, str) or len(group.outgoing) == 1
-        ]
+        """Checks that features are what an outgoing kernel reads, if there is one."""
         params = self.treedef.unflatten(self.leaves)
-        try:
-            _, read = with_features(self.apply, units)(params, self.example)
-        except ValueError:
-            return  # What the trace cannot follow has been checked by its order alone.
+        followed = [each for each in units if self._can_follow(each, params)]
+        forward = jax.jit(with_features(self.apply, followed))
+        read = forward(params, self.example)[1] if followed else {}
         for name, wanted in read.items():
             given = self.features[name]
             if not close([jnp.reshape(given, (-1,))], [jnp.reshape(wanted, (-1,))]):
@@ -162,6 +157,16 @@ class _Checker:
                     "activations after the nonlinearity (and after pooling), as "
                     "cbp_jax.with_features gives them."
                 )
+
+    def _can_follow(self, group: UnitGroup, params: PyTree) -> bool:
+        """Whether the trace finds the one value that the group's consumer reads."""
+        if not isinstance(group.outgoing, str) and len(group.outgoing) > 1:
+            return False
+        try:
+            jax.eval_shape(with_features(self.apply, (group,)), params, self.example)
+        except ValueError:
+            return False
+        return True
 
     def _check_silence(self, group: ResolvedGroup, everyone: np.ndarray) -> None:
         leak = self._leak(group, everyone)

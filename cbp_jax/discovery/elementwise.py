@@ -20,8 +20,30 @@ OTHERS = frozenset(
         *("abs", "acos", "acosh", "and", "asin", "asinh", "atan", "atan2", "atanh"),
         *("cbrt", "ceil", "clamp", "cos", "cosh", "digamma", "eq", "erf", "erf_inv"),
         *("erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "imag", "integer_pow"),
-        *("is_finite", "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min"),
-        *("ne", "neg", "nextafter", "not", "or", "pow", "real", "rem", "round"),
+        *(
+            "is_finite",
+            "le",
+            "lgamma",
+            "log",
+            "log1p",
+            "log2",
+            "logistic",
+            "lt",
+            "max",
+            "min",
+        ),
+        *(
+            "ne",
+            "neg",
+            "nextafter",
+            "not",
+            "one_minus_square",
+            "or",
+            "pow",
+            "real",
+            "rem",
+            "round",
+        ),
         *("rsqrt", "select_n", "sign", "sin", "sinh", "sqrt", "square", "tan", "tanh"),
         *("xor",),
     }
@@ -228,7 +250,7 @@ RULES = {
 """Rules of operations with axes, by name of the primitive."""
 
 
-def elementwise(name: str) -> Any:
+def _elementwise(name: str) -> Any:
     """Returns the rule of an elementwise primitive."""
 
     def rule(
@@ -237,7 +259,7 @@ def elementwise(name: str) -> Any:
         del params
         return combine(record, name, operands, new)
 
-    return functools.wraps(combine)(rule)
+    return rule
 
 
-RULES |= {name: elementwise(name) for name in ADDED | MULTIPLIED | OTHERS}
+RULES |= {name: _elementwise(name) for name in ADDED | MULTIPLIED | OTHERS}
