@@ -242,3 +242,44 @@ def test_params_are_left_as_they_are():
     before = jax.tree.map(np.array, nets.CHAIN)
     check_units(nets.chain, nets.CHAIN, (FIRST,), X)
     jax.tree.map(np.testing.assert_array_equal, nets.CHAIN, before)
+
+
+def gated(params, x):
+    hidden = jax.nn.silu(x @ params["gate"]) * (x @ params["value"])
+    return hidden @ params["head"]
+
+
+def squeezed_and_excited(params, images):
+    maps = relu(nets.convolve(images, params["conv"]))
+    gates = relu(maps.mean((1, 2)) @ params["squeeze"]) @ params["excite"]
+    return (maps * jax.nn.sigmoid(gates)[:, None, None]).mean((1, 2)) @ params["head"]
+
+
+def unrolled(params, x):
+    hidden = relu(x @ params["into"])
+    for _ in range(2):
+        hidden = relu(hidden @ params["again"])
+    return hidden @ params["head"]
+
+
+FOUND = {
+    "chain": (nets.chain, nets.CHAIN, X, 2),
+    "residual": (nets.residual, nets.RESIDUAL, X, 3),
+    "pooled": (nets.pooled, nets.POOLED, nets.IMAGES, 2),
+    "transformer": (nets.transformer, nets.TRANSFORMER, nets.TOKENS, 1),
+    "gated": (gated, draw(gate=(3, 4), value=(3, 4), head=(4, 2)), X, 1),
+    "squeezed and excited": (
+        squeezed_and_excited,
+        draw(conv=(3, 3, 2, 4), squeeze=(4, 2), excite=(2, 4), head=(4, 2)),
+        nets.IMAGES,
+        2,
+    ),
+    "unrolled": (unrolled, draw(into=(3, 4), again=(4, 4), head=(4, 2)), X, 1),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_what_is_found_is_right(case):
+    apply, params, example, number = FOUND[case]
+    units = infer_units(apply, params, example, leave=("*",))
+    assert len(check_units(apply, params, units, example)) == number

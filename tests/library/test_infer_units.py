@@ -105,6 +105,20 @@ def test_calls_are_looked_through(wrap):
     )
 
 
+def test_what_the_caller_drops_does_not_count():
+    @jax.jit
+    def with_statistics(params, x):
+        hidden = x @ params["a"] + params["a_bias"]
+        return nets.chain(params, x), lax.sort(hidden, dimension=0)
+
+    def apply(params, x):
+        return with_statistics(params, x)[0]
+
+    assert infer_units(apply, nets.CHAIN, X) == infer_units(nets.chain, nets.CHAIN, X)
+    with pytest.raises(ValueError, match="a: left out, since its units go into sort"):
+        infer_units(with_statistics, nets.CHAIN, X)
+
+
 def test_nothing_is_computed():
     shapes = jax.eval_shape(lambda: (nets.CHAIN, X))
     assert infer_units(nets.chain, *shapes) == infer_units(nets.chain, nets.CHAIN, X)
