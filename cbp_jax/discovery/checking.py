@@ -14,12 +14,9 @@ from cbp_jax.discovery.comparing import close, difference
 from cbp_jax.discovery.features import with_features
 from cbp_jax.discovery.reordering import neighbors_exchanged, reorder, spread_mask
 from cbp_jax.discovery.suggesting import suggestion
-from cbp_jax.resets.resolution import (
-    ResolvedGroup,
-    UnitAxis,
-    path_string,
-    resolve_units,
-)
+from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.places import Place
+from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 FeaturesFn = Callable[[PyTree, Any], Mapping[str, jax.Array]]
@@ -223,7 +220,7 @@ class _Checker:
         if group.name in self.features:
             self._check_feature(group, features[group.name], order)
 
-    def _moved(self, places: Sequence[UnitAxis], order: np.ndarray) -> float:
+    def _moved(self, places: Sequence[Place], order: np.ndarray) -> float:
         """Returns what another order of the units changes."""
         return self._change(reorder(self.leaves, places, order))
 
@@ -231,12 +228,18 @@ class _Checker:
         self, group: ResolvedGroup, moved: jax.Array, order: np.ndarray
     ) -> None:
         feature = self.features[group.name]
-        if feature.ndim < 2 or feature.shape[-1] != group.num_units:
+        shape, units = feature.shape, len(group.sizes)
+        first = shape[: len(group.stack)]
+        if (first, shape[-units:]) != (group.stack, group.sizes) or feature.ndim < 2:
             raise self._error(
                 group,
-                f"its feature has shape {feature.shape}",
-                f"Pass the activations as [batch, ..., {group.num_units}]",
+                f"its feature has shape {shape}",
+                "Pass the activations as "
+                f"{[*group.stack, 'batch', '...', *group.sizes]}",
             )
+        feature, moved = (
+            each.reshape(*shape[:-units], group.num_units) for each in (feature, moved)
+        )
         if not close([moved], [feature[..., order]]):
             raise self._error(
                 group,
@@ -249,7 +252,7 @@ class _Checker:
         self,
         group: ResolvedGroup,
         mask: np.ndarray,
-        redrawn: Sequence[UnitAxis] | None = None,
+        redrawn: Sequence[Place] | None = None,
     ) -> float:
         """Returns what some units change whose outgoing weights are 0."""
         silent = list(self.leaves)
@@ -264,7 +267,7 @@ class _Checker:
         return difference(self.forward(moved)[0], self.forward(silent)[0])
 
     def _redrawn(
-        self, leaves: Sequence[Any], places: Sequence[UnitAxis], mask: np.ndarray
+        self, leaves: Sequence[Any], places: Sequence[Place], mask: np.ndarray
     ) -> list[Any]:
         leaves = list(leaves)
         for place in places:

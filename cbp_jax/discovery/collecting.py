@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import jax
 
-from cbp_jax.resets.resolution import path_string
+from cbp_jax.resets.leaves import path_string
 from cbp_jax.resets.units import PyTree
 
 

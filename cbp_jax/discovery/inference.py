@@ -9,7 +9,7 @@ import jax
 from cbp_jax.discovery.naming import named_groups
 from cbp_jax.discovery.tracing import trace
 from cbp_jax.discovery.values import Record
-from cbp_jax.resets.resolution import path_string
+from cbp_jax.resets.leaves import path_string
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 

@@ -169,7 +169,16 @@ class _Found:
             norm_scale=self._paths(each.leaf for each in scales),
             norm_bias=self._paths(each.leaf for each in shifts),
             layout=self.layout(),
+            spatial_axes=self._spatial_axes(),
         )
+
+    def _spatial_axes(self) -> int | None:
+        """Returns the axes of the windows of convolutions but two-dimensional ones."""
+        leaves = [leaf for leaf, _ in self.incoming()] + [
+            read.leaf for read in self.reads
+        ]
+        numbers = {len(self.record.shapes[leaf]) - 2 for leaf in leaves} - {0}
+        return None if numbers <= {2} else max(numbers)
 
     def _leaks(self, source: int) -> list[str]:
         return self.record.leaks.get(source, [])

@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from cbp_jax.resets.resolution import UnitAxis
+from cbp_jax.resets.places import Place
 
 
-def spread_mask(place: UnitAxis, mask: np.ndarray, leaf: Any) -> np.ndarray:
-    """Lays a mask [N] along a leaf's axis of units, to broadcast over the leaf."""
-    return np.asarray(place.spread(mask, np.ndim(leaf)))
+def spread_mask(place: Place, mask: np.ndarray, leaf: Any) -> np.ndarray:
+    """Lays a mask [N] along a leaf's axes of units, to broadcast over the leaf."""
+    stack = np.shape(leaf)[: place.stack]
+    return np.asarray(place.spread(np.broadcast_to(mask, (*stack, mask.size))))
 
 
 def reorder(
-    leaves: Sequence[Any], places: Sequence[UnitAxis], order: np.ndarray
+    leaves: Sequence[Any], places: Sequence[Place], order: np.ndarray
 ) -> list[Any]:
-    """Gives the unit at each index the entries of another one.
+    """Gives the unit at each index the entries of another one, in every slice.
 
     Args:
       leaves: of the params.
@@ -32,12 +33,15 @@ def reorder(
     leaves = list(leaves)
     for place in places:
         leaf = np.asarray(leaves[place.leaf])
-        units = np.asarray(place.spread(np.arange(order.size), leaf.ndim)).reshape(-1)
+        one_slice = place._replace(stack=0)
+        units = np.asarray(one_slice.spread(np.arange(order.size))).reshape(-1)
         # The entries of each unit, position by position: [N, P].
         entries = np.argsort(units, kind="stable").reshape(order.size, -1)
         taken = np.empty(units.size, int)
         taken[entries] = entries[order]
-        leaves[place.leaf] = np.take(leaf, taken, axis=place.axis)
+        first, last = place.units[0], place.units[-1]
+        flat = leaf.reshape(*leaf.shape[:first], -1, *leaf.shape[last + 1 :])
+        leaves[place.leaf] = np.take(flat, taken, axis=first).reshape(leaf.shape)
     return leaves
 
 

@@ -6,14 +6,18 @@ Shapes: N units of a group.
 from collections.abc import Callable, Iterator, Sequence
 import math
 
-from cbp_jax.resets.resolution import KERNEL_AXES, ResolvedGroup, UnitAxis
+from cbp_jax.resets.places import Place
+from cbp_jax.resets.resolution import ResolvedGroup
+
+# Axes of (inputs, outputs) in a plain kernel of each layout.
+_KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}
 
 
 def suggestion(
     group: ResolvedGroup,
     names: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
-    is_right: Callable[[Sequence[UnitAxis]], bool],
+    is_right: Callable[[Sequence[Place]], bool],
 ) -> str:
     """Returns a sentence about what would make a group right, or an empty string.
 
@@ -46,25 +50,28 @@ def suggestion(
 
 def _missing(
     group: ResolvedGroup, shapes: Sequence[tuple[int, ...]]
-) -> Iterator[tuple[UnitAxis, str]]:
+) -> Iterator[tuple[Place, str]]:
     """Lists leaves that are not named and could be, and the field of each."""
     layout, num_units = group.group.layout, group.num_units
-    in_axis, out_axis = KERNEL_AXES[layout]
+    in_axis, out_axis = _KERNEL_AXES[layout]
     named = {place.leaf for place in group.places}
+    if group.stack or len(group.sizes) > 1:
+        return
     for leaf, shape in enumerate(shapes):
         if leaf in named:
             continue
+
+        def at(axis: int, leaf: int = leaf, shape: tuple[int, ...] = shape) -> Place:
+            return Place(leaf, len(shape), (axis,), (shape[axis],), layout=layout)
+
         if math.prod(shape) == num_units and num_units in shape:
-            yield (
-                UnitAxis(leaf, shape.index(num_units)),
-                "bias, norm_scale or norm_bias",
-            )
+            yield at(shape.index(num_units)), "bias, norm_scale or norm_bias"
             continue
         if len(shape) < 2:
             continue
         outputs, inputs = out_axis % len(shape), in_axis % len(shape)
         if shape[outputs] == num_units:
-            yield UnitAxis(leaf, outputs, layout=layout), "incoming"
+            yield at(outputs), "incoming"
         if shape[inputs] and shape[inputs] % num_units == 0:
             positions = shape[inputs] // num_units
-            yield UnitAxis(leaf, inputs, positions, layout), "outgoing"
+            yield at(inputs)._replace(positions=positions), "outgoing"
