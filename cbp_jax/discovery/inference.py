@@ -131,15 +131,13 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 
 def _text(group: UnitGroup) -> str:
-    fields = {
-        field: value
-        for field, value in group._asdict().items()
-        if value is not None and field != "name"
-    }
+    defaults = UnitGroup._field_defaults | {"layout": None}
     lines = [f"{group.name}:"]
-    for field, value in fields.items():
-        paths = value if isinstance(value, str) else ", ".join(map(str, value))
-        lines.append(f"  {field}: {paths}")
+    for field, value in group._asdict().items():
+        if field == "name" or value == defaults.get(field):
+            continue
+        several = ", ".join(map(str, value)) if isinstance(value, tuple) else value
+        lines.append(f"  {field}: {several}")
     return "\n".join(lines)
 
 
