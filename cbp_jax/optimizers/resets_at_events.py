@@ -20,6 +20,7 @@ from cbp_jax.optimizers.events import (
 )
 from cbp_jax.optimizers.paths import are_named
 from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax.resets.leaves import path_string
 from cbp_jax.resets.units import PyTree
 
 
@@ -135,10 +136,10 @@ def reset_optimizer_at(
         def work(operand: Any) -> PyTree:
             is_due, base_state, updates, params, constants = operand
             fresh = newborn(constants, next_params(params, updates))
-            return jax.tree.map(
-                lambda old, new: (
+            return jax.tree_util.tree_map_with_path(
+                lambda path, old, new: (
                     old
-                    if _goes_on(old)
+                    if _goes_on(path, old)
                     else jnp.where(is_due, new.astype(old.dtype), old)
                 ),
                 base_state,
@@ -162,5 +163,9 @@ def _are_drawn(params: PyTree, layers: Sequence[str] | None) -> PyTree:
     return are_named(params, layers, "layers")
 
 
-def _goes_on(old: Any) -> bool:
-    return isinstance(old, EventState) or jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+def _goes_on(path: Sequence[Any], old: Any) -> bool:
+    return (
+        isinstance(old, EventState)
+        or path_string(path[-1:]) == "rng_key"
+        or jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+    )

@@ -20,6 +20,7 @@ def measure(
     feature: jax.Array,
     new_leaves: Sequence[jax.Array],
     age: jax.Array,
+    count: jax.Array,
     key: jax.Array,
     dtype: Any,
 ) -> Measurements:
@@ -30,6 +31,7 @@ def measure(
       feature: its activations, `[*S, batch, ..., N]`.
       new_leaves: the params after the base optimizer's step, flattened.
       age: of its units, int32 [*S, N], this update included.
+      count: updates before this one, int32 scalar.
       key: of this update and group, [*S].
       dtype: floating dtype of the measurements.
 
@@ -46,6 +48,7 @@ def measure(
         ],
         outgoing_magnitude=_mean_magnitude(group, group.outgoing, new_leaves, dtype),
         age=age,
+        count=jnp.broadcast_to(count, group.stack),
         key=key,
     )
 

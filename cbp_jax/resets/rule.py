@@ -21,6 +21,7 @@ class Measurements(NamedTuple):
     incoming_magnitude: jax.Array  # [N], mean |w| into the unit, after the step.
     outgoing_magnitude: jax.Array  # [P, N], mean |w| out of the unit, after the step.
     age: jax.Array  # int32 [N], optimizer updates since birth, this one included.
+    count: jax.Array  # int32 scalar, optimizer updates before this one.
     key: jax.Array  # A key of this update and group.
 
 

@@ -38,6 +38,7 @@ class UnitResetState(NamedTuple):
     rng_key: jax.Array  # Data of a key, uint32; changes when a unit is reset.
     replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
     num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
+    count: jax.Array  # int32 scalar, updates since `init`.
 
 
 def reset_by_rule(
@@ -112,6 +113,8 @@ def reset_by_rule(
         )
 
     def init(params: PyTree) -> UnitResetState:
+        if not jax.tree.leaves(params):
+            return placeholder(params)
         groups = resolve_units(units, params)
         if transfer_mean:
             _check_transferable(groups)
@@ -131,6 +134,19 @@ def reset_by_rule(
             num_replaced={
                 group.name: jnp.zeros(group.stack, jnp.int32) for group in groups
             },
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def placeholder(params: PyTree) -> UnitResetState:
+        """Returns the state's structure; `optax.tree.map_params` has no params."""
+        none = jnp.zeros((), jnp.int32)
+        return UnitResetState(
+            base_state=base_optimizer.init(params),
+            units={group.name: rule_of(group).init(1, jnp.float32) for group in units},
+            rng_key=jax.random.key_data(key),
+            replaced={group.name: none for group in units},
+            num_replaced={group.name: none for group in units},
+            count=none,
         )
 
     def reset(
@@ -152,7 +168,13 @@ def reset_by_rule(
             dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
             age = optax.safe_increment(unit_state.age)
             measured = measure(
-                group, activations[name], new_leaves, age, keys[name], dtype
+                group,
+                activations[name],
+                new_leaves,
+                age,
+                state.count,
+                keys[name],
+                dtype,
             )
             update_rule = over_stack(rule_of(group.group).update, len(group.stack))
             unit_states[name], choices[name] = update_rule(
@@ -207,6 +229,7 @@ def reset_by_rule(
             jax.random.key_data(rng_key),
             replaced,
             num_replaced,
+            optax.safe_increment(state.count),
         )
 
     def update(

@@ -49,8 +49,8 @@ class UnitGroup(NamedTuple):
         Only `transfer_mean` uses them.
       norm_scale: scales of a normalization of the units, `[N]`, set to 1 at a reset.
       norm_bias: shifts of a normalization of the units, `[N]`, set to 0 at a reset.
-      replacement_rate: the group's own rate; 0 freezes the group, None takes the
-        transform's.
+      replacement_rate: the group's own rate or schedule; 0 freezes the group, None
+        takes the transform's.
       initializer: the group's own initializer of fresh incoming weights; None takes the
         transform's.
       layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
@@ -81,7 +81,7 @@ class UnitGroup(NamedTuple):
     outgoing_bias: Paths = None
     norm_scale: Paths = None
     norm_bias: Paths = None
-    replacement_rate: float | jax.Array | None = None
+    replacement_rate: float | jax.Array | Callable[..., jax.Array] | None = None
     initializer: Initializer | None = None
     layout: str = "io"
     statistics: Paths = None

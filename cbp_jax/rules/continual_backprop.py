@@ -13,7 +13,7 @@ import optax
 from cbp_jax import utility
 from cbp_jax.resets.transform import UnitResetState, reset_by_rule
 from cbp_jax.resets.units import Initializer, UnitGroup, as_groups
-from cbp_jax.rules.continual_backprop_settings import Settings
+from cbp_jax.rules.continual_backprop_settings import Rate, Settings
 from cbp_jax.rules.low_utility import low_utility
 
 ContinualBackpropState = UnitResetState
@@ -24,7 +24,7 @@ def continual_backprop(
     base_optimizer: optax.GradientTransformation,
     units: Sequence[UnitGroup],
     *,
-    replacement_rate: float | jax.Array = 1e-4,
+    replacement_rate: Rate = 1e-4,
     decay_rate: float | jax.Array = 0.99,
     maturity_threshold: int | float | jax.Array = 100,
     utility_fn: utility.UtilityFn = utility.overall,
@@ -77,7 +77,8 @@ def continual_backprop(
       units: groups of hidden units, or the names of a chain's layers, see
         `UnitGroup` and `sequential_units`.
       replacement_rate: fraction of eligible units replaced per update, in [0, 1]. 0 is
-        the base optimizer, bit for bit.
+        the base optimizer, bit for bit. Or a schedule, a function of the updates so
+        far, int32, as those of optax.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
       maturity_threshold: :math:`m`, in updates; infinity replaces nobody.
       utility_fn: instantaneous utility, see `cbp_jax.utility`.
@@ -93,7 +94,8 @@ def continual_backprop(
       count: "eligible" makes rate x eligible units due in a step, "all" rate x N as
         soon as any unit of the group is eligible.
       max_per_step: static bound K on the units of a group replaced in one step; None is
-        max(1, ceil(rate x N)), which never binds. Needed where the rate is traced.
+        max(1, ceil(rate x N)), which never binds. Needed where the rate is traced, or a
+        schedule.
       bias_correction: rank by the age-corrected utility; False ranks by :math:`u`
         itself, which makes units that have just matured look bad unless the maturity
         threshold is long against 1 / (1 - decay_rate).

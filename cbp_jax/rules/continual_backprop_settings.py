@@ -1,6 +1,6 @@
 """The options of continual backprop, checked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -11,11 +11,13 @@ from cbp_jax.checks import check_choice, check_range, is_known, is_traced
 from cbp_jax.resets.units import UnitGroup
 from cbp_jax.utility import UtilityFn
 
+Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
+
 
 class Settings(NamedTuple):
     """The options of `continual_backprop` that decide who is replaced by what."""
 
-    replacement_rate: float | jax.Array
+    replacement_rate: Rate
     decay_rate: float | jax.Array
     maturity_threshold: int | float | jax.Array
     utility_fn: UtilityFn
@@ -31,7 +33,7 @@ class Settings(NamedTuple):
         is_memoryless = getattr(self.utility_fn, "memoryless", False)
         return 0.0 if is_memoryless else self.decay_rate
 
-    def rate_of(self, group: UnitGroup) -> float | jax.Array:
+    def rate_of(self, group: UnitGroup) -> Rate:
         """Returns the group's own replacement rate, or the common one."""
         own = group.replacement_rate
         return self.replacement_rate if own is None else own
@@ -39,7 +41,8 @@ class Settings(NamedTuple):
     def never_replaces(self, group: UnitGroup) -> bool:
         """Whether it is known in advance that no unit is ever replaced."""
         rate, maturity = self.rate_of(group), self.maturity_threshold
-        return is_known(rate, lambda rate: rate == 0) or is_known(maturity, np.isposinf)
+        is_off = not callable(rate) and is_known(rate, lambda rate: rate == 0)
+        return is_off or is_known(maturity, np.isposinf)
 
     def bound(self, group: UnitGroup, num_units: int) -> int:
         """Returns K, the most units of the group that are replaced in one step."""
@@ -49,7 +52,8 @@ class Settings(NamedTuple):
 
     def check(self, units: Sequence[UnitGroup]) -> None:
         """Raises ValueError for an option out of range or unknown."""
-        check_range("replacement_rate", self.replacement_rate, 0, 1)
+        if not callable(self.replacement_rate):
+            check_range("replacement_rate", self.replacement_rate, 0, 1)
         check_range("decay_rate", self.decay_rate, 0, 1, open_end=True)
         check_range("maturity_threshold", self.maturity_threshold, 0, math.inf)
         check_choice("budget", self.budget, ("accumulate", "bernoulli"))
@@ -60,10 +64,13 @@ class Settings(NamedTuple):
             )
         for group in units:
             rate = self.rate_of(group)
-            check_range(f"replacement_rate of unit group {group.name!r}", rate, 0, 1)
-            if self.max_per_step is None and is_traced(rate):
+            kind = "a schedule" if callable(rate) else "traced"
+            if not callable(rate):
+                name = f"replacement_rate of unit group {group.name!r}"
+                check_range(name, rate, 0, 1)
+            if self.max_per_step is None and (callable(rate) or is_traced(rate)):
                 raise ValueError(
-                    f"The replacement_rate of unit group {group.name!r} is traced, so "
+                    f"The replacement_rate of unit group {group.name!r} is {kind}, so "
                     "the number of units replaced in a step has no static bound. Pass "
                     "max_per_step: 1, or ceil(largest rate x units)."
                 )

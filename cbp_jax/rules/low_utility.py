@@ -80,9 +80,12 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
         counted = num_eligible
         if settings.count == "all":
             counted = jnp.where(num_eligible > 0, age.size, 0)
+        rate = settings.rate_of(group)
+        if callable(rate):
+            rate = rate(measurements.count)
         due, budget = accrue_budget(
             state.budget,
-            jnp.asarray(settings.rate_of(group), dtype) * counted.astype(dtype),
+            jnp.asarray(rate, dtype) * counted.astype(dtype),
             settings.budget,
             budget_key,
         )

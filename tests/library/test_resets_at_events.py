@@ -136,7 +136,7 @@ def test_events_inside_continual_backprop_and_around_it():
     assert np.abs(biases[1] - 7).min() > 0.1
     ages = [state.base_state.units["dense_0"].age.max() for _, state in history]
     assert [int(age) for age in ages[2:4]] == [0, 1] and ages[1] > 0
-    keys = [jax.random.key_data(state.base_state.rng_key) for _, state in history]
+    keys = [state.base_state.rng_key for _, state in history]
     assert (keys[2] != jax.random.key_data(tiny.FAST_KEY)).any()
 
 
