@@ -100,6 +100,7 @@ class CompiledCase:
     """
 
     def __init__(self, case: Case, block: int):
+        self._name = case.name
         self._map = LaneMap(case.num_lanes, block)
         self._lanes = self._map.put(case.grid.lanes)
         self._data = self._map.replicate(case.problem.data)
@@ -114,7 +115,7 @@ class CompiledCase:
         if saved is None:
             return self._init(self._lanes)
         like = jax.eval_shape(self._init, self._lanes)
-        data = checkpoints.from_dict(saved, like)
+        data = checkpoints.from_dict(saved, like, self._name)
         return checkpoints.data_to_keys(self._map.put(data), like)
 
     def run_task(

@@ -216,10 +216,29 @@ def to_dict(state: Any) -> dict[str, np.ndarray]:
     return {str(index): leaf for index, leaf in enumerate(jax.tree.leaves(state))}
 
 
-def from_dict(saved: dict[str, np.ndarray], like: Any) -> Any:
-    """Undoes `to_dict` for a state of the structure of `like`."""
-    leaves, treedef = jax.tree.flatten(like)
-    return treedef.unflatten([saved[str(index)] for index in range(len(leaves))])
+def from_dict(saved: dict[str, np.ndarray], like: Any, case: str) -> Any:
+    """Undoes `to_dict` for a state of the structure of `like`.
+
+    Args:
+      saved: what was saved, with a leading axis of lanes.
+      like: a state, or its shapes and dtypes.
+      case: name of the case, for the message.
+
+    Raises:
+      CheckpointError: another version's state, of other arrays.
+    """
+    leaves, treedef = jax.tree.flatten(jax.eval_shape(keys_to_data, like))
+    found = [saved[name] for name in sorted(saved, key=int)]
+    held, wanted = (
+        [(leaf.shape[1:], leaf.dtype) for leaf in each] for each in (found, leaves)
+    )
+    if held != wanted:
+        raise CheckpointError(
+            f"The checkpoint of case {case!r} holds the state of another version of "
+            f"cbp_jax ({len(held)} arrays, {len(wanted)} are needed here). Go on with "
+            "that version, pass --overwrite to start anew, or another --workdir."
+        )
+    return treedef.unflatten(found)
 
 
 def keys_to_data(tree: Any) -> Any:

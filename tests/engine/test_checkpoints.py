@@ -4,13 +4,14 @@ import random
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_runs import tiny_digits
 import xarray as xr
 
 from experiments import permuted_mnist
-from experiments.engine import runner
+from experiments.engine import checkpoints, runner
 from experiments.engine.cases import CompiledCase
 from experiments.engine.checkpoints import Checkpointer, CheckpointError
 
@@ -138,6 +139,36 @@ def test_a_checkpoint_without_checksums_was_never_finished(saved, tmp_path, caps
     (folder / "checkpoints" / "case" / "4" / "SHA256SUMS").unlink()
     assert_is(restore(folder), 3)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda state: state.pop("b"),
+        lambda state: state.update(a=np.ones((2, 4), np.float32)),
+        lambda state: state.update(b=np.ones(2, int)),
+    ],
+    ids=["number", "shape", "dtype"],
+)
+def test_the_state_of_another_version_is_refused(change):
+    """All but the number of lanes, which are padded to the number of devices."""
+    like = jax.eval_shape(
+        lambda: {
+            "a": jnp.zeros((4, 3)),
+            "b": jnp.zeros(4),
+            "key": jax.random.split(jax.random.key(0), 4),
+        }
+    )
+    own = {
+        "a": np.ones((2, 3), np.float32),
+        "b": np.ones(2, np.float32),
+        "key": np.ones((2, 2), np.uint32),
+    }
+    restored = checkpoints.from_dict(checkpoints.to_dict(own), like, "case")
+    jax.tree.map(np.testing.assert_array_equal, restored, own)
+    change(own)
+    with pytest.raises(CheckpointError, match="'case'.*another version.*--overwrite"):
+        checkpoints.from_dict(checkpoints.to_dict(own), like, "case")
 
 
 @pytest.fixture(scope="module")
