@@ -1,90 +1,223 @@
-r"""Times the methods of a config beside each other.
+r"""Times training, beside what the machine can do; experiments/README.md reads it.
 
+    python -m experiments.benchmark [--preset=cpu|accelerator|smoke] [--minutes=5] \
+        [--only='3 x 100'] [--against=torch] [--csv=FILE]
     python -m experiments.benchmark PROBLEM --config=configs/pmnist.py:methods \
-        [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7]
+        [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7] \
+        [--parts]
 
-PROBLEM is the name of a program, such as permuted_mnist. The lanes are those that a run
-of the config would have. Prints the wall time of an update of a lane, all lanes running
-at once, and its ratio to that of a reference case in the same round: medians over the
-rounds, and the range that holds the middle half of them.
+A preset of configs/benchmark.py times its groups, each a network and a number of lanes.
+The second form times the methods of any config beside each other, with the lanes that a
+run of it would have; PROBLEM is the name of a program, such as permuted_mnist.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 import importlib
+import math
+import os
+import pathlib
 import sys
+import tempfile
+import threading
+from typing import Any
 
 from absl import app, flags
 import jax
-from ml_collections import config_flags
-import numpy as np
+from ml_collections import ConfigDict, config_flags
+from tqdm import tqdm
 
 from experiments.engine import command_line
-from experiments.engine.timing import time_cases
-from experiments.reporting.tables import format_table
+from experiments.learning.checks import ConfigError
+from experiments.learning.problem import Problem
+from experiments.timing import checks, sessions, torch_loop
+from experiments.timing.groups import Plan, time_group
+from experiments.timing.machine import Machine
+from experiments.timing.made_up_images import write_images
+from experiments.timing.rounds import Deadline
+from experiments.timing.table import CsvFile, Row, rows, table
 
 PROBLEMS = ("continual_imagenet", "permuted_mnist", "slowly_changing_regression")
 
+_ROOT = pathlib.Path(__file__).parents[1]
+_TRACE = _ROOT / "tests" / "traces" / "mlp_sgd_relu_online.npz"
+# Of the time that there is; the rest is for what is under way when this is over.
+_PLANNED = 0.9
+
 
 def _main(arguments: Sequence[str]) -> None:
-    if len(arguments) != 2 or arguments[1] not in PROBLEMS:
-        raise app.UsageError(f"Name one problem of {list(PROBLEMS)}.")
-    config = _CONFIG.value
-    if _REFERENCE.value not in config.cases:
+    problem = arguments[1] if len(arguments) == 2 else None
+    if len(arguments) > 2 or (problem is not None and problem not in PROBLEMS):
+        raise app.UsageError(f"Name one problem of {list(PROBLEMS)}, or none.")
+    if (problem is None) != (_CONFIG.value is None):
         raise app.UsageError(
-            f"--reference must be one of the config's cases {sorted(config.cases)}, "
-            f"got {_REFERENCE.value!r}."
+            f"Name both one problem of {list(PROBLEMS)} and its --config, or neither."
         )
     command_line.use_all_cores()
-    problem = importlib.import_module(f"experiments.{arguments[1]}")
     try:
-        seconds = time_cases(
-            config, problem.make_problem, steps=_STEPS.value, rounds=_ROUNDS.value
-        )
-    except (ValueError, OSError) as error:
+        if _AGAINST.value:
+            torch_loop.check_installed()
+        sys.exit(_run_preset() if problem is None else _run_config(problem))
+    except (ImportError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
-    print(format_table(rows(seconds, _REFERENCE.value)))
-    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    print(
-        f"{devices}, JAX {jax.__version__}; "
-        f"medians of {_ROUNDS.value} rounds of {_STEPS.value} updates (middle half)."
+
+
+def _run_preset() -> int:
+    """Runs the groups of a preset; returns the exit status."""
+    preset = _preset(_PRESET.value)
+    minutes = _MINUTES.value or preset.minutes
+    deadline = Deadline(60 * _PLANNED * minutes)
+    groups = [group for group in preset.groups if _ONLY.value in sessions.title(group)]
+    if not groups:
+        titles = "; ".join(sessions.title(group) for group in preset.groups)
+        raise ConfigError(
+            f"--only={_ONLY.value!r} is part of no group's name; choose from: {titles}."
+        )
+    path = pathlib.Path(_CSV.value or f"runs/benchmark/{preset.preset}.csv")
+    csv_file = CsvFile(path)
+    found: list[Row] = []
+    done: list[checks.Check] = []
+
+    def stop() -> None:
+        print(f"{minutes:g} minutes are over; stopped in the middle of a group.")
+        _report(found, done, preset, csv_file)
+        sys.stdout.flush()
+        os._exit(_status(done))
+
+    # What is being compiled cannot be interrupted in any other way.
+    timer = threading.Timer(60 * minutes, stop)
+    timer.daemon = True
+    timer.start()
+    with tempfile.TemporaryDirectory() as folder:
+        if preset.check and _CHECK.value:
+            for check in _checks(preset.check):
+                done.append(check)
+                tqdm.write(check.line)
+        if any(group.config.get("dataset") == "mnist" for group in groups):
+            write_images(pathlib.Path(folder))
+        for group in groups:
+            if group.config.get("dataset") == "mnist":
+                group.config.data_dir = folder
+        timed = sessions.time_groups(
+            groups,
+            _make_problem_of,
+            _plan(preset, _ROUNDS.value or preset.rounds),
+            Machine(preset.stream_megabytes, preset.matrix_size),
+            deadline,
+            csv_file,
+        )
+        for group, new in zip(groups, timed, strict=True):
+            found += new
+            tqdm.write(f"{sessions.title(group)}: {sessions.line(new)}")
+    timer.cancel()
+    _report(found, done, preset, csv_file)
+    return _status(done)
+
+
+def _checks(config: str) -> Iterator[checks.Check]:
+    """Makes the checks, the quick one first."""
+    yield checks.replay_trace(_TRACE)
+    problem = "permuted_mnist"
+    yield from checks.compare_with_cpu(
+        _preset(config),
+        _make_problem_of(problem),
+        ("-m", f"experiments.{problem}", f"--config=configs/benchmark.py:{config}"),
+        _ROOT,
     )
 
 
-def rows(seconds: Mapping[str, np.ndarray], reference: str) -> list[dict[str, str]]:
-    """Lays out times, the fastest case first.
+def _report(
+    found: Sequence[Row],
+    done: Sequence[checks.Check],
+    preset: ConfigDict,
+    csv_file: CsvFile,
+) -> None:
+    """Prints all that is known."""
+    for check in done:
+        print(check.line)
+    if found:
+        print(table(found, _REFERENCE.value))
+        for line in sessions.projection(found, preset.paper):
+            print(line)
+    print(f"{_where()}; medians (middle half) over rounds that take turns.")
+    print(f"Written: {csv_file.path}")
 
-    Args:
-      seconds: for each case seconds per update of a lane, [rounds].
-      reference: the case to divide by, round by round.
 
-    Returns:
-      One line for each case.
-    """
-    found = []
-    for name in sorted(seconds, key=lambda name: np.median(seconds[name])):
-        microseconds, ratio = 1e6 * seconds[name], seconds[name] / seconds[reference]
-        found.append(
-            {
-                "case": name,
-                "µs per lane and update": _median(microseconds),
-                f"ratio to {reference}": _median(ratio),
-            }
+def _status(done: Sequence[checks.Check]) -> int:
+    return int(any(check.status == "FAILED" for check in done))
+
+
+def _run_config(problem: str) -> int:
+    """Times the methods of a config; returns the exit status."""
+    config = _CONFIG.value
+    if _REFERENCE.value not in config.cases:
+        raise ConfigError(
+            f"--reference must be one of the config's cases {sorted(config.cases)}, "
+            f"got {_REFERENCE.value!r}."
         )
-    return found
+    preset = _preset("cpu" if jax.default_backend() == "cpu" else "accelerator")
+    rounds, steps = _ROUNDS.value or preset.rounds, _STEPS.value or preset.steps
+    plan = _plan(preset, rounds)._replace(steps=steps, with_parts=_PARTS.value)
+    deadline = Deadline(60 * _MINUTES.value if _MINUTES.value else math.inf)
+    machine = Machine(preset.stream_megabytes, preset.matrix_size)
+    group = time_group(
+        config, _make_problem_of(problem), plan, machine, deadline, costs={}
+    )
+    network = f"{config.hidden_layers} x {config.hidden_units:,}"
+    found = rows(
+        group,
+        problem=problem,
+        network=network,
+        reference=_REFERENCE.value,
+        where=sessions.where(),
+    )
+    print(table(found, _REFERENCE.value))
+    print(f"{_where()}; medians of {rounds} rounds of {steps} updates (middle half).")
+    if _CSV.value:
+        csv_file = CsvFile(pathlib.Path(_CSV.value))
+        csv_file.append(found)
+        print(f"Written: {csv_file.path}")
+    return 0
 
 
-def _median(values: np.ndarray) -> str:
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+def _preset(name: str) -> ConfigDict:
+    """Reads a preset; configs are no part of the package, like what follows."""
+    return importlib.import_module("configs.benchmark").get_config(name)
+
+
+def _make_problem_of(name: str) -> Callable[[Any], Problem]:
+    return importlib.import_module(f"experiments.{name}").make_problem
+
+
+def _plan(preset: ConfigDict, rounds: int) -> Plan:
+    return Plan(
+        reference=_REFERENCE.value,
+        steps=preset.steps,
+        rounds=rounds,
+        sample_seconds=preset.sample_seconds,
+        against_torch=torch_loop.TorchLoop if _AGAINST.value else None,
+    )
+
+
+def _where() -> str:
+    here = sessions.where()
+    return f"{here['device']}, JAX {here['jax']}"
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file(
         "config", None, "Config file, with a preset after a colon."
     )
+    _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
+    _MINUTES = flags.DEFINE_float("minutes", None, "When to stop.", 0.0)
+    _ONLY = flags.DEFINE_string("only", "", "Part of the names of groups to time.")
+    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time this beside.")
+    _CSV = flags.DEFINE_string(
+        "csv", None, "File of all numbers; with a preset runs/benchmark/PRESET.csv."
+    )
     _REFERENCE = flags.DEFINE_string("reference", "backprop", "Case to compare with.")
-    _STEPS = flags.DEFINE_integer("steps", 1000, "Updates of a timed task.", 1)
-    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that each case is timed.", 1)
-    flags.mark_flag_as_required("config")
+    _STEPS = flags.DEFINE_integer("steps", None, "Updates of a timed task.", 1)
+    _ROUNDS = flags.DEFINE_integer("rounds", None, "Times that each is timed.", 1)
+    _CHECK = flags.DEFINE_bool("check", True, "Make the checks that a preset has.")
+    _PARTS = flags.DEFINE_bool("parts", False, "Time stream and measures, too.")
     app.run(_main, flags_parser=command_line.parse_flags)

@@ -136,19 +136,19 @@ class CompiledCase:
         )
         return state, *self._map.get((metrics, log))
 
+    def compile_task(self, state: Any) -> jax.stages.Compiled:
+        """Compiles a task ahead, so that `run_task` need not.
+
+        Args:
+          state: of all lanes, or its shapes, and then nothing can be run.
+        """
+        arguments = state, self._lanes, np.int32(0), self._data
+        return self._run_task.lower(*arguments).compile()
+
     def memory_needed(self) -> int:
         """Returns the bytes that a task needs on each device."""
         state = jax.eval_shape(self._init, self._lanes)
-        compiled = self._run_task.lower(
-            state, self._lanes, np.int32(0), self._data
-        ).compile()
-        memory = compiled.memory_analysis()
-        return (
-            memory.argument_size_in_bytes
-            + memory.output_size_in_bytes
-            + memory.temp_size_in_bytes
-            - memory.alias_size_in_bytes
-        )
+        return memory.bytes_needed(self.compile_task(state))
 
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""

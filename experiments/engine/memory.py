@@ -20,6 +20,17 @@ def device_limit() -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def bytes_needed(program: jax.stages.Compiled) -> int:
+    """Returns the bytes that a program needs on each device, arguments included."""
+    sizes = program.memory_analysis()
+    return (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
+
+
 def check_fits(case: str, config: Any, state: Any, num_lanes: int) -> None:
     """Raises ConfigError if the states of all lanes are larger than the memory.
 

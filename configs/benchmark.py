@@ -1,0 +1,214 @@
+"""What the benchmark times: problems, sizes of networks, numbers of lanes.
+
+    python -m experiments.benchmark --preset=cpu
+
+| preset      | machine | minutes | what                                             |
+|-------------|---------|---------|--------------------------------------------------|
+| cpu         | 2 cores | 5       | all problems, 1 to 1,000 lanes                   |
+| accelerator | 1 GPU   | 5       | checks, then 1 to 4,096 lanes of 3 x 100 units   |
+| smoke       | any     | 1       | all of that with tiny networks, that it runs     |
+
+Groups are timed in their order, the most telling first. Each is one network with one
+number of lanes, and times the cases of its config beside each other. `check` and
+`check_short` are no presets but configs of a run: a short one of permuted digits, whose
+numbers must be the same on all machines.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from configs import imagenet, pmnist, scr
+
+PRESETS = ("cpu", "accelerator", "smoke")
+
+_METHODS = {
+    "backprop": {"method": "backprop"},
+    "continual_backprop": {"method": "continual_backprop"},
+}
+
+
+def get_config(preset: str = "cpu") -> ConfigDict:
+    """Returns the config of a preset.
+
+    Raises:
+      ValueError: unknown preset.
+    """
+    if preset in ("check", "check_short"):
+        return _check_config(preset)
+    if preset not in PRESETS:
+        raise ValueError(f"Unknown preset {preset!r}; choose from {list(PRESETS)}.")
+    return ConfigDict(_PRESETS[preset] | {"preset": preset})
+
+
+def _group(
+    problem: str,
+    network: str,
+    config: ConfigDict,
+    lanes: int,
+    steps: int,
+    with_parts: bool = False,
+    **overrides: Any,
+) -> ConfigDict:
+    """Describes one network with one number of lanes.
+
+    Args:
+      problem: name of the program.
+      network: what the tables call it.
+      config: of a run of the problem.
+      lanes: how many learners.
+      steps: updates of each in a timed task; with epochs, as nearly as they allow.
+      with_parts: time stream and measures, too.
+      **overrides: fields of the config.
+    """
+    config = ConfigDict(config.to_dict())
+    config.update(overrides)
+    config.cases = _METHODS
+    config.sweep = dict.fromkeys(config.sweep, ())
+    config.num_seeds = lanes
+    # A short task must be past it, so that units are replaced while time is taken.
+    config.maturity_threshold = 5
+    return ConfigDict(
+        {
+            "problem": problem,
+            "network": network,
+            "steps": steps,
+            "with_parts": with_parts,
+            "config": config,
+        }
+    )
+
+
+def _mnist(units: int, lanes: int, steps: int, **more: Any) -> ConfigDict:
+    """A group that draws single images: a short task must not shuffle all of them."""
+    config = pmnist.get_config("paper" if units == 2000 else "small")
+    more = {"hidden_units": units, "sampling": "with_replacement"} | more
+    layers = more.get("hidden_layers", config.hidden_layers)
+    network = f"{layers} x {units:,}"
+    return _group("permuted_mnist", network, config, lanes, steps, **more)
+
+
+def _bits(lanes: int, steps: int, **more: Any) -> ConfigDict:
+    config = scr.get_config("default")
+    problem = "slowly_changing_regression"
+    return _group(problem, "1 x 5", config, lanes, steps, **more)
+
+
+def _textures(lanes: int, steps: int, **more: Any) -> ConfigDict:
+    """The small network of the default preset."""
+    config = imagenet.get_config("default")
+    return _group("continual_imagenet", "2 conv + 1", config, lanes, steps, **more)
+
+
+def _images(lanes: int, steps: int, **more: Any) -> ConfigDict:
+    """The paper's network and batches, on textures of the paper's size."""
+    config = imagenet.get_config("paper")
+    more = {"dataset": "textures", "train_per_class": 100, "test_per_class": 50} | more
+    return _group("continual_imagenet", "3 conv + 2", config, lanes, steps, **more)
+
+
+def _check_config(preset: str) -> ConfigDict:
+    """The default run's first task, whole and its first examples alone.
+
+    The whole task tells whether a machine learns the same, the short one whether it
+    computes the same: a rounding error grows with the number of updates.
+    """
+    config = pmnist.get_config("default")
+    config.num_tasks = 1
+    short = {
+        "method": "continual_backprop",
+        "examples_per_task": 100,
+        "measured_examples": 100,
+        "replacement_rate": 1e-3,
+        "maturity_threshold": 10,
+    }
+    config.cases = {"continual_backprop_short": short}
+    if preset == "check":
+        config.cases.update({"continual_backprop": {"method": "continual_backprop"}})
+    config.preset = preset
+    return config
+
+
+_Groups = Sequence[ConfigDict]
+
+_CPU: _Groups = (
+    _mnist(100, lanes=10, steps=500, with_parts=True),
+    _mnist(2000, lanes=10, steps=8, with_parts=True),
+    _bits(lanes=100, steps=1000, with_parts=True),
+    _textures(lanes=10, steps=100, with_parts=True),
+    _mnist(100, lanes=1, steps=2000),
+    _mnist(100, lanes=100, steps=50),
+    _mnist(2000, lanes=1, steps=20),
+    _bits(lanes=1, steps=20_000),
+    _bits(lanes=1000, steps=200),
+    _images(lanes=1, steps=10),
+    _mnist(100, lanes=30, steps=200),
+    _mnist(100, lanes=1000, steps=10),
+    _bits(lanes=10, steps=5000),
+    _bits(lanes=30, steps=2000),
+    _textures(lanes=1, steps=100),
+    _images(lanes=10, steps=2),
+    _mnist(2000, lanes=30, steps=6),
+)
+_ACCELERATOR: _Groups = (
+    _mnist(2000, lanes=30, steps=50, with_parts=True),
+    _mnist(100, lanes=1024, steps=200, with_parts=True),
+    _mnist(100, lanes=1, steps=1000),
+    _images(lanes=30, steps=20),
+    _bits(lanes=1000, steps=1000),
+    _mnist(2000, lanes=1, steps=500),
+    _mnist(2000, lanes=64, steps=50),
+    _mnist(100, lanes=4096, steps=50),
+    _mnist(100, lanes=64, steps=500),
+    _bits(lanes=10_000, steps=500),
+    _images(lanes=1, steps=20),
+    _mnist(2000, lanes=8, steps=200),
+    _mnist(100, lanes=8, steps=500),
+    _mnist(100, lanes=256, steps=500),
+)
+_SMOKE: _Groups = (
+    _mnist(4, lanes=2, steps=12, hidden_layers=1),
+    _bits(lanes=3, steps=20, with_parts=True, measured_examples=20),
+    _textures(
+        *(1, 8),
+        train_per_class=4,
+        test_per_class=3,
+        texture_pixels=12,
+        batch_size=4,
+        conv_channels=(2, 3),
+        hidden_units=4,
+    ),
+)
+
+_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "cpu": {
+        "groups": _CPU,
+        "check": "",  # Or the config of the run that is compared with a CPU's.
+        "minutes": 5.0,
+        "rounds": 7,
+        "steps": 1000,  # Updates of a task, where no group says.
+        "sample_seconds": 0.1,
+        # Of the vectors and the matrices that measure each device.
+        "stream_megabytes": 256,
+        "matrix_size": 1024,
+        # The paper's run: 30 seeds of 800 tasks of 60,000 images.
+        "paper": {"network": "3 x 2,000", "lane_steps": 30 * 800 * 60_000},
+    },
+}
+_PRESETS["accelerator"] = _PRESETS["cpu"] | {
+    "groups": _ACCELERATOR,
+    "check": "check",
+    "stream_megabytes": 1024,
+    "matrix_size": 8192,
+}
+_PRESETS["smoke"] = _PRESETS["cpu"] | {
+    "groups": _SMOKE,
+    "check": "check_short",
+    "minutes": 10.0,
+    "rounds": 2,
+    "sample_seconds": 0.0,
+    "stream_megabytes": 1,
+    "matrix_size": 64,
+    "paper": {"network": "1 x 4", "lane_steps": 30 * 800 * 60_000},
+}

@@ -1,0 +1,1 @@
+"""How fast training is, and how far from what the machine can do."""

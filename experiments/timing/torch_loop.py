@@ -1,0 +1,110 @@
+"""The same training step in plain PyTorch, where that is installed."""
+
+import importlib.util
+import itertools
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.engine.cases import Case
+from experiments.learning.checks import ConfigError
+from experiments.timing.batches import NUM_BATCHES
+from experiments.timing.programs import batches_of, param_shapes
+
+
+def check_installed() -> None:
+    """Raises ImportError, with the cure, if PyTorch is not here."""
+    if importlib.util.find_spec("torch") is None:
+        raise ImportError(
+            "--against=torch times PyTorch, which is not installed: `pip install "
+            "torch`, or leave the flag out."
+        )
+
+
+class TorchLoop:
+    """Forward, backward and SGD of one learner on made-up batches, as one writes it.
+
+    It runs on the GPU where JAX has one, otherwise on all cores.
+
+    Args:
+      case: whose network it has.
+      steps: updates in a call.
+
+    Raises:
+      ConfigError: an activation that is not written out here.
+    """
+
+    def __init__(self, case: Case, steps: int):
+        import torch
+
+        config, names = case.config, case.problem.learner.layers
+        use_gpu = jax.default_backend() == "gpu" and torch.cuda.is_available()
+        self._torch = torch
+        self._device = torch.device("cuda" if use_gpu else "cpu")
+        shapes = param_shapes(case)
+        kernels = [shapes[name]["kernel"].shape for name in names]
+        self._network = _network(torch, config, kernels).to(self._device)
+        inputs, targets = _as_numpy(case, shapes)
+        if inputs.ndim == 5:
+            inputs = np.moveaxis(inputs, -1, 2)  # Channels come first.
+        is_number = kernels[-1][-1] == 1
+        self._loss = torch.nn.MSELoss() if is_number else torch.nn.CrossEntropyLoss()
+        dtype = torch.float32 if is_number else torch.int64
+        targets = targets[..., None] if is_number else targets
+        self._inputs = torch.tensor(inputs).to(self._device)
+        self._targets = torch.tensor(targets, dtype=dtype).to(self._device)
+        self._optimizer = torch.optim.SGD(
+            self._network.parameters(), config.step_size, config.momentum
+        )
+        self.lane_steps = steps
+
+    def __call__(self) -> None:
+        """Makes the updates."""
+        for index in range(self.lane_steps):
+            chosen = index % NUM_BATCHES
+            self._optimizer.zero_grad()
+            outputs = self._network(self._inputs[chosen])
+            self._loss(outputs, self._targets[chosen]).backward()
+            self._optimizer.step()
+        if self._device.type == "cuda":
+            self._torch.cuda.synchronize()
+
+
+def _network(torch: Any, config: Any, kernels: list[tuple[int, ...]]) -> Any:
+    """Builds the layers of kernels [..., in, out], convolutions before dense ones."""
+    nn = torch.nn
+    activations = {
+        **{"relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "tanh": nn.Tanh},
+        **{"sigmoid": nn.Sigmoid, "elu": nn.ELU, "swish": nn.SiLU},
+        "linear": nn.Identity,
+    }
+    if config.activation not in activations:
+        raise ConfigError(
+            f"--against=torch knows the activations {list(activations)}, got "
+            f"{config.activation!r}."
+        )
+    found = []
+    for kernel, following in itertools.zip_longest(kernels, kernels[1:]):
+        if len(kernel) == 4:
+            height, width, before, after = kernel
+            found += [nn.Conv2d(before, after, (height, width))]
+            found += [activations[config.activation](), nn.MaxPool2d(2)]
+            if len(following) == 2:
+                found.append(nn.Flatten())
+            continue
+        found.append(nn.Linear(*kernel))
+        if following is not None:
+            found.append(activations[config.activation]())
+    return nn.Sequential(*found)
+
+
+def _as_numpy(case: Case, shapes: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Makes the batches of the first lane, as a compiled loop has them."""
+    lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
+    inputs, targets = jax.device_get(batches_of(case, shapes)(lane))
+    if len(shapes[case.problem.learner.layers[0]]["kernel"].shape) == 2:
+        # A linear model of images sees them flat.
+        inputs = inputs.reshape(*inputs.shape[:2], math.prod(inputs.shape[2:]))
+    return np.array(inputs), np.array(targets)
