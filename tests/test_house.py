@@ -25,9 +25,12 @@ MAY_IMPORT = {
     "experiments.learning": LIBRARY | {"experiments.reporting"},
     "experiments.streams": LIBRARY | {"experiments.learning"},
     "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
+    "experiments.timing": LIBRARY
+    | {f"experiments.{room}" for room in ("engine", "learning", "reporting")},
     "experiments": LIBRARY
     | {
-        f"experiments.{room}" for room in ("engine", "streams", "learning", "reporting")
+        f"experiments.{room}"
+        for room in ("timing", "engine", "streams", "learning", "reporting")
     },
     "configs": {"experiments.learning"},
 }

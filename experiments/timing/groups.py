@@ -158,8 +158,8 @@ def time_group(
         elif name == TORCH:
             timed[name] = Timed("ok", 1, 1, seconds[name] / built[name].lane_steps)
         else:
-            cost = _cost(name, case, costs)
-            timed[name] = _timed(name, case, whole, built, seconds)._replace(cost=cost)
+            cost, moved = _cost(name, case, costs), programs.weight_bytes(case)
+            timed[name] = _timed(name, case, whole, built, seconds, cost, moved)
     return Group(
         timed, machine.stream_bytes / stream, machine.product_operations / product
     )
@@ -216,6 +216,8 @@ def _timed(
     whole: Mapping[str, Case],
     built: Mapping[str, Any],
     seconds: Mapping[str, np.ndarray],
+    cost: programs.Cost,
+    weight_bytes: int,
 ) -> Timed:
     program, per_step = built[name], seconds[name] / built[name].lane_steps
     data_share = measures_share = math.nan
@@ -235,7 +237,8 @@ def _timed(
         compile_seconds=program.compile_seconds,
         memory_bytes=program.memory_bytes,
         peak_bytes=stats.get("peak_bytes_in_use", math.nan),
-        weight_bytes=programs.weight_bytes(case),
+        cost=cost,
+        weight_bytes=weight_bytes,
         data_share=data_share,
         measures_share=measures_share,
     )

@@ -16,7 +16,7 @@ from experiments.reporting.tables import format_table
 from experiments.timing.groups import FLOOR, Group, Timed
 
 COLUMNS: Mapping[str, str] = {
-    "problem": "",
+    "problem": "name of the program",
     "network": "hidden layers x units, or what stands for it",
     "method": "name of the case; floor, torch",
     "lanes": "learners in the program",
@@ -163,9 +163,12 @@ def _cell(value: Any) -> str:
 
 
 def table(found: Sequence[Row], reference: str) -> str:
-    """Lays out rows to be read, without the columns that are empty in all."""
+    """Lays out rows to be read, without what is empty, or says the same, in all."""
     lines = [_line(row, reference) for row in found]
     used = [name for name in lines[0] if any(line[name] for line in lines)]
+    for name in ("problem", "network", "lanes"):
+        if len({line[name] for line in lines}) == 1:
+            used.remove(name)
     return format_table([{name: line[name] for name in used} for line in lines])
 
 

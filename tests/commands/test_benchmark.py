@@ -1,67 +1,31 @@
-"""The command that times methods beside each other."""
+"""The command that times training."""
 
+import csv
 import pathlib
 import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
-from tiny_runs import tiny_digits, tiny_pairs
 
-from experiments import benchmark, permuted_mnist
-from experiments.engine import timing
+from configs import benchmark as presets
+from experiments import benchmark
+from experiments.timing import torch_loop
+from experiments.timing.table import COLUMNS
 
-
-def test_ratios_are_medians_of_rounds_not_ratios_of_medians():
-    # The machine is 10 times slower in the second round.
-    seconds = {
-        "slow": np.array([4e-6, 40e-6, 6e-6]),
-        "backprop": np.array([2e-6, 20e-6, 2e-6]),
-    }
-    first, second = benchmark.rows(seconds, "backprop")
-    assert first["case"] == "backprop"
-    assert second["ratio to backprop"] == "2 (2 to 2.5)"
-    assert second["µs per lane and update"] == "6 (5 to 23)"
-
-
-@pytest.fixture(scope="module")
-def timed():
-    config = tiny_digits(num_seeds=2)
-    config.cases.backprop.batch_size = 4
-    return config, timing.time_cases(
-        config, permuted_mnist.make_problem, steps=20, rounds=3
-    )
-
-
-def test_every_case_is_timed_in_every_round(timed):
-    config, seconds = timed
-    assert set(seconds) == set(config.cases)
-    for times in seconds.values():
-        assert times.shape == (3,)
-        assert (times > 0).all()
-    assert config.examples_per_task == 40  # The config itself is left as it is.
-
-
-def test_a_task_of_epochs_is_shortened_to_whole_epochs():
-    """Forty images a class make an epoch of 8 updates; 20 updates are 2.5 epochs."""
-    config = tiny_pairs(train_per_class=40, batch_size=10)
-    config.cases.linear.batch_size = 40
-    cases = timing._short(config, 20).cases
-    assert (cases.backprop.num_epochs, cases.linear.num_epochs) == (2, 10)
-    assert timing._short(config, 1).cases.backprop.num_epochs == 1
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run_command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "experiments.benchmark", *arguments],
-        cwd=pathlib.Path(__file__).parents[2],
+        cwd=ROOT,
         capture_output=True,
         text=True,
     )
 
 
-def test_the_command_prints_a_line_for_each_case():
+def test_a_config_has_a_line_for_each_case():
     result = run_command(
         "permuted_mnist",
         "--config=configs/pmnist.py:smoke",
@@ -71,9 +35,10 @@ def test_the_command_prints_a_line_for_each_case():
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert {line.split()[1] for line in lines[2:4]} == {
+    assert {line.split()[1] for line in lines[2:5]} == {
         "backprop",
         "continual_backprop",
+        "floor",
     }
     assert re.search(
         r"backprop +\| [\d.]+ \([\d.]+ to [\d.]+\) +\| 1 \(1 to 1\)", result.stdout
@@ -81,11 +46,34 @@ def test_the_command_prints_a_line_for_each_case():
     assert "2 rounds of 20 updates" in lines[-1]
 
 
+def test_a_preset_writes_a_table_and_a_file(tmp_path):
+    path = tmp_path / "found.csv"
+    result = run_command(
+        "--preset=smoke", "--only=1 x 4", "--nocheck", "--rounds=1", f"--csv={path}"
+    )
+    assert result.returncode == 0, result.stderr
+    with path.open(newline="") as file:
+        read = list(csv.DictReader(file))
+    assert tuple(read[0]) == tuple(COLUMNS)
+    assert {row["method"] for row in read} == {
+        "backprop",
+        "continual_backprop",
+        "floor",
+    }
+    for row in read:
+        assert (row["problem"], row["network"]) == ("permuted_mnist", "1 x 4")
+        assert (row["lanes"], row["rounds"], row["status"]) == ("2", "1", "ok")
+        for column in ("us_per_lane_step", "operations", "bytes", "memory_bytes"):
+            assert float(row[column]) > 0
+    assert "1,440,000,000 updates of 1 x 4 units by backprop" in result.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("mnist", "--config=configs/pmnist.py"), "permuted_mnist"),
         (("permuted_mnist", "--config=configs/pmnist.py", "--reference=l2"), "'l2'"),
+        (("--only=4 x 100",), "slowly_changing_regression, 1 x 5, 100 lanes"),
     ],
 )
 def test_bad_arguments_are_named_with_the_choices(arguments, message):
@@ -93,3 +81,26 @@ def test_bad_arguments_are_named_with_the_choices(arguments, message):
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_preset_is_named_with_the_choices():
+    with pytest.raises(ValueError, match="'gpu'.*'accelerator'"):
+        presets.get_config("gpu")
+
+
+def test_without_pytorch_the_cure_is_named(monkeypatch):
+    monkeypatch.setattr(torch_loop.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install torch"):
+        torch_loop.check_installed()
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_groups_of_a_preset_differ_and_hold_the_network_of_the_projection(preset):
+    config = presets.get_config(preset)
+    titles = set()
+    for group in config.groups:
+        assert group.problem in benchmark.PROBLEMS
+        assert {"backprop", "continual_backprop"} == set(group.config.cases)
+        titles.add((group.problem, group.network, group.config.num_seeds))
+    assert len(titles) == len(config.groups)
+    assert any(group.network == config.paper.network for group in config.groups)
