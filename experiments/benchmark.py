@@ -4,7 +4,7 @@ r"""Times training, beside what the machine can do; experiments/README.md reads 
         [--only='3 x 100'] [--against=torch] [--csv=FILE]
     python -m experiments.benchmark PROBLEM --config=configs/pmnist.py:methods \
         [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7] \
-        [--parts]
+        [--parts=data] [--parts=measures]
 
 A preset of configs/benchmark.py times its groups, each a network and a number of lanes.
 The second form times the methods of any config beside each other, with the lanes that a
@@ -30,7 +30,7 @@ from experiments.engine import command_line
 from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
 from experiments.timing import checks, sessions, torch_loop
-from experiments.timing.groups import Plan, time_group
+from experiments.timing.groups import DATA, MEASURES, Plan, time_group
 from experiments.timing.machine import Machine
 from experiments.timing.made_up_images import write_images
 from experiments.timing.rounds import Deadline
@@ -73,24 +73,32 @@ def _run_preset() -> int:
         raise ConfigError(
             f"--only={_ONLY.value!r} is part of no group's name; choose from: {titles}."
         )
+    if preset.preset == "accelerator" and jax.default_backend() == "cpu":
+        print(
+            "JAX sees no accelerator here, only a CPU, which will not get far. On an "
+            "NVIDIA GPU: pip install '.[cuda]'.",
+            file=sys.stderr,
+        )
     path = pathlib.Path(_CSV.value or f"runs/benchmark/{preset.preset}.csv")
     csv_file = CsvFile(path)
     found: list[Row] = []
     done: list[checks.Check] = []
+    temporary = tempfile.TemporaryDirectory()
 
     def stop() -> None:
         print(f"{minutes:g} minutes are over; stopped in the middle of a group.")
         _report(found, done, preset, csv_file)
         sys.stdout.flush()
+        temporary.cleanup()
         os._exit(_status(done))
 
     # What is being compiled cannot be interrupted in any other way.
     timer = threading.Timer(60 * minutes, stop)
     timer.daemon = True
     timer.start()
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary as folder:
         if preset.check and _CHECK.value:
-            for check in _checks(preset.check):
+            for check in _checks(preset.check, pathlib.Path(folder)):
                 done.append(check)
                 tqdm.write(check.line)
         if any(group.config.get("dataset") == "mnist" for group in groups):
@@ -114,7 +122,7 @@ def _run_preset() -> int:
     return _status(done)
 
 
-def _checks(config: str) -> Iterator[checks.Check]:
+def _checks(config: str, folder: pathlib.Path) -> Iterator[checks.Check]:
     """Makes the checks, the quick one first."""
     yield checks.replay_trace(_TRACE)
     problem = "permuted_mnist"
@@ -123,6 +131,7 @@ def _checks(config: str) -> Iterator[checks.Check]:
         _make_problem_of(problem),
         ("-m", f"experiments.{problem}", f"--config=configs/benchmark.py:{config}"),
         _ROOT,
+        folder,
     )
 
 
@@ -157,7 +166,7 @@ def _run_config(problem: str) -> int:
         )
     preset = _preset("cpu" if jax.default_backend() == "cpu" else "accelerator")
     rounds, steps = _ROUNDS.value or preset.rounds, _STEPS.value or preset.steps
-    plan = _plan(preset, rounds)._replace(steps=steps, with_parts=_PARTS.value)
+    plan = _plan(preset, rounds)._replace(steps=steps, parts=_PARTS.value)
     deadline = Deadline(60 * _MINUTES.value if _MINUTES.value else math.inf)
     machine = Machine(preset.stream_megabytes, preset.matrix_size)
     group = time_group(
@@ -219,5 +228,7 @@ if __name__ == "__main__":
     _STEPS = flags.DEFINE_integer("steps", None, "Updates of a timed task.", 1)
     _ROUNDS = flags.DEFINE_integer("rounds", None, "Times that each is timed.", 1)
     _CHECK = flags.DEFINE_bool("check", True, "Make the checks that a preset has.")
-    _PARTS = flags.DEFINE_bool("parts", False, "Time stream and measures, too.")
+    _PARTS = flags.DEFINE_multi_enum(
+        "parts", [], [DATA, MEASURES], "Part of a run whose share is wanted."
+    )
     app.run(_main, flags_parser=command_line.parse_flags)

@@ -6,7 +6,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import tempfile
 from typing import Any, NamedTuple
 
 from absl import logging
@@ -47,6 +46,7 @@ def compare_with_cpu(
     make_problem: Callable[[Any], Problem],
     command: Sequence[str],
     root: pathlib.Path,
+    folder: pathlib.Path,
 ) -> list[Check]:
     """Runs a config here, all lanes at once, and on a CPU, one after the other.
 
@@ -56,36 +56,36 @@ def compare_with_cpu(
       make_problem: builds a problem from the config of a case.
       command: what runs the same config after `python`, without its run folder.
       root: folder to run the command in.
+      folder: an empty one for both runs.
 
     Returns:
       One check for each case.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        there, here = (pathlib.Path(folder) / name for name in ("there", "here"))
-        reference = subprocess.Popen(
-            [sys.executable, *command, f"--workdir={there}"],
-            cwd=root,
-            env=os.environ | {"JAX_PLATFORMS": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        together = ConfigDict(config.to_dict())
-        together.lanes_per_block = config.num_seeds
-        logging.set_verbosity(logging.FATAL)  # Of what Orbax does.
-        try:
-            # An accelerator may shorten the factors of a product; here it must not.
-            with jax.default_matmul_precision("highest"):
-                actual = runner.run(together, here, make_problem)
-        except BaseException:
-            reference.kill()
-            raise
-        finally:
-            output, _ = reference.communicate()
-        if reference.returncode:
-            detail = f"the run on a CPU failed: {output.strip().splitlines()[-1:]}"
-            return [Check("the default run", "FAILED", detail)]
-        wanted = run_results.load(there)
+    there, here = folder / "there", folder / "here"
+    reference = subprocess.Popen(
+        [sys.executable, *command, f"--workdir={there}"],
+        cwd=root,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    together = ConfigDict(config.to_dict())
+    together.lanes_per_block = config.num_seeds
+    logging.set_verbosity(logging.FATAL)  # Of what Orbax does.
+    try:
+        # An accelerator may shorten the factors of a product; here it must not.
+        with jax.default_matmul_precision("highest"):
+            actual = runner.run(together, here, make_problem)
+    except BaseException:
+        reference.kill()
+        raise
+    finally:
+        output, _ = reference.communicate()
+    if reference.returncode:
+        detail = f"the run on a CPU failed: {output.strip().splitlines()[-1:]}"
+        return [Check("the default run", "FAILED", detail)]
+    wanted = run_results.load(there)
     return [
         _compare(str(case), actual.sel(case=case), wanted.sel(case=case))
         for case in wanted.case.values

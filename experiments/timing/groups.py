@@ -4,7 +4,8 @@ Beside the methods run the hand-written loop and what measures the machine, so t
 ratios and shares are of the same moments.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+import json
 import math
 from typing import Any, NamedTuple
 
@@ -25,6 +26,13 @@ from experiments.timing.short_tasks import shorten
 FLOOR, TORCH = "floor", "torch"
 """Names of what is not a method of this project."""
 
+DATA, MEASURES = "data", "measures"
+"""Parts of a run whose shares of its time can be measured."""
+
+# Fields in which groups differ, and cases that have been applied to the others.
+_NOT_OF_AN_UPDATE = frozenset(
+    ("cases", "num_seeds", "lanes_per_block", "examples_per_task", "num_epochs")
+)
 _UPDATES, _MEASURES = "updates alone: ", "measures: "
 
 
@@ -36,7 +44,7 @@ class Plan(NamedTuple):
       steps: updates of a lane in a timed task.
       rounds: see `take_turns`.
       sample_seconds: see `take_turns`.
-      with_parts: time stream and measures, too.
+      parts: `DATA` and `MEASURES`, where their shares are wanted.
       against_torch: `(case, steps) ->` the rival's loop of one lane, None for none.
     """
 
@@ -44,7 +52,7 @@ class Plan(NamedTuple):
     steps: int
     rounds: int
     sample_seconds: float
-    with_parts: bool = False
+    parts: Sequence[str] = ()
     against_torch: Callable[[Case, int], Any] | None = None
 
 
@@ -121,16 +129,17 @@ def time_group(
     short = prepare_cases(shorten(config, plan.steps), make_problem)
     cases = {case.name: case for case in short}
     whole = {}
-    if plan.with_parts:
+    if MEASURES in plan.parts:
         whole = {case.name: case for case in prepare_cases(config, make_problem)}
     builders: dict[str, Callable[[], Any]] = {}
     for name, case in cases.items():
         block = lanes_per_block(case)
         builders[name] = lambda c=case, b=block: programs.TaskProgram(c, b)
-        if plan.with_parts:
+        if DATA in plan.parts:
             builders[_UPDATES + name] = lambda c=case, b=block: (
                 programs.updates_program(c, b, plan.steps)
             )
+        if MEASURES in plan.parts:
             builders[_MEASURES + name] = lambda c=whole[name], b=block: (
                 programs.MeasuresProgram(c, b)
             )
@@ -201,9 +210,9 @@ def _cost(
     name: str, case: Case, known: dict[tuple[str, str], programs.Cost]
 ) -> programs.Cost:
     """Counts an update of a case, or of the floor, unless that has been done."""
-    config = ConfigDict(case.config.to_dict())
-    config.update({"num_seeds": 1, "lanes_per_block": 0})
-    key = name, configuration.to_json(config)
+    fields = case.config.to_dict()
+    told = {field: fields[field] for field in fields.keys() - _NOT_OF_AN_UPDATE}
+    key = name, json.dumps(told, sort_keys=True, default=list)
     if key not in known:
         count = programs.floor_cost if name == FLOOR else programs.update_cost
         known[key] = count(case)

@@ -43,6 +43,8 @@ class Machine:
         self._matrices = make((matrix_size, matrix_size))
         self._add = jax.jit(lambda total, term: total + term, donate_argnums=0)
         self._multiply = jax.jit(lambda matrices: matrices @ matrices)
+        for compiles in self.programs().values():
+            compiles()
 
     def programs(self) -> dict[str, Callable[[], None]]:
         """Returns the two programs by name, to be timed beside others."""

@@ -35,11 +35,12 @@ def take_turns(
     """Times all programs in each of some rounds.
 
     Machines speed up and slow down, so what is compared must alternate. A program that
-    is over in less than `sample_seconds` is called several times in a row. The first
-    call of each is not timed, the second only counts towards the number of calls.
+    is over in less than `sample_seconds` is called several times in a row; how many is
+    found by a first call that does not count.
 
     Args:
-      programs: each runs to its end when called, and can be called again.
+      programs: each runs to its end when called, and has done so before, so that
+        nothing is left to compile.
       rounds: how many; fewer where the deadline comes first, but at least one.
       sample_seconds: what a program is timed for in a round.
       deadline: of the rounds.
@@ -49,7 +50,6 @@ def take_turns(
     """
     calls = {}
     for name, program in programs.items():
-        program()
         seconds = max(_seconds(program, 1), 1e-9)
         calls[name] = min(_MOST_CALLS, max(1, math.ceil(sample_seconds / seconds)))
     times: dict[str, list[float]] = {name: [] for name in programs}

@@ -50,7 +50,7 @@ def time_groups(
         start = time.monotonic()
         kind = group.problem, group.network
         expected = taken.get(kind, np.mean([*taken.values()]) if taken else 0.0)
-        own_plan = plan._replace(steps=group.steps, with_parts=group.with_parts)
+        own_plan = plan._replace(steps=group.steps, parts=group.parts)
         if deadline.seconds_left < expected:
             timed = _without(group.config, _NO_TIME)
         else:

@@ -64,10 +64,10 @@ def test_short_tasks_agree_to_rounding_and_whole_ones_in_accuracy(case, other, s
     assert check.status == status
 
 
-def test_a_run_on_a_cpu_that_fails_is_a_failed_check(monkeypatch):
+def test_a_run_on_a_cpu_that_fails_is_a_failed_check(monkeypatch, tmp_path):
     monkeypatch.setattr(checks.runner, "run", lambda *arguments: None)
     command = ("-c", "raise SystemExit('no such device')")
     config = checks.ConfigDict({"num_seeds": 2, "lanes_per_block": 0})
-    (check,) = checks.compare_with_cpu(config, None, command, pathlib.Path.cwd())
+    (check,) = checks.compare_with_cpu(config, None, command, tmp_path, tmp_path)
     assert check.status == "FAILED"
     assert "no such device" in check.detail

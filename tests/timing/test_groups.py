@@ -10,6 +10,7 @@ from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
 
 from experiments import permuted_mnist, slowly_changing_regression
 from experiments.engine import memory
+from experiments.engine.configuration import complete, make_cases
 from experiments.timing import groups, sessions
 from experiments.timing.groups import Group, Plan, Timed
 from experiments.timing.machine import Machine
@@ -78,6 +79,17 @@ def test_all_of_a_group_take_part_in_all_rounds(slow_group):
     assert (slow_group.product_rate > 0).all()
 
 
+def test_an_update_is_counted_once_for_all_numbers_of_lanes(monkeypatch):
+    counted = []
+    monkeypatch.setattr(groups.programs, "update_cost", counted.append)
+    known = {}
+    for steps, lanes, units in ((5, 2, 5), (9, 3, 5), (9, 3, 4)):
+        config = shorten(tiny_digits(num_seeds=lanes, hidden_units=units), steps)
+        case = make_cases(complete(config))["backprop"]
+        groups._cost("m", SimpleNamespace(config=case), known)
+    assert len(counted) == len(known) == 2
+
+
 def test_shares_of_data_and_measures_follow_from_their_times():
     """10 lanes x 5 updates in 2 s, of which 1.5 s are updates; measures take 1 s.
 
@@ -112,7 +124,7 @@ def test_parts_are_timed_where_a_plan_asks(machine):
     config = tiny_bits(num_seeds=2)
     name = "backprop_relu"
     config.cases = {name: config.cases[name].to_dict()}
-    plan = PLAN._replace(reference=name, with_parts=True, rounds=1)
+    plan = PLAN._replace(reference=name, parts=("data", "measures"), rounds=1)
     group = groups.time_group(
         config,
         slowly_changing_regression.make_problem,
@@ -150,7 +162,7 @@ def test_what_does_not_fit_is_left_out_and_says_so():
 def group_of(name, lanes=2, **overrides):
     config = tiny_digits(num_seeds=lanes, **overrides)
     return SimpleNamespace(
-        problem="digits", network=name, steps=20, with_parts=False, config=config
+        problem="digits", network=name, steps=20, parts=(), config=config
     )
 
 
