@@ -12,7 +12,7 @@ import numpy as np
 from experiments.learning.problem import Problem
 
 NUM_BATCHES = 4
-"""K: a loop goes round so many batches, so that none stays in registers."""
+"""K: a loop goes round so many batches; a power of 2, so that it divides fast."""
 
 
 class ExampleShape(NamedTuple):

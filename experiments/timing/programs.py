@@ -86,11 +86,16 @@ class LoopProgram:
             return init(lane), batches(lane)
 
         def loop(carry: Any, lane: Any, batches: Any) -> Any:
-            def body(carry: Any, index: jax.Array) -> tuple[Any, None]:
-                batch = jax.tree.map(lambda leaf: leaf[index % NUM_BATCHES], batches)
-                return update(lane, carry, *batch), None
+            def body(number: jax.Array, carry: Any) -> Any:
+                # Unsigned, since a negative index would have to be looked for.
+                index = number.astype(jnp.uint32) % NUM_BATCHES
+                batch = jax.tree.map(
+                    lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+                    batches,
+                )
+                return update(lane, carry, *batch)
 
-            return lax.scan(body, carry, jnp.arange(steps))[0]
+            return lax.fori_loop(0, steps, body, carry)
 
         lane_map = LaneMap(case.num_lanes, block)
         self._lanes = lane_map.put(case.grid.lanes)
