@@ -53,6 +53,9 @@ def _group(
 ) -> ConfigDict:
     """Describes one network with one number of lanes.
 
+    Beside its updates a task draws its stream and measures two examples, for about as
+    long as four updates; so `steps` should be many more.
+
     Args:
       problem: name of the program.
       network: what the tables call it.
@@ -136,31 +139,31 @@ _PARTS = ("data", "measures")
 _CPU: _Groups = (
     _mnist(100, lanes=10, steps=500, parts=_PARTS),
     # Its ranks are those of matrices that take longer than a group may.
-    _mnist(2000, lanes=10, steps=8, parts=("data",)),
+    _mnist(2000, lanes=2, steps=40, parts=("data",)),
     _bits(lanes=100, steps=1000, parts=_PARTS),
     _textures(lanes=10, steps=100, parts=_PARTS),
     _mnist(100, lanes=1, steps=2000),
     _mnist(100, lanes=100, steps=200),
-    _mnist(2000, lanes=1, steps=20),
+    _mnist(2000, lanes=1, steps=40),
     _bits(lanes=1, steps=20_000),
     _bits(lanes=1000, steps=1000),
     _images(lanes=1, steps=10),
     _mnist(100, lanes=30, steps=500),
-    _mnist(100, lanes=1000, steps=50),
+    _mnist(100, lanes=1000, steps=100),
     _bits(lanes=10, steps=5000),
     _bits(lanes=30, steps=2000),
     _textures(lanes=1, steps=100),
     _images(lanes=10, steps=2),
-    _mnist(2000, lanes=30, steps=6),
+    _mnist(2000, lanes=10, steps=40),
 )
 _ACCELERATOR: _Groups = (
-    _mnist(2000, lanes=30, steps=50, parts=("data",)),
+    _mnist(2000, lanes=30, steps=100, parts=("data",)),
     _mnist(100, lanes=256, steps=500, parts=_PARTS),
     _mnist(100, lanes=1, steps=1000),
     _bits(lanes=1000, steps=1000, parts=_PARTS),
     _mnist(2000, lanes=1, steps=500),
-    _mnist(2000, lanes=64, steps=50),
-    _mnist(100, lanes=4096, steps=50),
+    _mnist(2000, lanes=64, steps=100),
+    _mnist(100, lanes=4096, steps=100),
     _images(lanes=30, steps=20),
     _mnist(100, lanes=64, steps=500),
     _bits(lanes=10_000, steps=500),
