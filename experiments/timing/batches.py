@@ -56,14 +56,17 @@ def make_batches(
       Inputs between 0 and 1, `[K, B, ...]`, and int32 labels or float32 targets
       `[K, B]`.
     """
-    inputs = wave((number, batch_size, *shape.inputs), seed) / 2 + 0.5
+    inputs = scatter((number, batch_size, *shape.inputs), seed) / 2 + 0.5
     if shape.num_classes == 1:
-        return inputs, wave((number, batch_size), seed)
+        return inputs, scatter((number, batch_size), seed)
     labels = jnp.arange(number * batch_size, dtype=jnp.int32) % shape.num_classes
     return inputs, labels.reshape(number, batch_size)
 
 
-def wave(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
-    """Returns float32 numbers between -1 and 1."""
-    index = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.float32)
-    return jnp.cos(index + seed.astype(jnp.float32)).reshape(shape)
+def scatter(shape: tuple[int, ...], seed: jax.Array) -> jax.Array:
+    """Returns float32 numbers between -1 and 1, without a pattern to a network."""
+    index = jnp.arange(np.prod(shape, dtype=int), dtype=jnp.uint32)
+    mixed = (index + seed.astype(jnp.uint32) + 1) * jnp.uint32(0x9E3779B9)
+    mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(0x85EBCA6B)
+    mixed ^= mixed >> 13
+    return (mixed.astype(jnp.float32) / 2.0**31 - 1).reshape(shape)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from cbp_jax import layers, networks
-from experiments.timing.batches import wave
+from experiments.timing.batches import scatter
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -30,7 +30,7 @@ def made_up_params(like: Any, seed: jax.Array) -> Any:
     """Params of the shapes of `like`, of about the size that fresh ones have."""
 
     def make(leaf: Any) -> jax.Array:
-        return wave(leaf.shape, seed) / math.sqrt(math.prod(leaf.shape[:-1]))
+        return scatter(leaf.shape, seed) / math.sqrt(math.prod(leaf.shape[:-1]))
 
     return jax.tree.map(make, like)
 
