@@ -67,12 +67,7 @@ def _run_preset() -> int:
     preset = _preset(_PRESET.value)
     minutes = _MINUTES.value or preset.minutes
     deadline = Deadline(60 * _PLANNED * minutes)
-    groups = [group for group in preset.groups if _ONLY.value in sessions.title(group)]
-    if not groups:
-        titles = "; ".join(sessions.title(group) for group in preset.groups)
-        raise ConfigError(
-            f"--only={_ONLY.value!r} is part of no group's name; choose from: {titles}."
-        )
+    groups = sessions.choose(preset.groups, _ONLY.value)
     if preset.preset == "accelerator" and jax.default_backend() == "cpu":
         print(
             "JAX sees no accelerator here, only a CPU, which will not get far. On an "

@@ -9,6 +9,7 @@ import jax
 from ml_collections import ConfigDict
 import numpy as np
 
+from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
 from experiments.timing import programs
 from experiments.timing.groups import Group, Plan, Timed, time_group
@@ -82,6 +83,21 @@ def where() -> dict[str, str]:
 def title(group: ConfigDict) -> str:
     """Names a group."""
     return f"{group.problem}, {group.network}, {group.config.num_seeds} lanes"
+
+
+def choose(groups: Sequence[ConfigDict], part: str) -> list[ConfigDict]:
+    """Returns the groups with that in their titles.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    chosen = [group for group in groups if part in title(group)]
+    if not chosen:
+        titles = "; ".join(title(group) for group in groups)
+        raise ConfigError(
+            f"--only={part!r} is part of no group's name; choose from: {titles}."
+        )
+    return chosen
 
 
 def line(new: Sequence[Row]) -> str:

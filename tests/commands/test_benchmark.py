@@ -73,7 +73,6 @@ def test_a_preset_writes_a_table_and_a_file(tmp_path):
     [
         (("mnist", "--config=configs/pmnist.py"), "permuted_mnist"),
         (("permuted_mnist", "--config=configs/pmnist.py", "--reference=l2"), "'l2'"),
-        (("--only=4 x 100",), "slowly_changing_regression, 1 x 5, 100 lanes"),
     ],
 )
 def test_bad_arguments_are_named_with_the_choices(arguments, message):

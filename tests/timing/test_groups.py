@@ -11,6 +11,7 @@ from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
 from experiments import permuted_mnist, slowly_changing_regression
 from experiments.engine import memory
 from experiments.engine.configuration import complete, make_cases
+from experiments.learning.checks import ConfigError
 from experiments.timing import groups, sessions
 from experiments.timing.groups import Group, Plan, Timed
 from experiments.timing.machine import Machine
@@ -170,6 +171,15 @@ def session(chosen, deadline, csv_file):
     return sessions.time_groups(
         chosen, lambda name: permuted_mnist.make_problem, PLAN, None, deadline, csv_file
     )
+
+
+def test_groups_are_chosen_by_a_part_of_their_names():
+    groups = [group_of("1 x 5"), group_of("1 x 5", lanes=3), group_of("2 x 5")]
+    assert sessions.choose(groups, "") == groups
+    assert sessions.choose(groups, "1 x 5") == groups[:2]
+    assert sessions.choose(groups, "digits, 1 x 5, 3 lanes") == groups[1:2]
+    with pytest.raises(ConfigError, match="'3 x 5'.*digits, 2 x 5, 2 lanes"):
+        sessions.choose(groups, "3 x 5")
 
 
 def test_lanes_that_cannot_fit_are_a_row_and_the_next_group_begins(
