@@ -101,7 +101,6 @@ class Place(NamedTuple):
 # is one. A single learner's leaf may be sharded, and XLA only knows how to add up the
 # shards of a sum that it recognizes; as a product with ones it takes half of the time.
 _SMALL_LEAF = 1024
-_EXACT = lax.Precision.HIGHEST
 
 
 def _sum(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -111,12 +110,14 @@ def _sum(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
         return jnp.sum(magnitudes, axis=axes)
 
     def multiply(magnitudes: jax.Array) -> jax.Array:
-        ones = jnp.ones([magnitudes.shape[axis] for axis in axes], magnitudes.dtype)
-        return jnp.tensordot(magnitudes, ones, (axes, range(len(axes))), _EXACT)
+        (axis,) = axes
+        ones = jnp.ones(magnitudes.shape[axis], magnitudes.dtype)
+        contracted = ((axis,), (0,)), ((), ())
+        return lax.dot_general(magnitudes, ones, contracted, lax.Precision.HIGHEST)
 
     @custom_vmap
     def total(magnitudes: jax.Array) -> jax.Array:
-        if magnitudes.ndim != 2:
+        if magnitudes.ndim != 2 or len(axes) != 1:
             return add(magnitudes)
         return lax.platform_dependent(magnitudes, cpu=multiply, default=add)
 
