@@ -15,8 +15,8 @@ from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.resets import rewriting, selection
+from cbp_jax.resets.arguments import check_arguments, check_transferable
 from cbp_jax.resets.drawing import check_initializer
-from cbp_jax.resets.leaves import COLLECTION
 from cbp_jax.resets.measuring import measure
 from cbp_jax.resets.meshes import in_auto_mode
 from cbp_jax.resets.moments import (
@@ -117,7 +117,7 @@ def reset_by_rule(
             return placeholder(params)
         groups = resolve_units(units, params)
         if transfer_mean:
-            _check_transferable(groups)
+            check_transferable(groups)
         if moments == "zero":
             check_resettable(base_optimizer, params)
         leaves = jax.tree.leaves(params)
@@ -240,7 +240,7 @@ def reset_by_rule(
         features: Mapping[str, jax.Array] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
-        groups, activations = _check_arguments(units, params, features)
+        groups, activations = check_arguments(units, params, features)
         updates, base_state = base_optimizer.update(
             updates,
             state.base_state,
@@ -270,41 +270,3 @@ def _reborn(unit_state: Any, newborn: Any, mask: jax.Array) -> Any:
         return jnp.where(mask.reshape(shape), fresh, leaf)
 
     return jax.tree.map(reset, unit_state, newborn)
-
-
-def _check_transferable(groups: Sequence[ResolvedGroup]) -> None:
-    for group in groups:
-        if not group.outgoing_bias:
-            raise ValueError(
-                f"transfer_mean needs the biases of the consumers of unit group "
-                f"{group.name!r}; give them as outgoing_bias."
-            )
-
-
-def _check_arguments(
-    units: Sequence[UnitGroup],
-    params: PyTree | None,
-    features: Mapping[str, jax.Array] | None,
-) -> tuple[tuple[ResolvedGroup, ...], dict[str, jax.Array]]:
-    """Resolves the groups and finds their features; ValueError where any is missing."""
-    if params is None:
-        raise ValueError(
-            "Resets of units need the params: tx.update(grads, state, params, "
-            "features=features)."
-        )
-    groups = resolve_units(units, params)
-    features = {} if features is None else features
-    found = {group.name: _feature(group.name, features) for group in groups}
-    missing = [name for name, feature in found.items() if feature is None]
-    if missing:
-        raise ValueError(
-            "Resets of units need the activations of every unit group; missing: "
-            f"{missing}, given: {list(features)}. Pass the update a mapping of names "
-            "to arrays [batch, ..., units]: features=features."
-        )
-    return groups, found
-
-
-def _feature(name: str, features: Mapping[str, jax.Array]) -> jax.Array | None:
-    """Finds a group's activations, which need not repeat the params' collection."""
-    return features.get(name, features.get(name.removeprefix(COLLECTION)))
