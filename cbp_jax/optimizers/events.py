@@ -13,6 +13,7 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params, check_range
+from cbp_jax.keys import key_bits, key_of
 from cbp_jax.optimizers.paths import leaf_paths
 from cbp_jax.resets.batching import cond_any_lane
 from cbp_jax.resets.units import PyTree
@@ -26,7 +27,7 @@ class EventState(NamedTuple):
     """State of `act_at`, and what other transformations keep of their events."""
 
     count: jax.Array  # int32 scalar, updates so far.
-    rng_key: jax.Array | None  # Typed key, another one after each event; None for none.
+    rng_key: jax.Array | None  # Bits of a key, others after each event; None for none.
 
 
 def act_at(
@@ -75,8 +76,9 @@ def act_at(
         del extra_args
         check_params("An event", params)
         is_due, count = next_update(schedule, state)
-        updates, rng_key = change_params(is_due, act, state.rng_key, updates, params)
-        return updates, EventState(count, rng_key)
+        rng_key = key_of(state.rng_key, key)
+        updates, rng_key = change_params(is_due, act, rng_key, updates, params)
+        return updates, EventState(count, key_bits(rng_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -119,8 +121,7 @@ def at(*counts: int | jax.Array) -> Schedule:
 
 def new_events(key: jax.Array | None = None) -> EventState:
     """Returns the state before the first update."""
-    # A copy, because the caller's key must survive a donated state.
-    return EventState(jnp.zeros((), jnp.int32), None if key is None else jnp.copy(key))
+    return EventState(jnp.zeros((), jnp.int32), key_bits(key))
 
 
 def next_update(schedule: Schedule, state: EventState) -> tuple[jax.Array, jax.Array]:

@@ -10,6 +10,7 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice, check_params, check_range
+from cbp_jax.keys import key_bits, key_of
 from cbp_jax.optimizers.events import (
     EventState,
     Schedule,
@@ -138,8 +139,9 @@ def selective_weight_reinitialization(
 
         is_event, count = next_update(schedule, state)
         is_due = is_event & (jnp.asarray(fraction) > 0)
-        updates, rng_key = change_params(is_due, act, state.rng_key, updates, params)
-        return updates, EventState(count, rng_key)
+        rng_key = key_of(state.rng_key, key)
+        updates, rng_key = change_params(is_due, act, rng_key, updates, params)
+        return updates, EventState(count, key_bits(rng_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

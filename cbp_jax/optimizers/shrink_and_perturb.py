@@ -12,13 +12,14 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice, check_params
+from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets.units import PyTree
 
 
 class PerturbState(NamedTuple):
     """State of `perturb`."""
 
-    rng_key: jax.Array  # Typed key, split at every update.
+    rng_key: jax.Array  # Bits of a key, uint32; split at every update.
 
 
 def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -81,7 +82,7 @@ def perturb(
 
     def init(params: PyTree) -> PerturbState:
         del params
-        return PerturbState(jnp.copy(key))
+        return PerturbState(key_bits(key))
 
     def update(
         updates: PyTree,
@@ -90,7 +91,7 @@ def perturb(
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
         del params, extra_args
-        next_key, noise_key = jax.random.split(state.rng_key)
+        next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
 
         def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
             dtype = at_least_float32(update.dtype)
@@ -99,7 +100,7 @@ def perturb(
             return (update.astype(dtype) + sigma * drawn).astype(update.dtype)
 
         keys = optax.tree.split_key_like(noise_key, updates)
-        return jax.tree.map(add_noise, updates, keys), PerturbState(next_key)
+        return jax.tree.map(add_noise, updates, keys), PerturbState(key_bits(next_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

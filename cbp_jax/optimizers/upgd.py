@@ -9,6 +9,7 @@ import optax
 
 from cbp_jax.averages import at_least_float32, average_weight
 from cbp_jax.checks import check_params
+from cbp_jax.keys import key_bits, key_of
 from cbp_jax.optimizers.shrink_and_perturb import NOISES
 from cbp_jax.resets.units import PyTree
 
@@ -18,7 +19,7 @@ class UPGDState(NamedTuple):
 
     count: jax.Array  # int32 scalar, updates so far.
     utility: PyTree  # U, like the params, at least float32.
-    rng_key: jax.Array  # Typed key, split at every update.
+    rng_key: jax.Array  # Bits of a key, uint32; split at every update.
 
 
 def upgd(
@@ -82,7 +83,7 @@ def upgd(
             utility=jax.tree.map(
                 lambda leaf: jnp.zeros_like(leaf, at_least_float32(leaf.dtype)), params
             ),
-            rng_key=jnp.copy(key),  # The caller's key survives a donated state.
+            rng_key=key_bits(key),
         )
 
     def update(
@@ -101,7 +102,7 @@ def upgd(
             params,
         )
         ratio = _divide_by_maximum(utility, count, decay_rate, uncorrected_maximum)
-        next_key, noise_key = jax.random.split(state.rng_key)
+        next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
         drawn = optax.tree.random_like(noise_key, utility, NOISES[noise])
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
 
@@ -122,7 +123,7 @@ def upgd(
             return (-alpha * direction - shrinkage).astype(grad.dtype)
 
         updates = jax.tree.map(step, updates, params, ratio, drawn)
-        return updates, UPGDState(count, utility, next_key)
+        return updates, UPGDState(count, utility, key_bits(next_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

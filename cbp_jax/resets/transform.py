@@ -14,6 +14,7 @@ import optax
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
+from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets import rewriting, selection
 from cbp_jax.resets.arguments import check_arguments, check_transferable
 from cbp_jax.resets.drawing import check_initializer
@@ -35,7 +36,7 @@ class UnitResetState(NamedTuple):
 
     base_state: PyTree  # The base optimizer's state.
     units: dict[str, Any]  # The rule's state of each group, by name.
-    rng_key: jax.Array  # Data of a key, uint32; changes when a unit is reset.
+    rng_key: jax.Array  # Bits of a key, uint32; others when a unit is reset.
     replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
     num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
     count: jax.Array  # int32 scalar, updates since `init`.
@@ -129,7 +130,7 @@ def reset_by_rule(
         return UnitResetState(
             base_state=base_state,
             units={group.name: newborn(group, leaves) for group in groups},
-            rng_key=jnp.copy(jax.random.key_data(key)),  # Survives a donated state.
+            rng_key=key_bits(key),
             replaced={group.name: selection.nobody(group) for group in groups},
             num_replaced={
                 group.name: jnp.zeros(group.stack, jnp.int32) for group in groups
@@ -143,7 +144,7 @@ def reset_by_rule(
         return UnitResetState(
             base_state=base_optimizer.init(params),
             units={group.name: rule_of(group).init(1, jnp.float32) for group in units},
-            rng_key=jax.random.key_data(key),
+            rng_key=key_bits(key),
             replaced={group.name: none for group in units},
             num_replaced={group.name: none for group in units},
             count=none,
@@ -159,7 +160,7 @@ def reset_by_rule(
         """Resets what the rule chooses, after the base optimizer's step."""
         leaves, treedef = jax.tree.flatten(params)
         new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
-        rng_key = jax.random.wrap_key_data(state.rng_key, impl=jax.random.key_impl(key))
+        rng_key = key_of(state.rng_key, key)
         keys = selection.step_keys(rng_key, state.units[groups[0].name].age, groups)
         unit_states, choices = {}, {}
         for group in groups:
@@ -226,7 +227,7 @@ def reset_by_rule(
         return updates, UnitResetState(
             base_state,
             unit_states,
-            jax.random.key_data(rng_key),
+            key_bits(rng_key),
             replaced,
             num_replaced,
             optax.safe_increment(state.count),

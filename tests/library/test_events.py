@@ -81,7 +81,7 @@ def keys_and_params(period, key):
         params, state = carry
         updates, state = tx.update(params, state, params)
         params = optax.apply_updates(params, updates)
-        return (params, state), (jax.random.key_data(state.rng_key), params["a"])
+        return (params, state), (state.rng_key, params["a"])
 
     return jax.lax.scan(step, (params, tx.init(params)), None, length=NUM_STEPS)[1]
 
