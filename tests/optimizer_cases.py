@@ -99,6 +99,14 @@ CASES = {
             {"learning_rate": 0.1},
             optax.sgd(0.1),
         ),
+        Case(
+            optimizers.adamw_with_unit_counts,
+            instead,
+            {"weight_decay": 0.5, "b1": 0.5, "b2": 0.75},
+            {"weight_decay": 0.0},
+            {"learning_rate": 0.125, "units": UNITS},
+            optimizers.adam_with_unit_counts(0.125, UNITS, 0.5, 0.75),
+        ),
         Case(optimizers.act_at, behind, {}, NEVER, {"act": halve, **EVENT}),
         Case(optimizers.fire, behind, {"num_iterations": 4}, NEVER, EVENT),
         Case(

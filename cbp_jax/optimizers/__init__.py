@@ -9,6 +9,9 @@ from cbp_jax.optimizers.adam_with_unit_counts import (
 from cbp_jax.optimizers.adam_with_unit_counts import (
     scale_by_adam_with_unit_counts as scale_by_adam_with_unit_counts,
 )
+from cbp_jax.optimizers.adamw_with_unit_counts import (
+    adamw_with_unit_counts as adamw_with_unit_counts,
+)
 from cbp_jax.optimizers.events import EventState as EventState
 from cbp_jax.optimizers.events import Schedule as Schedule
 from cbp_jax.optimizers.events import act_at as act_at

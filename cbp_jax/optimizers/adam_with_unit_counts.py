@@ -1,6 +1,6 @@
 """Adam whose bias correction knows how old each unit is."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -120,8 +120,10 @@ def scale_by_adam_with_unit_counts(
         **extra_args: Any,
     ) -> tuple[PyTree, AdamWithUnitCountsState]:
         del params, extra_args
-        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
-        nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
+        mu = _average_in(optax.tree.update_moment, updates, state.mu, b1, 1)
+        nu = _average_in(
+            optax.tree.update_moment_per_elem_norm, updates, state.nu, b2, 2
+        )
         first_weights, second_weights = (
             _average_weights(units, updates, state.count, unit_ages or {}, decay)
             for decay in (b1, b2)
@@ -145,6 +147,26 @@ def scale_by_adam_with_unit_counts(
         )
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _average_in(
+    update_moment: Callable[..., jax.Array],
+    updates: PyTree,
+    moments: PyTree,
+    decay_rate: float | jax.Array,
+    order: int,
+) -> PyTree:
+    """Updates moments in at least float32, whatever dtype a traced decay rate has."""
+
+    def average(update: jax.Array, moment: jax.Array) -> jax.Array:
+        dtype = at_least_float32(moment.dtype)
+        rate = decay_rate
+        if not isinstance(rate, float | int):
+            rate = jnp.asarray(rate, dtype)
+        wide = update_moment(update.astype(dtype), moment.astype(dtype), rate, order)
+        return wide.astype(moment.dtype)
+
+    return jax.tree.map(average, updates, moments)
 
 
 def _average_weights(

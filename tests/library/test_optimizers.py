@@ -42,6 +42,19 @@ def test_without_ages_it_is_adam(betas):
     tiny.assert_close(actual, wanted)
 
 
+@pytest.mark.parametrize(
+    "mask", [None, lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)]
+)
+def test_without_ages_and_with_weight_decay_it_is_adamw(mask):
+    numbers = 0.1, 0.8, 0.95, 1e-3
+    rate, *rest = numbers
+    own = optimizers.adamw_with_unit_counts(
+        rate, tiny.UNITS, *rest, weight_decay=0.3, mask=mask
+    )
+    wanted = run_alone(optax.adamw(*numbers, weight_decay=0.3, mask=mask))
+    tiny.assert_close(run_alone(own), wanted)
+
+
 def longest_step(b1, b2):
     """Of gradients that grow a thousandfold, over the learning rate."""
     tx = optimizers.scale_by_adam_with_unit_counts(tiny.UNITS, b1, b2, 0.0)
@@ -194,3 +207,14 @@ def test_the_first_step_of_a_reborn_unit_is_not_too_long_or_short(b2):
     for name in own:
         np.testing.assert_allclose(own[name], 1, rtol=1e-4, err_msg=name)
         np.testing.assert_allclose(plain[name], expected, rtol=1e-4, err_msg=name)
+
+
+def test_the_first_step_of_a_reborn_unit_is_a_step_of_adam_and_the_decay():
+    own = first_step_of_a_reborn_unit(
+        optimizers.adamw_with_unit_counts(0.01, tiny.UNITS[:1], weight_decay=0.5)
+    )
+    # The initializer's weights are i / 10; Adam's first step is the learning rate.
+    decay = 0.5 * np.arange(1, 5) / 10
+    np.testing.assert_allclose(np.abs(own["incoming"] - 1), decay, rtol=1e-3)
+    for name in ("bias", "outgoing"):  # 0 does not decay.
+        np.testing.assert_allclose(own[name], 1, rtol=1e-4, err_msg=name)
