@@ -8,6 +8,7 @@ from cbp_jax import metrics as metrics
 from cbp_jax import networks as networks
 from cbp_jax import optimizers as optimizers
 from cbp_jax import recipes as recipes
+from cbp_jax import training as training
 from cbp_jax import utility as utility
 from cbp_jax.discovery.checking import check_units as check_units
 from cbp_jax.discovery.collecting import collect_features as collect_features
