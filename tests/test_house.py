@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
     "experiments.timing": LIBRARY
     | {f"experiments.{room}" for room in ("engine", "learning", "reporting")},
+    "experiments.recipes": LIBRARY | {"experiments.reporting"},
     "experiments": LIBRARY
     | {
         f"experiments.{room}"

@@ -1,0 +1,1 @@
+"""Short programs that put continual backprop into training code of common kinds."""

@@ -1,0 +1,153 @@
+"""The command line of all recipes: with continual backprop, and without it.
+
+    python -m experiments.recipes.NAME [--steps=N] [--seeds=N] [--compare=ROUNDS]
+        [--replacement_rate=R] [--maturity_threshold=M]
+
+trains on the same streams by the optimizer alone and inside continual backprop, and
+prints the scores in the first and the last task, and the units replaced in each seed.
+With --compare it prints instead what an update takes, in rounds that take turns.
+"""
+
+from collections.abc import Mapping
+import time
+from typing import Any, NamedTuple, Protocol
+
+from absl import app, flags, logging
+import jax
+import numpy as np
+
+from experiments.reporting.tables import format_table
+from experiments.reporting.times import rows_of_times
+
+ALONE, WITH = "optimizer alone", "continual_backprop"
+
+
+class Settings(NamedTuple):
+    """Arguments of `continual_backprop`."""
+
+    replacement_rate: float
+    maturity_threshold: int
+
+
+class Outcome(NamedTuple):
+    """What one run of a recipe gives."""
+
+    score: jax.Array  # [seeds, tasks], a mean over each task.
+    num_replaced: dict[str, jax.Array]  # int32 [seeds, *S].
+
+
+class Train(Protocol):
+    """A recipe, jitted with static `steps` and `settings`."""
+
+    def __call__(
+        self, keys: jax.Array, *, steps: int, settings: Settings | None
+    ) -> Outcome:
+        """Trains a learner for each key, `settings` None for the optimizer alone."""
+
+
+def run(
+    train: Train,
+    *,
+    score: str,
+    steps: int,
+    seeds: int,
+    maturity: int,
+    rate: float = 1e-4,
+) -> None:
+    """Parses the flags and runs a recipe; does not return.
+
+    Args:
+      train: the recipe.
+      score: what its scores are.
+      steps: default of the flag, like the following.
+      seeds: number of learners.
+      maturity: updates before a unit may be replaced.
+      rate: fraction of the others that is replaced per update.
+    """
+    steps = flags.DEFINE_integer("steps", steps, "Updates of the optimizer.", 1)
+    seeds = flags.DEFINE_integer("seeds", seeds, "Learners, trained side by side.", 1)
+    rounds = flags.DEFINE_integer(
+        "compare", 0, "Time both in so many rounds instead; 0 for no timing.", 0
+    )
+    rate = flags.DEFINE_float("replacement_rate", rate, "Of eligible units.", 0, 1)
+    maturity = flags.DEFINE_integer(
+        "maturity_threshold", maturity, "Updates before a unit may be replaced.", 0
+    )
+
+    def main(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
+        logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
+        keys = jax.random.split(jax.random.key(0), seeds.value)
+        cases = {ALONE: None, WITH: Settings(rate.value, maturity.value)}
+        if rounds.value:
+            print(timed(train, keys, cases, steps.value, rounds.value))
+            return
+        outcomes = {
+            name: train(keys, steps=steps.value, settings=settings)
+            for name, settings in cases.items()
+        }
+        print(report(outcomes, score))
+
+    app.run(main)
+
+
+def whole_tasks(steps: int, tasks: int, size: int = 1) -> int:
+    """Returns how many groups of `size` updates fit, a multiple of `tasks`.
+
+    Raises:
+      ValueError: not one for each task.
+    """
+    if steps < tasks * size:
+        raise ValueError(f"steps must be at least {tasks * size}, got {steps}.")
+    return steps // (tasks * size) * tasks
+
+
+def outcome(scores: jax.Array, tasks: int, state: Any) -> Outcome:
+    """Returns what one learner gives, from its scores over time and final state."""
+    return Outcome(
+        scores.reshape(tasks, -1).mean(axis=1), getattr(state, "num_replaced", {})
+    )
+
+
+def report(outcomes: Mapping[str, Outcome], score: str) -> str:
+    """Lays out the scores of the first and last task, and who was replaced."""
+    table = []
+    for name, outcome in outcomes.items():
+        row = {"case": name}
+        for title, task in (("first task", 0), ("last task", -1)):
+            values = np.asarray(outcome.score, np.float64)[:, task]
+            row[f"{score}, {title}"] = " ".join(f"{value:.3f}" for value in values)
+        table.append(row)
+    lines = [format_table(table), "Each number is a seed."]
+    for outcome in outcomes.values():
+        if outcome.num_replaced:
+            lines.append("Replaced units, seed by seed:")
+        for group, numbers in outcome.num_replaced.items():
+            lines.append(f"  {group}: {' '.join(map(str, np.asarray(numbers)))}")
+    return "\n".join(lines)
+
+
+def timed(
+    train: Train,
+    keys: jax.Array,
+    cases: Mapping[str, Settings | None],
+    steps: int,
+    rounds: int,
+) -> str:
+    """Times an update of each case; each round times all of them."""
+    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    for round_index in range(1 + rounds):
+        for name, settings in cases.items():
+            start = time.perf_counter()
+            jax.block_until_ready(train(keys, steps=steps, settings=settings))
+            if round_index > 0:  # The first has compiled.
+                seconds[name].append((time.perf_counter() - start) / steps)
+    times = {name: np.array(values) for name, values in seconds.items()}
+    unit = "µs per update of all seeds"
+    devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+    return (
+        f"{format_table(rows_of_times(times, ALONE, unit=unit))}\n"
+        f"{len(keys)} seeds, {devices}, JAX {jax.__version__}; "
+        f"medians of {rounds} rounds of {steps} updates (middle half)."
+    )
