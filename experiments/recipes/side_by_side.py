@@ -9,6 +9,7 @@ With --compare it prints instead what an update takes, in rounds that take turns
 """
 
 from collections.abc import Mapping
+import sys
 import time
 from typing import Any, NamedTuple, Protocol
 
@@ -51,8 +52,8 @@ def run(
     score: str,
     steps: int,
     seeds: int,
-    maturity: int,
     rate: float = 1e-4,
+    maturity: int = 100,
 ) -> None:
     """Parses the flags and runs a recipe; does not return.
 
@@ -61,8 +62,8 @@ def run(
       score: what its scores are.
       steps: default of the flag, like the following.
       seeds: number of learners.
-      maturity: updates before a unit may be replaced.
-      rate: fraction of the others that is replaced per update.
+      rate: fraction of the eligible units that is replaced per update.
+      maturity: updates before a unit is eligible.
     """
     steps = flags.DEFINE_integer("steps", steps, "Updates of the optimizer.", 1)
     seeds = flags.DEFINE_integer("seeds", seeds, "Learners, trained side by side.", 1)
@@ -80,13 +81,17 @@ def run(
         logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
         keys = jax.random.split(jax.random.key(0), seeds.value)
         cases = {ALONE: None, WITH: Settings(rate.value, maturity.value)}
-        if rounds.value:
-            print(timed(train, keys, cases, steps.value, rounds.value))
-            return
-        outcomes = {
-            name: train(keys, steps=steps.value, settings=settings)
-            for name, settings in cases.items()
-        }
+        try:
+            if rounds.value:
+                print(timed(train, keys, cases, steps.value, rounds.value))
+                return
+            outcomes = {
+                name: train(keys, steps=steps.value, settings=settings)
+                for name, settings in cases.items()
+            }
+        except ValueError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+            sys.exit(1)
         print(report(outcomes, score))
 
     app.run(main)
@@ -99,7 +104,7 @@ def whole_tasks(steps: int, tasks: int, size: int = 1) -> int:
       ValueError: not one for each task.
     """
     if steps < tasks * size:
-        raise ValueError(f"steps must be at least {tasks * size}, got {steps}.")
+        raise ValueError(f"--steps must be at least {tasks * size}, got {steps}.")
     return steps // (tasks * size) * tasks
 
 
