@@ -1,4 +1,4 @@
-"""The training loops of flax: each makes the updates of a plain optax loop."""
+"""Training loops of other libraries: each makes the updates of a plain optax loop."""
 
 import functools
 
@@ -32,10 +32,10 @@ PARAMS = {
 }
 
 
-def make():
+def make(units=UNITS):
     return cbp_jax.continual_backprop(
         optax.sgd(0.05, momentum=0.9),
-        UNITS,
+        units,
         replacement_rate=0.1,
         maturity_threshold=2,
         initializer=tiny.rows_initializer,
@@ -143,10 +143,9 @@ def test_other_arguments_reach_the_optimizer():
     )
     state = create(tx)
     grads, features = grads_of(PARAMS, INPUTS[0], TARGETS[0])
-    for _ in range(2):  # The second loss is not below the first.
-        state = state.apply_gradients(
-            grads=grads, features=features, extra_args={"value": 1.0}
-        )
+    options = {"features": features, "extra_args": {"value": 1.0}}
+    step = jax.jit(lambda state: state.apply_gradients(grads=grads, **options))
+    state = step(step(state))  # The second loss is not below the first.
     assert state.opt_state.base_state[-1].scale == 0.5
 
 
@@ -182,4 +181,67 @@ def test_the_optimizer_of_nnx():
     params, wanted = plain_loop()
     tiny.assert_close(nnx.to_pure_dict(nnx.state(model, nnx.Param)), params)
     state = nnx.as_pure(optimizer.opt_state)
+    tiny.assert_close(unit_state(state), unit_state(wanted))
+
+
+def train(apply, params, units):
+    """The plain loop, for params of other libraries."""
+    tx = make(units)
+
+    @jax.jit
+    def step(params, state, batch):
+        def loss(params):
+            return loss_fn(functools.partial(apply, params), *batch)
+
+        grads, features = jax.grad(loss, has_aux=True)(params)
+        updates, state = tx.update(grads, state, params, features=features)
+        return optax.apply_updates(params, updates), state
+
+    state = tx.init(params)
+    for batch in zip(INPUTS, TARGETS, strict=True):
+        params, state = step(params, state, batch)
+    return params, state
+
+
+def test_a_module_of_equinox():
+    equinox = pytest.importorskip("equinox")
+    model = equinox.nn.MLP(4, 3, 6, 1, key=jax.random.key(0))
+    params, static = equinox.partition(model, equinox.is_inexact_array)
+    wanted = [PARAMS["hidden"], PARAMS["head"]]
+    # Kernels are [out, in].
+    leaves = [leaf for one in wanted for leaf in (one["kernel"].T, one["bias"])]
+    params = jax.tree.unflatten(jax.tree.structure(params), leaves)
+    units = cbp_jax.sequential_units(
+        ("layers/0", "layers/1"), kernel="weight", layout="oi"
+    )
+
+    def apply(params, inputs):
+        return jax.vmap(equinox.combine(params, static))(inputs)
+
+    params, state = train(cbp_jax.with_features(apply, units), params, units)
+    trained, wanted = plain_loop()
+    tiny.assert_close(params.layers[0].weight.T, trained["hidden"]["kernel"])
+    tiny.assert_close(params.layers[1].weight.T, trained["head"]["kernel"])
+    tiny.assert_close(state.units["layers/0"], wanted.units["hidden"])
+
+
+def test_a_network_of_haiku():
+    haiku = pytest.importorskip("haiku")
+
+    @haiku.without_apply_rng
+    @haiku.transform
+    def network(inputs):
+        hidden = jax.nn.relu(haiku.Linear(6, name="hidden")(inputs))
+        return haiku.Linear(3, name="head")(hidden), {"hidden": hidden}
+
+    params = {
+        name: {"w": layer["kernel"], "b": layer["bias"]}
+        for name, layer in PARAMS.items()
+    }
+    units = cbp_jax.sequential_units(("hidden", "head"), kernel="w", bias="b")
+    params, state = train(network.apply, params, units)
+    trained, wanted = plain_loop()
+    for name, layer in trained.items():
+        tiny.assert_close(params[name]["w"], layer["kernel"])
+        tiny.assert_close(params[name]["b"], layer["bias"])
     tiny.assert_close(unit_state(state), unit_state(wanted))
