@@ -96,7 +96,7 @@ def train(keys, *, steps, settings):
 
         def learn(carry, episode):
             task_key = jax.random.fold_in(key, episode * TASKS // episodes)
-            wind = 0.03 * jax.random.uniform(task_key, (2,), minval=-1)
+            wind = 0.02 * jax.random.uniform(task_key, (2,), minval=-1)
             keys = jax.random.split(jax.random.fold_in(key, ~episode))
             samples, reward = play(carry[0], wind, keys[0])
             drawn = jax.random.choice(keys[1], ENVIRONMENTS, (UPDATES, MINIBATCH))
@@ -116,4 +116,4 @@ def train(keys, *, steps, settings):
 
 
 if __name__ == "__main__":
-    side_by_side.run(train, score="reward", steps=4096, seeds=4, maturity=500)
+    side_by_side.run(train, "reward", steps=4096, seeds=4, rate=1e-4, maturity=500)

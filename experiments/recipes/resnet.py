@@ -116,4 +116,4 @@ def train(keys, *, steps, settings):
 
 
 if __name__ == "__main__":
-    side_by_side.run(train, score="accuracy", steps=480, seeds=2, rate=1e-3)
+    side_by_side.run(train, "accuracy", steps=480, seeds=2, rate=1e-3, maturity=100)

@@ -47,13 +47,7 @@ class Train(Protocol):
 
 
 def run(
-    train: Train,
-    *,
-    score: str,
-    steps: int,
-    seeds: int,
-    rate: float = 1e-4,
-    maturity: int = 100,
+    train: Train, score: str, *, steps: int, seeds: int, rate: float, maturity: int
 ) -> None:
     """Parses the flags and runs a recipe; does not return.
 

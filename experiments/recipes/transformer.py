@@ -116,4 +116,4 @@ def train(keys, *, steps, settings):
 
 
 if __name__ == "__main__":
-    side_by_side.run(train, score="loss", steps=2000, seeds=2, maturity=200)
+    side_by_side.run(train, "loss", steps=2000, seeds=2, rate=1e-4, maturity=200)

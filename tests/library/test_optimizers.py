@@ -155,6 +155,33 @@ def test_ages_of_channels_reach_all_positions_of_a_flattened_map(layout):
     np.testing.assert_allclose(dense_updates, wanted, rtol=1e-6)
 
 
+def test_ages_of_stacked_layers_and_of_heads():
+    units = (
+        cbp_jax.UnitGroup("mlp", "up", outgoing="down", stack_axes=1),
+        cbp_jax.UnitGroup("value", "value", outgoing="out", unit_axes=2),
+    )
+    shapes = {"up": (2, 3, 4), "down": (2, 4, 3), "value": (3, 2, 2), "out": (2, 2, 3)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    tx = optimizers.scale_by_adam_with_unit_counts(units, 0.5, 0.0, 0.0)
+    ages = {
+        "mlp": jnp.array([[0, 5, 1, 9], [3, 0, 2, 1]]),
+        "value": jnp.array([0, 4, 2, 9]),
+    }
+    state = tx.init(params)._replace(count=jnp.int32(9))
+    updates, _ = jax.jit(functools.partial(tx.update, unit_ages=ages))(params, state)
+    size = {name: 0.5 / (1 - 0.5 ** (1.0 + age)) for name, age in ages.items()}
+    heads = size["value"].reshape(2, 2)
+    wanted = {
+        "up": size["mlp"][:, None],
+        "down": size["mlp"][:, :, None],
+        "value": heads,
+        "out": heads[..., None],
+    }
+    for name, update in updates.items():
+        whole = np.broadcast_to(wanted[name], shapes[name])
+        np.testing.assert_allclose(update, whole, rtol=1e-6, err_msg=name)
+
+
 def first_step_of_a_reborn_unit(base):
     """Returns the size of its first step over the learning rate, by param."""
     tx = cbp_jax.continual_backprop(
