@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
     "experiments.timing": LIBRARY
     | {f"experiments.{room}" for room in ("engine", "learning", "reporting")},
-    "experiments.recipes": LIBRARY | {"experiments.reporting"},
+    "experiments.recipes": LIBRARY
+    | {f"experiments.{room}" for room in ("reporting", "timing")},
     "experiments": LIBRARY
     | {
         f"experiments.{room}"

@@ -8,9 +8,8 @@ prints the scores in the first and the last task, and the units replaced in each
 With --compare it prints instead what an update takes, in rounds that take turns.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 import sys
-import time
 from typing import Any, NamedTuple, Protocol
 
 from absl import app, flags, logging
@@ -18,7 +17,7 @@ import jax
 import numpy as np
 
 from experiments.reporting.tables import format_table
-from experiments.reporting.times import rows_of_times
+from experiments.timing.rounds import Deadline, take_turns
 
 ALONE, WITH = "optimizer alone", "continual_backprop"
 
@@ -134,19 +133,36 @@ def timed(
     steps: int,
     rounds: int,
 ) -> str:
-    """Times an update of each case; each round times all of them."""
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for round_index in range(1 + rounds):
-        for name, settings in cases.items():
-            start = time.perf_counter()
+    """Times both cases by turns, and lays out medians and quartiles of the rounds."""
+
+    def program(settings: Settings | None) -> Callable[[], None]:
+        def call() -> None:
             jax.block_until_ready(train(keys, steps=steps, settings=settings))
-            if round_index > 0:  # The first has compiled.
-                seconds[name].append((time.perf_counter() - start) / steps)
-    times = {name: np.array(values) for name, values in seconds.items()}
-    unit = "µs per update of all seeds"
+
+        call()  # It compiles.
+        return call
+
+    seconds = take_turns(
+        {name: program(settings) for name, settings in cases.items()},
+        rounds=rounds,
+        sample_seconds=0,
+        deadline=Deadline(),
+    )
+    table = [
+        {
+            "case": name,
+            "µs per update of all seeds": _quartiles(1e6 * found / steps),
+            f"ratio to {ALONE}": _quartiles(found / seconds[ALONE]),
+        }
+        for name, found in seconds.items()
+    ]
     devices = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     return (
-        f"{format_table(rows_of_times(times, ALONE, unit=unit))}\n"
-        f"{len(keys)} seeds, {devices}, JAX {jax.__version__}; "
+        f"{format_table(table)}\n{len(keys)} seeds, {devices}, JAX {jax.__version__}; "
         f"medians of {rounds} rounds of {steps} updates (middle half)."
     )
+
+
+def _quartiles(values: np.ndarray) -> str:
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"

@@ -124,7 +124,8 @@ def test_each_round_times_all_cases_after_they_are_compiled():
 
     cases = {side_by_side.ALONE: None, side_by_side.WITH: Settings(0.1, 2)}
     table = side_by_side.timed(train, np.zeros(2), cases, 9, 3)
-    assert calls == [None, Settings(0.1, 2)] * 4
+    # Each is compiled, then called once to no account, then once in each round.
+    assert calls == [None, Settings(0.1, 2)] * 5
     assert "ratio to optimizer alone" in table
     assert "2 seeds" in table and "3 rounds of 9 updates" in table
 

@@ -3,10 +3,7 @@
 import functools
 import io
 
-from flax import serialization
 import jax
-import jax.numpy as jnp
-import numpy as np
 import optax
 from orbax import checkpoint
 import pytest
@@ -32,18 +29,6 @@ def history():
     return tiny.loop(TX, PARAMS, GRADS, FEATURES)
 
 
-def by_flax(tree, like, folder):
-    del folder
-    return serialization.from_bytes(like, serialization.to_bytes(tree))
-
-
-def by_numpy(tree, like, folder):
-    np.savez(folder / "state.npz", *jax.tree.leaves(tree))
-    with np.load(folder / "state.npz") as file:
-        leaves = [jnp.asarray(file[name]) for name in file.files]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
 def by_orbax(tree, like, folder):
     with checkpoint.StandardCheckpointer() as saver:
         saver.save(folder / "state", tree)
@@ -60,7 +45,7 @@ def by_equinox(tree, like, folder):
     return equinox.tree_deserialise_leaves(file, like)
 
 
-@pytest.mark.parametrize("save", [by_flax, by_numpy, by_orbax, by_equinox])
+@pytest.mark.parametrize("save", [by_orbax, by_equinox])
 def test_a_saved_state_goes_on_as_if_it_had_not_been_saved(save, tmp_path):
     saved = history()[SAVED - 1]
     read = save(saved, (PARAMS, TX.init(PARAMS)), tmp_path)

@@ -101,13 +101,3 @@ def test_what_scales_updates_behind_it_leaves_reborn_units_loud():
         reborn = tiny.mask_of(states[0].replaced["dense_0"], 6)
         loud.append(np.asarray(params["dense_1"]["kernel"])[reborn].any())
     assert any(loud)
-
-
-def test_multi_steps_inside_is_refused():
-    tx = cbp_jax.continual_backprop(
-        optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
-        UNITS,
-        key=tiny.FAST_KEY,
-    )
-    with pytest.raises(ValueError, match="Put MultiSteps around"):
-        tx.init(PARAMS)
