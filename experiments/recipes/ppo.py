@@ -40,7 +40,7 @@ forward = cbp_jax.with_features(
 )
 
 
-def play(params, wind, key):
+def play(params, wind, keys):
     """Plays an episode; returns what `loss_fn` takes, [B, T], and the mean reward."""
 
     def act(states, key):
@@ -53,8 +53,8 @@ def play(params, wind, key):
         sample = states, actions, minus_log_prob(logits, actions), values[:, 0], rewards
         return jnp.hstack([position, velocity]), sample
 
-    start = jax.random.uniform(key, (ENVIRONMENTS, 4), minval=-1).at[:, 2:].set(0)
-    last, samples = jax.lax.scan(act, start, jax.random.split(key, HORIZON))
+    start = jax.random.uniform(keys[0], (ENVIRONMENTS, 4), minval=-1).at[:, 2:].set(0)
+    last, samples = jax.lax.scan(act, start, keys[1:])
     *samples, values, rewards = samples  # Each [T, B].
     next_values = jnp.vstack([values[1:], forward(params, last)[0][1].T])
     errors = rewards + DISCOUNT * next_values - values
@@ -97,9 +97,9 @@ def train(keys, *, steps, settings):
         def learn(carry, episode):
             task_key = jax.random.fold_in(key, episode * TASKS // episodes)
             wind = 0.02 * jax.random.uniform(task_key, (2,), minval=-1)
-            keys = jax.random.split(jax.random.fold_in(key, ~episode))
-            samples, reward = play(carry[0], wind, keys[0])
-            drawn = jax.random.choice(keys[1], ENVIRONMENTS, (UPDATES, MINIBATCH))
+            keys = jax.random.split(jax.random.fold_in(key, ~episode), HORIZON + 2)
+            samples, reward = play(carry[0], wind, keys[1:])
+            drawn = jax.random.choice(keys[0], ENVIRONMENTS, (UPDATES, MINIBATCH))
             batches = [leaf[drawn] for leaf in samples]
             return jax.lax.scan(update, carry, batches)[0], reward
 

@@ -44,7 +44,7 @@ class Block(nn.Module):
         x += nn.DenseGeneral(WIDTH, axis=(-2, -1), name="out")(mixed)
         hidden = nn.gelu(nn.Dense(MLP_WIDTH, name="up")(nn.LayerNorm()(x)))
         x += nn.Dense(WIDTH, name="down")(hidden)
-        return x, {"value": mixed, "mlp": hidden}
+        return x, {"value": mixed, "mlp": hidden}  # What "out" and "down" read.
 
 
 class Decoder(nn.Module):
