@@ -151,7 +151,9 @@ def test_other_arguments_reach_the_optimizer():
 
 @pytest.mark.parametrize("kind", [TrainState, train_state.TrainState])
 def test_without_features_the_error_names_them(kind):
-    with pytest.raises(ValueError, match="activations of every unit group; missing"):
+    with pytest.raises(
+        ValueError, match="every unit group; missing: .*cbp_jax.training"
+    ):
         create(make(), kind).apply_gradients(grads=PARAMS)
 
 
