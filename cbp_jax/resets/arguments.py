@@ -38,8 +38,8 @@ def check_arguments(
         raise ValueError(
             "Resets of units need the activations of every unit group; missing: "
             f"{missing}, given: {list(features)}. Pass the update a mapping of names "
-            "to arrays [batch, ..., units]: features=features. (flax's TrainState drops "
-            "them in apply_gradients; that of cbp_jax.training does not.)"
+            "to arrays [batch, ..., units]: features=features. (flax's TrainState "
+            "drops them in apply_gradients, that of cbp_jax.training does not.)"
         )
     return groups, found
 
