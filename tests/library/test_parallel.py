@@ -34,7 +34,13 @@ RULES = {
 def make(name, **options):
     # Momentum, not Adam, which turns rounding near 0 into steps of full length.
     base = optax.sgd(0.05, momentum=0.9)
-    return RULES[name](base, LAYERS, key=tiny.KEY, **options)
+    return RULES[name](
+        base,
+        LAYERS,
+        initializer=tiny.rows_initializer,
+        key=tiny.FAST_KEY,
+        **options,
+    )
 
 
 def draw(*shape, seed=0):
