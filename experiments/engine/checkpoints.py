@@ -159,7 +159,10 @@ def _reason(error: Exception) -> str:
 
     TensorStore puts what the system said before a page of its own settings.
     """
-    said = re.search(r": ([^:]+) \[(os_error_code|tensorstore_spec)=", str(error))
+    code = re.search(r"\[os_error_code='?(\d+)", str(error))
+    if code:
+        return os.strerror(int(code[1]))
+    said = re.search(r": ([^:]+) \[tensorstore_spec=", str(error))
     return said[1] if said else str(error).rstrip(".")
 
 

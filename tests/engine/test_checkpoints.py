@@ -213,3 +213,22 @@ def test_a_longer_run_goes_on_where_a_finished_one_ended(whole, tmp_path, monkey
     xr.testing.assert_equal(longer.drop_vars(TIMES), dataset.drop_vars(TIMES))
     with pytest.raises(ValueError, match="longer, not shorter"):
         runner.run(short, tmp_path / "run", MAKE_PROBLEM)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "INTERNAL: Error writing 'a/b': No space left on device [os_error_code='28'] "
+        "[tensorstore_spec='{...}']",
+        "INTERNAL: Failed to write to file, No space left on device "
+        "[os_error_code='28'].",
+    ],
+)
+def test_the_reason_of_a_failed_write_is_the_systems(said, tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ValueError(said)
+
+    checkpointer = Checkpointer(tmp_path, "case")
+    monkeypatch.setattr(checkpoints.ocp.CheckpointManager, "save", fail)
+    with pytest.raises(CheckpointError, match="case: No space left on device. Once it"):
+        checkpointer.save(1, tree_of(1))
