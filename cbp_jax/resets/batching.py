@@ -90,6 +90,6 @@ def _varying_alike(
 def _varying_axes(leaf: Any) -> frozenset[str]:
     """Returns the mesh axes of a `shard_map` over which an array varies."""
     described = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
-    manual = getattr(described, "manual_axis_type", None)  # `vma` before JAX 0.10.
+    manual = getattr(described, "manual_axis_type", None)  # Elsewhere `vma`.
     varying = getattr(described, "vma", None) if manual is None else manual.varying
     return varying or frozenset()
