@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 from jax import lax
-from jax.custom_batching import custom_vmap
 import jax.numpy as jnp
-import numpy as np
+
+from cbp_jax.resets.magnitudes import sum_magnitudes
 
 
 class Place(NamedTuple):
@@ -50,7 +50,7 @@ class Place(NamedTuple):
             axis for axis in range(self.stack, leaf.ndim) if axis not in self.units
         )
         magnitudes = jnp.abs(lax.stop_gradient(leaf)).astype(dtype)
-        total = _sum(magnitudes, others)
+        total = sum_magnitudes(magnitudes, others)
         stack = total.shape[: self.stack]
         if self.layout == "io":
             return total.reshape(*stack, self.positions, -1)
@@ -94,47 +94,3 @@ class Place(NamedTuple):
         return columns.reshape(
             *columns.shape[:axis], *sizes, *columns.shape[axis + 1 :]
         )
-
-
-# On a CPU XLA hands sums to a library, which keeps them apart from the arithmetic that
-# leads to them. For lanes of leaves of up to so many entries it pays to hide that a sum
-# is one. A single learner's leaf may be sharded, and XLA only knows how to add up the
-# shards of a sum that it recognizes; as a product with ones it takes half of the time.
-_SMALL_LEAF = 1024
-
-
-def _sum(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sums numbers that are not negative over some axes."""
-
-    def add(magnitudes: jax.Array) -> jax.Array:
-        return jnp.sum(magnitudes, axis=axes)
-
-    def multiply(magnitudes: jax.Array) -> jax.Array:
-        (axis,) = axes
-        ones = jnp.ones(magnitudes.shape[axis], magnitudes.dtype)
-        contracted = ((axis,), (0,)), ((), ())
-        return lax.dot_general(magnitudes, ones, contracted, lax.Precision.HIGHEST)
-
-    @custom_vmap
-    def total(magnitudes: jax.Array) -> jax.Array:
-        if magnitudes.ndim != 2 or len(axes) != 1:
-            return add(magnitudes)
-        return lax.platform_dependent(magnitudes, cpu=multiply, default=add)
-
-    @total.def_vmap
-    def _(
-        lanes: int, is_batched: list[bool], magnitudes: jax.Array
-    ) -> tuple[jax.Array, bool]:
-        del lanes, is_batched  # The only argument is batched.
-        inner = tuple(axis + 1 for axis in axes)
-        if math.prod(magnitudes.shape[1:]) > _SMALL_LEAF:
-            return jnp.sum(magnitudes, axis=inner), True
-        zero = np.zeros((), magnitudes.dtype)
-        return lax.reduce(magnitudes, zero, _add_magnitudes, inner), True
-
-    return total(magnitudes)
-
-
-def _add_magnitudes(left: jax.Array, right: jax.Array) -> jax.Array:
-    """Adds two numbers that are not negative."""
-    return jnp.abs(left) + jnp.abs(right)
