@@ -13,6 +13,7 @@ import jax
 from ml_collections import config_flags
 
 from experiments.engine import checkpoints, distributed, run_folder, runner
+from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
 from experiments.learning.problem import Problem
 from experiments.reporting import plots, run_results, survival, tables
@@ -51,6 +52,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
             workdir.value or pathlib.Path("runs") / name / config.value.preset
         )
         use_all_cores()
+        keep_compiled_programs(folder)
         if join.value:
             distributed.start(address.value, count.value, index.value)
         sys.exit(train(config.value, folder, make_problem, overwrite.value))

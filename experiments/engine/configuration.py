@@ -129,8 +129,15 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
             case[field] = value
         except TypeError as error:
             raise ConfigError(f"config.cases.{name}.{field}: {error}") from error
-    if "sweep" in config.cases[name]:
-        _add_sweep(case, name, config.cases[name].sweep.to_dict())
+    own_sweep = config.cases[name].get("sweep", ConfigDict()).to_dict()
+    _add_sweep(case, name, own_sweep)
+    for field in config.cases[name]:
+        if field not in own_sweep and case.sweep.get(field):
+            raise ConfigError(
+                f"config.cases.{name}.{field} has no effect, because config.sweep."
+                f"{field} holds for all cases: set config.cases.{name}.sweep.{field} "
+                "to () to keep the case out of it, or to values of its own."
+            )
     return case
 
 

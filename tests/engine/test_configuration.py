@@ -83,6 +83,16 @@ def test_a_case_may_sweep_what_its_method_takes():
     assert cases["fixed"].sweep.step_size == ()
 
 
+def test_a_value_of_a_case_that_a_sweep_takes_the_place_of_has_no_effect():
+    config = tiny_digits(cases={"own": {"method": "backprop", "step_size": 0.5}})
+    config.sweep.step_size = (0.01, 0.02)
+    with pytest.raises(ConfigError, match=r"own\.step_size.*own\.sweep\.step_size"):
+        configuration.make_cases(config)
+    config.cases.own.sweep = {"step_size": ()}
+    case = configuration.make_cases(config)["own"]
+    assert (case.step_size, case.sweep.step_size) == (0.5, ())
+
+
 def test_a_case_cannot_sweep_what_its_method_does_not_take():
     config = tiny_digits(cases={"wrong": {"sweep": {"redo_threshold": (0.1, 0.2)}}})
     with pytest.raises(ConfigError, match=r"wrong\.sweep.*redo_threshold.*step_size"):
