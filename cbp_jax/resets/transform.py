@@ -220,7 +220,8 @@ def reset_by_rule(
         num_replaced = dict(state.num_replaced)
         for group in live:
             name, found = group.name, replacements[group.name].units
-            replaced[name] = replaced[name].at[..., : found.shape[-1]].set(found)
+            unused = replaced[name][..., found.shape[-1] :]
+            replaced[name] = jnp.concatenate([found, unused], axis=-1)
             num_replaced[name] += jnp.sum(
                 found < group.num_units, axis=-1, dtype=jnp.int32
             )
