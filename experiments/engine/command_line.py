@@ -11,6 +11,7 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 from ml_collections import config_flags
+import threadpoolctl
 
 from experiments.engine import checkpoints, distributed, run_folder, runner
 from experiments.engine.compilation import keep_compiled_programs
@@ -161,8 +162,10 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
 def use_all_cores() -> None:
     """Makes each core an XLA device, since one device uses little more than one.
 
-    JAX_NUM_CPU_DEVICES in the environment sets another number.
+    JAX_NUM_CPU_DEVICES in the environment sets another number. The threads of LAPACK,
+    which finds ranks, would wait for more work on cores that have others to do.
     """
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     if "JAX_NUM_CPU_DEVICES" in os.environ:
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1

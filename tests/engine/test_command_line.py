@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from optional_data import MNIST_DIR, needs_mnist
 import pytest
+import threadpoolctl
 from tiny_runs import shrink, tiny_digits, write_idx_files
 
 from configs import pmnist
@@ -209,3 +210,12 @@ def test_real_mnist_is_learned_within_one_task(tmp_path):
     )
     accuracy = run_results.load(tmp_path / "run").accuracy
     assert ((accuracy > 0.6) & (accuracy < 0.9)).all()
+
+
+def test_lapack_has_no_threads_beside_the_devices(monkeypatch):
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # Those of the tests stay.
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        command_line.use_all_cores()
+        pools = threadpoolctl.threadpool_info()
+    blas = [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
+    assert blas and max(blas) == 1
