@@ -30,6 +30,19 @@ def make_params(dtype=np.float32, seed=0):
     }
 
 
+def make_conv_params():
+    """Returns params of a convolution of 3 units, a normalization and a head."""
+    params = make_params()
+    return {
+        "conv": {
+            "kernel": params["dense_0"]["kernel"].reshape(2, 2, 2, 3),
+            "bias": jnp.arange(3.0),
+        },
+        "norm": {"scale": jnp.full(3, 2.0)},
+        "head": params["head"],
+    }
+
+
 def make_features(num_steps=1, batch=2, seed=1):
     """Returns features [T, B, N] by group name."""
     rng = np.random.default_rng(seed)

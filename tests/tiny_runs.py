@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 import numpy as np
+import pytest
 
 from configs import imagenet, pmnist, scr
-from experiments.engine import configuration
+from experiments.engine import configuration, runner
+from experiments.engine.cases import CompiledCase
 from experiments.engine.lanes import lane_settings, make_grid
 from experiments.reporting import run_results
 from experiments.streams import drifting_bits
@@ -139,3 +141,22 @@ def write_idx_files(folder, num_images=40):
             header = struct.pack(f">I{array.ndim}I", magic, *array.shape)
             with gzip.open(folder / f"{split}-{name}-ubyte.gz", "wb") as file:
                 file.write(header + array.tobytes())
+
+
+def run_dying_once(config, folder, make_problem, monkeypatch, *, at_call):
+    """Runs a config that dies in the middle of a task, and the same command again.
+
+    Returns the results, and the tasks that were begun, one number for each call.
+    """
+    run_task, calls = CompiledCase.run_task, []
+
+    def die(self, state, task):
+        calls.append(task)
+        if len(calls) == at_call:
+            raise RuntimeError("power cut")
+        return run_task(self, state, task)
+
+    monkeypatch.setattr(CompiledCase, "run_task", die)
+    with pytest.raises(RuntimeError, match="power cut"):
+        runner.run(config, folder, make_problem)
+    return runner.run(config, folder, make_problem), calls

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import tiny_pairs
+from tiny_runs import run_dying_once, tiny_pairs
 import xarray as xr
 
 from cbp_jax.networks import ConvNet
@@ -164,18 +164,9 @@ def test_a_run_writes_its_table_and_figures(finished, capsys):
 
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     whole, config, _ = finished
-    run_task, calls = cases.CompiledCase.run_task, []
-
-    def die(self, state, task):
-        calls.append(task)
-        if len(calls) == 5:
-            raise RuntimeError("power cut")
-        return run_task(self, state, task)
-
-    monkeypatch.setattr(cases.CompiledCase, "run_task", die)
-    with pytest.raises(RuntimeError, match="power cut"):
-        runner.run(config, tmp_path / "run", MAKE_PROBLEM)
-    resumed = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    resumed, calls = run_dying_once(
+        config, tmp_path / "run", MAKE_PROBLEM, monkeypatch, at_call=5
+    )
     assert calls[4:6] == [1, 1]
     xr.testing.assert_equal(resumed.drop_vars(TIMES), whole.drop_vars(TIMES))
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import draw_bits, one_lane, shrink_bits, tiny_bits
+from tiny_runs import draw_bits, one_lane, run_dying_once, shrink_bits, tiny_bits
 import xarray as xr
 
 from configs import pmnist, scr
@@ -209,18 +209,9 @@ def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     config = tiny_bits(num_tasks=3, checkpoint_every=1)
     whole = runner.run(config, tmp_path / "whole", MAKE_PROBLEM)
-    run_task, calls = cases.CompiledCase.run_task, []
-
-    def die(self, state, task):
-        calls.append(task)
-        if len(calls) == 5:
-            raise RuntimeError("power cut")
-        return run_task(self, state, task)
-
-    monkeypatch.setattr(cases.CompiledCase, "run_task", die)
-    with pytest.raises(RuntimeError, match="power cut"):
-        runner.run(config, tmp_path / "run", MAKE_PROBLEM)
-    resumed = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    resumed, calls = run_dying_once(
+        config, tmp_path / "run", MAKE_PROBLEM, monkeypatch, at_call=5
+    )
     assert calls[4:6] == [1, 1]
     xr.testing.assert_equal(resumed.error, whole.error)
     xr.testing.assert_equal(resumed.weight_magnitude, whole.weight_magnitude)

@@ -6,7 +6,7 @@ import signal
 
 import numpy as np
 import pytest
-from tiny_runs import tiny_digits
+from tiny_runs import run_dying_once, tiny_digits
 import xarray as xr
 
 import cbp_jax
@@ -88,18 +88,9 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(finished, tmp_path, monke
     """Dies without notice in the middle of a task, after a checkpoint at task 2."""
     dataset, _ = finished
     config = tiny_digits(num_tasks=4, checkpoint_every=2)
-    run_task, calls = CompiledCase.run_task, []
-
-    def die(self, state, task):
-        calls.append(task)
-        if len(calls) == 4:
-            raise RuntimeError("power cut")
-        return run_task(self, state, task)
-
-    monkeypatch.setattr(CompiledCase, "run_task", die)
-    with pytest.raises(RuntimeError, match="power cut"):
-        runner.run(config, tmp_path / "run", MAKE_PROBLEM)
-    resumed = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    resumed, calls = run_dying_once(
+        config, tmp_path / "run", MAKE_PROBLEM, monkeypatch, at_call=4
+    )
     assert calls[4:6] == [2, 3]
     xr.testing.assert_equal(resumed.drop_vars(TIMES), dataset.drop_vars(TIMES))
 

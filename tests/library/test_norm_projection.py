@@ -10,14 +10,7 @@ import tiny
 from cbp_jax.optimizers.norm_projection import project_norms
 
 NUM_STEPS = 3
-PARAMS = {
-    "conv": {
-        "kernel": tiny.make_params()["dense_0"]["kernel"].reshape(2, 2, 2, 3),
-        "bias": jnp.arange(3.0),
-    },
-    "norm": {"scale": jnp.full(3, 2.0)},
-    "head": tiny.make_params()["head"],
-}
+PARAMS = tiny.make_conv_params()
 GRADS = tiny.make_grads(NUM_STEPS, PARAMS)
 FEATURES = tiny.make_features(NUM_STEPS)
 
