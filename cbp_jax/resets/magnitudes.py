@@ -71,14 +71,16 @@ def sum_magnitudes(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
 def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
     """Adds up groups of neighbors along an axis.
 
-    There are no fewer groups than devices, over which the axis may be sharded: no group
-    may have to be added up over shards.
+    There are no fewer groups than shards that the axis may have: no group may have to
+    be added up over shards. Inside `jax.shard_map` XLA shards nothing.
     """
+    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
+    most_shards = 1 if is_manual else jax.device_count()
     shape = magnitudes.shape
     numbers = (2,) if axis == magnitudes.ndim - 1 else _NEIGHBORS
     for number in numbers:
         groups = shape[axis] // number, number
-        if shape[axis] % number == 0 and groups[0] >= jax.device_count():
+        if shape[axis] % number == 0 and groups[0] >= most_shards:
             magnitudes = magnitudes.reshape(*shape[:axis], *groups, *shape[axis + 1 :])
             return _add_unrecognized(magnitudes, (axis + 1,))
     return magnitudes
