@@ -22,13 +22,14 @@ def sum_magnitudes(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sums numbers that are not negative over some axes.
 
     It is `jnp.sum` up to rounding, in an order that is fast on the platform it runs on.
+    It has no derivative: gradients must have been stopped.
 
     Args:
-      magnitudes: the numbers, of any shape.
+      magnitudes: the numbers, floating, of any shape.
       axes: to sum over, not negative.
 
     Returns:
-      The sums, without these axes.
+      The sums, without these axes, of the same dtype.
     """
 
     def add(magnitudes: jax.Array) -> jax.Array:

@@ -162,8 +162,8 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
 def use_all_cores() -> None:
     """Makes each core an XLA device, since one device uses little more than one.
 
-    JAX_NUM_CPU_DEVICES in the environment sets another number. The threads of LAPACK,
-    which finds ranks, would wait for more work on cores that have others to do.
+    JAX_NUM_CPU_DEVICES in the environment sets another number. LAPACK, which finds
+    ranks, gets one thread: more would spin for a while on cores that devices need.
     """
     threadpoolctl.threadpool_limits(1, user_api="blas")
     if "JAX_NUM_CPU_DEVICES" in os.environ:
