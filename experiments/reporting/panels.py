@@ -17,15 +17,15 @@ class Measure(NamedTuple):
     variable: str
     label: str  # Of the axis, with the unit.
     factor: float  # To this unit.
-    is_bounded: bool  # Whether no diverging lane can leave the others flat.
+    highest: float  # That it can be, in this unit; the lowest is 0.
 
 
 MEASURES = (
-    Measure("accuracy", "accuracy (%)", 100, True),
-    Measure("error", "squared error", 1, False),
-    Measure("dead_units_percent", "dead units (%)", 1, True),
-    Measure("effective_rank_percent", "effective rank (% of width)", 1, True),
-    Measure("weight_magnitude", "mean |w|", 1, False),
+    Measure("accuracy", "accuracy (%)", 100, 100),
+    Measure("error", "squared error", 1, np.inf),
+    Measure("dead_units_percent", "dead units (%)", 1, 100),
+    Measure("effective_rank_percent", "effective rank (% of width)", 1, 100),
+    Measure("weight_magnitude", "mean |w|", 1, np.inf),
 )
 """The panels of a figure, in order; the score first, as in the paper."""
 
@@ -69,6 +69,7 @@ def draw_curves(
     values: np.ndarray,
     style: MethodStyle,
     *,
+    highest: float,
     band: str = "half_width",
     band_opacity: float = 0.2,
     marker_at: float | None = None,
@@ -81,6 +82,7 @@ def draw_curves(
       x: [tasks].
       values: [seeds, tasks].
       style: of the line.
+      highest: what values can be at most; bands end there, and at 0.
       band: the field of `statistics.Estimate` that is half of the band's width, or ""
         for none.
       band_opacity: from 0 to 1.
@@ -99,8 +101,8 @@ def draw_curves(
         half_width = np.nan_to_num(getattr(estimates, band)[measured])
         axis.fill_between(
             x,
-            mean - half_width,
-            mean + half_width,
+            np.maximum(mean - half_width, 0),
+            np.minimum(mean + half_width, highest),
             color=style.color,
             alpha=band_opacity,
             lw=0,
@@ -164,19 +166,21 @@ def legend_beside(axis: Any, title: str) -> None:
 
 
 def cut_outliers(axes: Sequence[Any]) -> None:
-    """Ends the axis of values, common to some panels, where most lines end.
+    """Ends the axis of values, common to some panels, where the others end.
 
-    A line above three times the median of the lines' maxima leaves the panel.
+    A line above ten times the median of the lines' maxima leaves the panel, so that a
+    diverging lane does not leave all others flat.
     """
     lines = [line.get_ydata() for axis in axes for line in axis.lines]
-    tops = [np.max(line) for line in lines if line.size]
-    limit = 3 * np.median(tops) if tops else 0
-    if limit > 0 and max(tops) > limit:
-        # The margin below was chosen for the whole range, outliers included.
+    tops = np.array([np.max(line) for line in lines if line.size])
+    limit = 10 * np.median(tops) if tops.size else 0
+    if limit > 0 and tops.max() > limit:
+        # The margins were chosen for the whole range, outliers included.
+        top = tops[tops <= limit].max()
         bottom = min(np.min(line) for line in lines if line.size)
-        margin = 0.05 * (limit - bottom)
+        margin = 0.05 * (top - bottom)
         for axis in axes:
-            axis.set_ylim(bottom - margin, limit)
+            axis.set_ylim(bottom - margin, top + margin)
 
 
 def describe(labels: Mapping[str, Any]) -> str:

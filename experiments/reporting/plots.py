@@ -4,6 +4,7 @@ import json
 import pathlib
 from typing import Any
 
+import numpy as np
 import xarray as xr
 
 from experiments.reporting import binned_plots, panels, statistics, survival
@@ -100,6 +101,7 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
                     panels.times(setting),
                     panels.curves(setting, measure).values,
                     style,
+                    highest=measure.highest,
                     band="half_width" if len(settings) <= _MOST_LINES else "",
                     band_opacity=min(0.2, 0.8 / len(row)),
                     marker_at=number / len(row) if len(row) > 2 else None,
@@ -112,7 +114,7 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
     for axis in axes[-1]:
         axis.set_xlabel(panels.time_axis(first))
     for column, measure in zip(axes.T, measures, strict=True):
-        if not measure.is_bounded:
+        if np.isinf(measure.highest):
             panels.cut_outliers(column)
     if list(rows) == [""]:
         panels.legend_above(figure, axes[0, 0].lines, num_columns=len(measures))
@@ -286,5 +288,11 @@ def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, tuple[str, xr.Dat
 def _draw_error(axis: Any, setting: xr.Dataset, style: MethodStyle, label: str) -> None:
     errors = setting.error.transpose("seed", "task").values
     panels.draw_curves(
-        axis, panels.times(setting), errors, style, band="standard_error", label=label
+        axis,
+        panels.times(setting),
+        errors,
+        style,
+        highest=np.inf,
+        band="standard_error",
+        label=label,
     )

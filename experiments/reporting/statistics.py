@@ -61,8 +61,16 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
 
 def over_layers(dataset: xr.Dataset, name: str) -> xr.DataArray:
     """Averages a variable of layers, weighted by their weights or units."""
-    weights = dataset.num_weights if name == "weight_magnitude" else dataset.num_units
-    return dataset[name].weighted(weights.fillna(0)).mean("layer")
+    return dataset[name].weighted(layer_sizes(dataset, name)).mean("layer")
+
+
+def layer_sizes(dataset: xr.Dataset, name: str) -> xr.DataArray:
+    """Returns what layers count in the average of a variable: their weights or units.
+
+    All are 0 where the variable has no meaning, as units of a linear model.
+    """
+    sizes = dataset.num_weights if name == "weight_magnitude" else dataset.num_units
+    return sizes.fillna(0)
 
 
 def score_name(dataset: xr.Dataset) -> str:

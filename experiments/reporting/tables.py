@@ -11,6 +11,7 @@ from experiments.reporting.run_results import swept_names
 from experiments.reporting.statistics import (
     Estimate,
     estimate,
+    layer_sizes,
     over_layers,
     score_name,
     settings_of,
@@ -108,9 +109,11 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
         f"last {unit}": _interval(estimate(curve[:, -1])),
     }
     for name, (column, factor, digits) in _LAST_MEASURED.items():
-        if name in setting:
-            last = estimate(_last_measured(over_layers(setting, name))).mean
-            columns[column] = f"{factor * last:.{digits}f}"
+        if name not in setting:
+            continue
+        last = estimate(_last_measured(over_layers(setting, name))).mean
+        has_meaning = layer_sizes(setting, name).any()
+        columns[column] = f"{factor * last:.{digits}f}" if has_meaning else "-"
     return columns | {"steps/s": f"{float(setting.steps_per_second):,.0f}"}
 
 

@@ -8,6 +8,7 @@ from tiny_runs import make_case
 
 from experiments import figures
 from experiments.reporting import panels, plots, run_results
+from experiments.reporting.styles import method_style
 
 
 def make_results(**errors):
@@ -110,9 +111,9 @@ def test_accuracy_and_measures_are_drawn_against_tasks(drawn, tmp_path):
     ]
     np.testing.assert_allclose(accuracy.lines[1].get_ydata(), [25, 26, 27])
     np.testing.assert_allclose(magnitude.lines[0].get_ydata(), 1.25)
-    # Two seeds 10 points apart: 12.706 times their standard error of 5.
+    # Two seeds 10 points apart: 12.706 times their standard error of 5, from 0 on.
     band = accuracy.collections[1].get_paths()[0].get_extents().get_points()[:, 1]
-    np.testing.assert_allclose(band, [25 - 63.53, 27 + 63.53], atol=0.01)
+    np.testing.assert_allclose(band, [0, 27 + 63.53], atol=0.01)
 
 
 def test_nothing_is_drawn_without_values(tmp_path):
@@ -208,7 +209,27 @@ def test_few_methods_with_many_strengths_have_a_row_each(drawn, tmp_path):
 
 def test_lines_far_above_the_others_leave_the_panel():
     _, axes = panels.subplots(1, 2, sharey="row")
-    for axis, top in ((axes[0, 0], 2.0), (axes[0, 0], 4.0), (axes[0, 1], 100.0)):
+    for axis, top in ((axes[0, 0], 2.0), (axes[0, 0], 4.0), (axes[0, 1], 41.0)):
         axis.plot([0, 1], [1.0, top])
     panels.cut_outliers(axes[0])
-    assert axes[0, 0].get_ylim()[1] == axes[0, 1].get_ylim()[1] == 12.0
+    limits = [axis.get_ylim() for axis in axes[0]]
+    np.testing.assert_allclose(limits, [[0.85, 4.15]] * 2)
+
+
+def test_lines_of_the_same_order_of_magnitude_all_stay_in_the_panel():
+    _, axes = panels.subplots(1, 1)
+    for top in (2.0, 4.0, 39.0):
+        axes[0, 0].plot([0, 1], [1.0, top])
+    panels.cut_outliers(axes[0])
+    assert axes[0, 0].get_ylim()[1] > 39
+
+
+def test_bands_end_where_values_can_not_be():
+    _, axes = panels.subplots(1, 1)
+    values = np.array([[0.0, 90.0, 50.0], [10.0, 100.0, 50.0]])
+    panels.draw_curves(
+        axes[0, 0], np.arange(3), values, method_style("backprop"), highest=100
+    )
+    (band,) = axes[0, 0].collections
+    edges = band.get_paths()[0].vertices[:, 1]
+    assert (edges.min(), edges.max()) == (0, 100)

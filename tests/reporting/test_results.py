@@ -137,6 +137,23 @@ def test_table_has_a_line_for_each_setting_with_first_best_and_last():
     assert other[header.index("last accuracy %")].startswith("26.00")
 
 
+def test_table_leaves_out_what_a_linear_model_does_not_have():
+    dataset = make_case()
+    dataset["dead_units"] = dataset.weight_magnitude
+    linear = dataset.assign_coords(case=["linear"])
+    linear["num_units"] = 0 * linear.num_units
+    table = tables.summary_table(run_results.join_cases([dataset, linear], {}))
+    header, *rows = (
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+    )
+    rows = [dict(zip(header, row, strict=True)) for row in rows[1:]]
+    assert {row["dead units %"] for row in rows if row["case"] == "linear"} == {"-"}
+    assert all(float(row["weight magnitude"]) > 0 for row in rows)
+    dead = [row["dead units %"] for row in rows if row["case"] == "backprop"]
+    assert all(float(value) > 0 for value in dead)
+
+
 def test_table_of_chosen_tasks_has_standard_errors():
     dataset = run_results.join_cases([make_case(), make_case("other", 2)], {})
     lines = tables.score_table(dataset, [0, -1]).splitlines()
