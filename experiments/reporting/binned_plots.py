@@ -59,6 +59,8 @@ def draw_bins(
     axes[0, 1].set_title(f"all tasks, in bins of {size}")
     for axis in axes[-1]:
         axis.set_xlabel("task")
+    for axis in axes.flat:
+        axis.locator_params("x", integer=True)
     if list(rows) == [""]:
         panels.legend_above(figure, axes[0, 0].lines, num_columns=4)
     return panels.save(figure, path)
