@@ -82,9 +82,8 @@ def test_the_figure_shows_the_first_tasks_and_all_in_bins(drawn, tmp_path):
     assert first.get_ylim()[1] <= 101
 
 
-def test_tasks_are_whole_numbers_on_the_axes_also_of_many_rows(drawn, tmp_path):
-    names = ("backprop", "l2", "dropout", "redo", "fire", "linear")
-    plots.draw_run(make_results(5, *names, num_tasks=10), tmp_path)
+def test_tasks_are_whole_numbers_on_the_axes(drawn, tmp_path):
+    plots.draw_run(make_results(2, "backprop", "linear", num_tasks=4), tmp_path)
     for axis in drawn["bins.png"].axes:
         ticks = axis.get_xticks()
         np.testing.assert_array_equal(ticks, ticks.round())
