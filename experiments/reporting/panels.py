@@ -139,22 +139,29 @@ def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
 
 
 def legend_above(figure: Any, lines: Sequence[Any], num_columns: int) -> None:
-    """Puts one legend for all panels above them."""
-    figure.legend(
-        handles=list(lines),
-        loc="outside upper center",
-        ncols=num_columns,
-        frameon=False,
-    )
+    """Puts one legend for all panels above them; equal labels stand once.
+
+    Args:
+      figure: the figure.
+      lines: what the legend explains.
+      num_columns: of the legend, fewer where the figure is too narrow for as many.
+    """
+    for ncols in range(num_columns, 0, -1):
+        legend = figure.legend(
+            handles=_first_of_each_label(lines),
+            loc="outside upper center",
+            ncols=ncols,
+            frameon=False,
+        )
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def legend_beside(axis: Any, title: str) -> None:
     """Puts the legend of a row right of its last panel; equal labels stand once."""
-    lines: dict[str, Any] = {}
-    for line in axis.lines:
-        lines.setdefault(line.get_label(), line)
     legend = axis.legend(
-        handles=list(lines.values()),
+        handles=_first_of_each_label(axis.lines),
         title=title,
         loc="center left",
         bbox_to_anchor=(1.02, 0.5),
@@ -163,6 +170,14 @@ def legend_beside(axis: Any, title: str) -> None:
         handlelength=3.5,
     )
     legend.get_title().set_fontweight("bold")
+
+
+def _first_of_each_label(lines: Sequence[Any]) -> list[Any]:
+    """Leaves out lines whose label an earlier one has."""
+    by_label: dict[str, Any] = {}
+    for line in lines:
+        by_label.setdefault(line.get_label(), line)
+    return list(by_label.values())
 
 
 def cut_outliers(axes: Sequence[Any]) -> None:

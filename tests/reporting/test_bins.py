@@ -80,6 +80,10 @@ def test_the_figure_shows_the_first_tasks_and_all_in_bins(drawn, tmp_path):
     np.testing.assert_allclose(line.get_xdata(), [4.5, 14.5, 22])
     np.testing.assert_allclose(line.get_ydata(), [29.5, 39.5, 47])
     assert first.get_ylim()[1] <= 101
+    (legend,) = first.figure.legends
+    labels = [text.get_text() for text in legend.get_texts()]
+    assert labels.count("linear") == 1 and len(labels) == 5
+    assert legend.get_window_extent().width <= first.figure.bbox.width
 
 
 def test_tasks_are_whole_numbers_on_the_axes(drawn, tmp_path):
