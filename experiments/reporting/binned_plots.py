@@ -70,7 +70,7 @@ def _draw_line(
     axes: Sequence[Any], setting: xr.Dataset, style: MethodStyle, **options: Any
 ) -> None:
     """Draws one setting into both panels of a row."""
-    options = {"highest": 100} | options
+    options["highest"] = 100
     has_run = setting.examples.notnull().values
     tasks = setting.task.values[has_run]
     accuracy = 100 * setting.accuracy.transpose("seed", "task").values[:, has_run]
