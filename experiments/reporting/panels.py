@@ -146,9 +146,10 @@ def legend_above(figure: Any, lines: Sequence[Any], num_columns: int) -> None:
       lines: what the legend explains.
       num_columns: of the legend, fewer where the figure is too narrow for as many.
     """
+    handles = _first_of_each_label(lines)
     for ncols in range(num_columns, 0, -1):
         legend = figure.legend(
-            handles=_first_of_each_label(lines),
+            handles=handles,
             loc="outside upper center",
             ncols=ncols,
             frameon=False,
