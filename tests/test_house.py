@@ -1,4 +1,4 @@
-"""The shape of the project: which room may import which, and how long a file is."""
+"""The shape of the project: which room may import which."""
 
 import ast
 import pathlib
@@ -106,13 +106,3 @@ def test_documents_name_files_that_exist(document):
     paths = re.findall(r"`(\w+/[\w/]+(?:\.py|/))`", (ROOT / document).read_text())
     assert paths
     assert not [path for path in paths if not (ROOT / path).exists()]
-
-
-def test_every_file_is_short():
-    files = [*SOURCES.values(), *(ROOT / "tests").rglob("*.py")]
-    too_long = {
-        path.relative_to(ROOT).as_posix(): length
-        for path in files
-        if (length := len(path.read_text().splitlines())) > 300
-    }
-    assert not too_long
