@@ -8,7 +8,7 @@ from flax.training import train_state
 import jax
 import optax
 
-from cbp_jax.resets.units import PyTree
+from cbp_jax._units import PyTree
 
 
 class TrainState(train_state.TrainState):

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
+from cbp_jax.averages import average_weight
 import jax
 import jax.numpy as jnp
 
 from cbp_jax import UnitResetState
-from cbp_jax.averages import average_weight
 
 EVENT_FIELDS = ("step", "layer", "unit", "age", "utility")
 """The fields of `ReplacementLog` that describe an event."""

@@ -1,5 +1,6 @@
 """Proving by forward passes that units are named rightly, and that they are not."""
 
+from cbp_jax.discovery.checking import ALONE, TOGETHER
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,6 @@ import tiny_networks as nets
 from tiny_networks import draw, inputs, relu
 
 from cbp_jax import UnitGroup, check_units, infer_units, sequential_units
-from cbp_jax.discovery.checking import ALONE, TOGETHER
 from cbp_jax.networks import MLP
 
 X = inputs(4, 3)

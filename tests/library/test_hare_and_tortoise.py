@@ -1,5 +1,8 @@
 """Hare and tortoise against a NumPy loop, its precision and reborn units."""
 
+from cbp_jax.optimizers.events import at, every
+from cbp_jax.optimizers.hare_and_tortoise import hare_and_tortoise, slow_params
+from cbp_jax.optimizers.resets_at_events import reset_optimizer_at
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +11,6 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.optimizers.events import at, every
-from cbp_jax.optimizers.hare_and_tortoise import hare_and_tortoise, slow_params
-from cbp_jax.optimizers.resets_at_events import reset_optimizer_at
 
 NUM_STEPS = 5
 PARAMS = tiny.make_params()

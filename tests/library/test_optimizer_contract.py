@@ -2,6 +2,8 @@
 
 import functools
 
+from cbp_jax.resets.moments import reset_moments
+from cbp_jax.resets.resolution import resolve_units
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,8 +22,6 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.resets.moments import reset_moments
-from cbp_jax.resets.resolution import resolve_units
 
 # There is much to compile here and next to nothing to run.
 fast_jit = functools.partial(

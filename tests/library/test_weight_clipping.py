@@ -1,5 +1,6 @@
 """Weight clipping: bounds of kernels and biases, what is inside them, errors."""
 
+from cbp_jax.optimizers.weight_clipping import clip_weights, uniform_fan_in_bound
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,6 @@ import numpy as np
 import optax
 import pytest
 import tiny
-
-from cbp_jax.optimizers.weight_clipping import clip_weights, uniform_fan_in_bound
 
 NUM_STEPS = 3
 PARAMS = tiny.make_conv_params()

@@ -1,0 +1,211 @@
+"""The activations of groups of units, from any network, without touching its code.
+
+Shapes: B batch, P positions of a flattened map, N units of a group.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+from jax.extend import core
+import jax.numpy as jnp
+import numpy as np
+
+from cbp_jax._discovery import labels as labels_lib
+from cbp_jax._discovery.inference import trace_network
+from cbp_jax._discovery.tracing import called, can_look_inside
+from cbp_jax._discovery.values import Origin, Record, UnitAxes
+from cbp_jax._units import PyTree, ResolvedGroup, UnitGroup, resolve_units
+
+Features = dict[str, jax.Array]
+
+
+def with_features(
+    apply: Callable[[PyTree, Any], Any], units: Sequence[UnitGroup]
+) -> Callable[[PyTree, Any], tuple[Any, Features]]:
+    """Makes a network return the activations of its units as well.
+
+    The network is traced, and the activations are the values that the kernels of
+    `UnitGroup.outgoing` read: after the nonlinearity, after pooling, before a map is
+    flattened, and with dropout if `apply` drops. Where several kernels read a group at
+    different depths, as in a residual stream, it is what the last of them reads.
+
+    Works under `jit`, `grad`, `vmap` and `jax.checkpoint`, and costs nothing under
+    `jit`::
+
+      forward = cbp_jax.with_features(apply, units)
+
+      def loss_fn(params):
+          logits, features = forward(params, images)
+          return loss(logits, labels), features
+
+    Args:
+      apply: maps params and inputs to any pytree of outputs.
+      units: the groups, found by `infer_units` or written by hand.
+
+    Returns:
+      A function of params and inputs to the outputs of `apply` and the features, one
+      array `[B, ..., N]` for each group, by name. It raises ValueError where a group's
+      units cannot be followed to a kernel that reads them.
+    """
+    units = tuple(units)
+
+    def forward(params: PyTree, inputs: Any) -> tuple[Any, Features]:
+        traced = trace_network(apply, params, inputs)
+        groups = resolve_units(units, params)
+        origins = {
+            group.name: _origin(group, traced.record, traced.record.names)
+            for group in groups
+        }
+        jaxpr, constants = traced.closed.jaxpr, traced.closed.consts
+        outputs, found = _evaluate(
+            jaxpr,
+            constants,
+            jax.tree.leaves((params, inputs)),
+            {origin.place for origin in origins.values()},
+            (),
+        )
+        features = {
+            group.name: _units_last(
+                group, found[origins[group.name].place], origins[group.name], traced
+            )
+            for group in groups
+        }
+        return jax.tree.unflatten(traced.out_tree, outputs), features
+
+    return forward
+
+
+def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origin:
+    """Returns the value that the last kernel of a group reads."""
+    incoming = {place.leaf for place in group.incoming}
+    own = {
+        record.group_of(index)
+        for index, source in enumerate(record.sources)
+        if source.leaf in incoming
+    }
+    outgoing = {place.leaf: place.positions for place in group.outgoing}
+    reads = [
+        read
+        for read in record.reads
+        if read.leaf in outgoing
+        and read.source is not None
+        and record.group_of(read.source) in own
+        and read.origin.place.calls is not None
+        and outgoing[read.leaf] == read.positions == group.positions
+    ]
+    if not reads:
+        fed = [names[place.leaf] for place in group.incoming]
+        read_by = [names[leaf] for leaf in outgoing]
+        why = [reason for source in own for reason in record.leaks.get(source, [])]
+        raise ValueError(
+            f"Unit group {group.name!r}: no value was found that {fed} make and "
+            f"{read_by} read{': ' + why[0] if why else ''}. Correct the paths, or "
+            "collect this group's activations yourself."
+        )
+    return reads[-1].origin
+
+
+def _units_last(
+    group: ResolvedGroup, value: jax.Array, origin: Origin, traced: Any
+) -> jax.Array:
+    """Brings a value into the form [B, ..., N]."""
+    num_units = group.num_units
+    index = traced.record.unit_index(origin.units)
+    axes = labels_lib.varying(index)
+    if num_units == 1:
+        axes = {axis for axis, size in enumerate(value.shape) if size == 1} or axes
+    axis = max(axes, default=0)
+    value = jnp.moveaxis(value, axis, -1)
+    every = np.arange(value.shape[-1])
+    along = np.broadcast_to(labels_lib.on_axes(index, (axis,)), every.shape)
+    if value.ndim > 1 and (len(axes) == 1 or num_units == 1):
+        if np.array_equal(along, every % num_units):
+            split = value.reshape(*value.shape[:-1], -1, num_units)
+            return value if value.shape[-1] == num_units else split
+        if np.array_equal(along, every // (every.size // num_units)):
+            split = value.reshape(*value.shape[:-1], num_units, -1)
+            return jnp.moveaxis(split, -1, -2)
+    raise ValueError(
+        f"Unit group {group.name!r}: its activations have shape {value.shape}, which "
+        f"with_features cannot bring into the form [batch, ..., {num_units}]. Give the "
+        "inputs a batch axis, or collect this group's activations yourself."
+    )
+
+
+def _evaluate(
+    jaxpr: core.Jaxpr,
+    constants: Sequence[Any],
+    arguments: Sequence[Any],
+    wanted: set[UnitAxes],
+    calls: tuple[int, ...],
+) -> tuple[list[Any], dict[UnitAxes, Any]]:
+    """Evaluates a program; returns its results, and the wanted values inside."""
+    known: dict[Any, Any] = {}
+    known.update(zip(jaxpr.constvars, constants, strict=True))
+    known.update(zip(jaxpr.invars, arguments, strict=True))
+    found: dict[UnitAxes, Any] = {}
+
+    def value_of(atom: Any) -> Any:
+        return atom.val if isinstance(atom, core.Literal) else known[atom]
+
+    for index, equation in enumerate(jaxpr.eqns):
+        inside = (*calls, index)
+        hidden = {each for each in wanted if each.calls[: len(inside)] == inside}
+        operands = [value_of(atom) for atom in equation.invars]
+        if hidden:
+            results, more = _call(equation, operands, hidden, inside)
+            found |= more
+        else:
+            results = _evaluate_one(jaxpr, equation, operands)
+        known.update(zip(equation.outvars, results, strict=True))
+    found |= {
+        each: known[each.variable] for each in wanted if each.calls == tuple(calls)
+    }
+    return [value_of(atom) for atom in jaxpr.outvars], found
+
+
+def _call(
+    equation: core.JaxprEqn,
+    operands: Sequence[Any],
+    wanted: set[UnitAxes],
+    calls: tuple[int, ...],
+) -> tuple[list[Any], dict[UnitAxes, Any]]:
+    """Evaluates the program that an equation calls, as part of this one."""
+    assert can_look_inside(equation)
+    jaxpr, constants = called(equation)
+    places = sorted(wanted, key=lambda place: (place.calls, str(place.variable)))
+
+    def run(*arguments: Any) -> tuple[list[Any], list[Any]]:
+        results, found = _evaluate(jaxpr, constants, arguments, wanted, calls)
+        return results, [found[place] for place in places]
+
+    if "policy" in equation.params:
+        options = {name: equation.params[name] for name in ("policy", "prevent_cse")}
+        run = jax.checkpoint(run, **options)
+    results, values = run(*operands)
+    return results, dict(zip(places, values, strict=True))
+
+
+def _evaluate_one(
+    jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: Sequence[Any]
+) -> list[Any]:
+    """Evaluates one equation as the program that consists of it."""
+    inputs = {
+        atom: operand
+        for atom, operand in zip(equation.invars, operands, strict=True)
+        if not isinstance(atom, core.Literal)
+    }
+    outputs = [
+        variable
+        for variable in equation.outvars
+        if not isinstance(variable, core.DropVar)
+    ]
+    program = jaxpr.replace(
+        constvars=(), invars=list(inputs), outvars=outputs, eqns=[equation]
+    )
+    results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*inputs.values()))
+    return [
+        None if isinstance(variable, core.DropVar) else next(results)
+        for variable in equation.outvars
+    ]
