@@ -3,17 +3,15 @@
 Shapes: N units of a group, P positions of a flattened map.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cbp_jax._discovery.comparing import close, difference
 from cbp_jax._discovery.features import with_features
-from cbp_jax._discovery.reordering import neighbors_exchanged, reorder, spread_mask
-from cbp_jax._discovery.suggesting import suggestion
 from cbp_jax._units import (
     PyTree,
     ResolvedGroup,
@@ -130,11 +128,11 @@ class _Checker:
         """Checks one group."""
         everyone = np.ones(group.num_units, bool)
         for field in ("incoming", "outgoing"):
-            for place in getattr(group, field):
-                if not self._change(self._redrawn(self.leaves, [place], everyone)):
+            for axes in getattr(group, field):
+                if not self._change(self._redrawn(self.leaves, [axes], everyone)):
                     raise self._error(
                         group,
-                        f"redrawing its {field} leaf {self.names[place.leaf]!r} does "
+                        f"redrawing its {field} leaf {self.names[axes.leaf]!r} does "
                         "not change the outputs",
                         "Is it used by apply? Name the kernel that is",
                     )
@@ -174,14 +172,14 @@ class _Checker:
         if not leak:
             return
         upstream = (*group.incoming, *group.vectors)
-        guilty = [place for place in upstream if self._leak(group, everyone, [place])]
-        names = [self.names[place.leaf] for place in guilty]
-        cure = (
+        offending = [axes for axes in upstream if self._leak(group, everyone, [axes])]
+        names = [self.names[axes.leaf] for axes in offending]
+        remedy = (
             "Name all kernels that read these units in `outgoing`: those of a branch "
             "and of a shortcut; where apply returns activations, take them out"
         )
-        if len(guilty) < len(upstream):
-            cure = (
+        if len(offending) < len(upstream):
+            remedy = (
                 "These leaves serve something else as well, such as a tied weight or a "
                 "parameter of another group; leave the group out, or name the leaves "
                 "that are its own"
@@ -190,26 +188,31 @@ class _Checker:
             group,
             f"with its outgoing weights at 0, redrawing {names} still changes the "
             f"outputs by up to {leak:.3g} of the largest",
-            cure,
+            remedy,
         )
 
     def _check_order(self, group: ResolvedGroup) -> None:
         if group.num_units < 2:
             return
         order = np.roll(np.arange(group.num_units), 1)
-        outputs, features = self.forward(reorder(self.leaves, group.places, order))
+        outputs, features = self.forward(reorder(self.leaves, group.all_axes, order))
         change = difference(outputs, self.outputs)
         if change:  # Group normalization allows to exchange neighbors only.
             order = neighbors_exchanged(group.num_units)
-            outputs, features = self.forward(reorder(self.leaves, group.places, order))
+            outputs, features = self.forward(
+                reorder(self.leaves, group.all_axes, order)
+            )
             change = difference(outputs, self.outputs)
         if change:
-            names = list(dict.fromkeys(self.names[at.leaf] for at in group.places))
+            names = list(dict.fromkeys(self.names[at.leaf] for at in group.all_axes))
             shapes = [np.shape(leaf) for leaf in self.leaves]
             hint = suggestion(
-                group, self.names, shapes, lambda places: not self._moved(places, order)
+                group,
+                self.names,
+                shapes,
+                lambda all_axes: not self._moved(all_axes, order),
             )
-            cure = (
+            remedy = (
                 f"{hint}Every leaf with an entry for each of these units must be "
                 "named, and no other: look for a bias or a normalization that is "
                 "missing, a leaf of other units, a kernel that is used twice (tied), "
@@ -219,14 +222,14 @@ class _Checker:
                 group,
                 f"reordering its units in {names} changes the outputs by up to "
                 f"{change:.3g} of the largest, and must not",
-                cure,
+                remedy,
             )
         if group.name in self.features:
             self._check_feature(group, features[group.name], order)
 
-    def _moved(self, places: Sequence[UnitAxes], order: np.ndarray) -> float:
+    def _moved(self, all_axes: Sequence[UnitAxes], order: np.ndarray) -> float:
         """Returns what another order of the units changes."""
-        return self._change(reorder(self.leaves, places, order))
+        return self._change(reorder(self.leaves, all_axes, order))
 
     def _check_feature(
         self, group: ResolvedGroup, moved: jax.Array, order: np.ndarray
@@ -260,26 +263,26 @@ class _Checker:
     ) -> float:
         """Returns what some units change whose outgoing weights are 0."""
         silent = list(self.leaves)
-        for place in group.outgoing:
-            leaf = silent[place.leaf]
-            silent[place.leaf] = np.where(spread_mask(place, mask, leaf), 0, leaf)
+        for axes in group.outgoing:
+            leaf = silent[axes.leaf]
+            silent[axes.leaf] = np.where(spread_mask(axes, mask, leaf), 0, leaf)
         upstream = (*group.incoming, *group.vectors) if redrawn is None else redrawn
         moved = self._redrawn(silent, upstream, mask)
-        for place in group.outgoing:  # A kernel may feed the units that it reads.
-            leaf = moved[place.leaf]
-            moved[place.leaf] = np.where(spread_mask(place, mask, leaf), 0, leaf)
+        for axes in group.outgoing:  # A kernel may feed the units that it reads.
+            leaf = moved[axes.leaf]
+            moved[axes.leaf] = np.where(spread_mask(axes, mask, leaf), 0, leaf)
         return difference(self.forward(moved)[0], self.forward(silent)[0])
 
     def _redrawn(
-        self, leaves: Sequence[Any], places: Sequence[UnitAxes], mask: np.ndarray
+        self, leaves: Sequence[Any], all_axes: Sequence[UnitAxes], mask: np.ndarray
     ) -> list[Any]:
         leaves = list(leaves)
-        for place in places:
-            leaf = leaves[place.leaf]
+        for axes in all_axes:
+            leaf = leaves[axes.leaf]
             fresh = self._noisy(
-                np.zeros_like(leaf), np.std(self.leaves[place.leaf].astype(float))
+                np.zeros_like(leaf), np.std(self.leaves[axes.leaf].astype(float))
             )
-            leaves[place.leaf] = np.where(spread_mask(place, mask, leaf), fresh, leaf)
+            leaves[axes.leaf] = np.where(spread_mask(axes, mask, leaf), fresh, leaf)
         return leaves
 
     def _change(self, leaves: Sequence[Any]) -> float:
@@ -294,7 +297,136 @@ class _Checker:
         noise = self.random.normal(size=leaf.shape) * (size or 0.1)
         return (leaf + noise).astype(leaf.dtype)
 
-    def _error(self, group: ResolvedGroup, seen: str, cure: str) -> ValueError:
+    def _error(self, group: ResolvedGroup, seen: str, remedy: str) -> ValueError:
         return ValueError(
-            f"Unit group {group.name!r}: {seen}. {cure}; see cbp_jax.UnitGroup."
+            f"Unit group {group.name!r}: {seen}. {remedy}; see cbp_jax.UnitGroup."
         )
+
+
+def spread_mask(axes: UnitAxes, mask: np.ndarray, leaf: Any) -> np.ndarray:
+    """Lays a mask [N] along a leaf's axes of units, to broadcast over the leaf."""
+    stack = np.shape(leaf)[: axes.stack]
+    return np.asarray(axes.spread(np.broadcast_to(mask, (*stack, mask.size))))
+
+
+def reorder(
+    leaves: Sequence[Any], all_axes: Sequence[UnitAxes], order: np.ndarray
+) -> list[Any]:
+    """Gives the unit at each index the entries of another one, in every slice.
+
+    Args:
+      leaves: of the params.
+      all_axes: where the units are.
+      order: for each unit whose entries it takes, int [N].
+
+    Returns:
+      New leaves.
+    """
+    leaves = list(leaves)
+    for axes in all_axes:
+        leaf = np.asarray(leaves[axes.leaf])
+        one_slice = axes._replace(stack=0)
+        units = np.asarray(one_slice.spread(np.arange(order.size))).reshape(-1)
+        # The entries of each unit, position by position: [N, P].
+        entries = np.argsort(units, kind="stable").reshape(order.size, -1)
+        taken = np.empty(units.size, int)
+        taken[entries] = entries[order]
+        first, last = axes.units[0], axes.units[-1]
+        flat = leaf.reshape(*leaf.shape[:first], -1, *leaf.shape[last + 1 :])
+        leaves[axes.leaf] = np.take(flat, taken, axis=first).reshape(leaf.shape)
+    return leaves
+
+
+def neighbors_exchanged(num_units: int) -> np.ndarray:
+    """Returns an order in which no unit stays, and most go one place only."""
+    order = np.arange(num_units)
+    pairs = order[: num_units - num_units % 2].reshape(-1, 2)
+    pairs[:] = pairs[:, ::-1].copy()
+    if num_units % 2:
+        order[-3:] = np.roll(np.arange(num_units)[-3:], 1)
+    return order
+
+
+# Axes of (inputs, outputs) in a plain kernel of each layout.
+_KERNEL_AXES = {"io": (-2, -1), "oi": (1, 0)}
+
+
+def suggestion(
+    group: ResolvedGroup,
+    names: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    is_right: Callable[[Sequence[UnitAxes]], bool],
+) -> str:
+    """Returns a sentence about what would make a group right, or an empty string.
+
+    Args:
+      group: the group, which is wrong.
+      names: paths of all leaves.
+      shapes: of all leaves.
+      is_right: whether a group of these leaves would be.
+    """
+    for axes, field in _missing(group, shapes):
+        if is_right((*group.all_axes, axes)):
+            return f"It would be right with {names[axes.leaf]!r} as {field}. "
+    for axes in group.all_axes:
+        if is_right([each for each in group.all_axes if each != axes]):
+            return f"It would be right without {names[axes.leaf]!r}. "
+    other = {"io": "oi", "oi": "io"}
+    flattened = [
+        axes._replace(layout=other[axes.layout]) if axes.positions > 1 else axes
+        for axes in group.all_axes
+    ]
+    if group.positions > 1 and is_right(flattened):
+        return (
+            f"Its {group.positions} positions are flattened in the order that layout "
+            f"{group.group.layout!r} does not have: the unit must be the last axis "
+            "before flattening with 'io', the first behind the batch with 'oi'. "
+            "Transpose before you flatten. "
+        )
+    return ""
+
+
+def _missing(
+    group: ResolvedGroup, shapes: Sequence[tuple[int, ...]]
+) -> Iterator[tuple[UnitAxes, str]]:
+    """Lists leaves that are not named and could be, and the field of each."""
+    layout, num_units = group.group.layout, group.num_units
+    in_axis, out_axis = _KERNEL_AXES[layout]
+    named = {axes.leaf for axes in group.all_axes}
+    if group.stack or len(group.sizes) > 1:
+        return
+    for leaf, shape in enumerate(shapes):
+        if leaf in named:
+            continue
+
+        def at(axis: int, leaf: int = leaf, shape: tuple[int, ...] = shape) -> UnitAxes:
+            return UnitAxes(leaf, len(shape), (axis,), (shape[axis],), layout=layout)
+
+        if math.prod(shape) == num_units and num_units in shape:
+            yield at(shape.index(num_units)), "bias, norm_scale or norm_bias"
+            continue
+        if len(shape) < 2:
+            continue
+        outputs, inputs = out_axis % len(shape), in_axis % len(shape)
+        if shape[outputs] == num_units:
+            yield at(outputs), "incoming"
+        if shape[inputs] and shape[inputs] % num_units == 0:
+            positions = shape[inputs] // num_units
+            yield at(inputs)._replace(positions=positions), "outgoing"
+
+
+def difference(outputs: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> float:
+    """Returns the largest difference relative to the largest output, 0 for rounding."""
+    worst = 0.0
+    for one, other in zip(outputs, wanted, strict=True):
+        one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)
+        largest = np.max(np.abs(other), initial=0) or 1.0
+        worst = max(worst, float(np.max(np.abs(one - other), initial=0) / largest))
+    epsilon = max(float(jnp.finfo(each.dtype).eps) for each in wanted)
+    return worst if not worst <= np.sqrt(epsilon) else 0.0
+
+
+def close(some: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> bool:
+    """Whether arrays have the same shapes and values, up to rounding."""
+    shapes = [jnp.shape(each) for each in wanted]
+    return shapes == [jnp.shape(each) for each in some] and not difference(some, wanted)

@@ -1,4 +1,4 @@
-"""Rules of operations that keep the shape, or reduce it.
+"""Handlers of operations that keep the shape, or reduce it.
 
 Shapes: N units of a source.
 """
@@ -241,25 +241,25 @@ def _labeled_or_mixed(
     return new._replace(units=units)
 
 
-RULES = {
+HANDLERS = {
     **dict.fromkeys(REDUCTIONS, reduce),
     **dict.fromkeys(WINDOWS, window),
     **dict.fromkeys(ALONG_AN_AXIS, along),
     "dynamic_slice": dynamic_slice,
 }
-"""Rules of operations with axes, by name of the primitive."""
+"""Handlers of operations with axes, by name of the primitive."""
 
 
 def _elementwise(name: str) -> Any:
-    """Returns the rule of an elementwise primitive."""
+    """Returns the handler of an elementwise primitive."""
 
-    def rule(
+    def handler(
         record: Record, params: dict[str, Any], operands: Sequence[Value], new: Value
     ) -> Value:
         del params
         return combine(record, name, operands, new)
 
-    return rule
+    return handler
 
 
-RULES |= {name: _elementwise(name) for name in ADDED | MULTIPLIED | OTHERS}
+HANDLERS |= {name: _elementwise(name) for name in ADDED | MULTIPLIED | OTHERS}

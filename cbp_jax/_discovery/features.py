@@ -3,7 +3,7 @@
 Shapes: B batch, P positions of a flattened map, N units of a group.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ import numpy as np
 from cbp_jax._discovery import labels as labels_lib
 from cbp_jax._discovery.inference import trace_network
 from cbp_jax._discovery.tracing import called, can_look_inside
-from cbp_jax._discovery.values import Origin, Record, UnitAxes
-from cbp_jax._units import PyTree, ResolvedGroup, UnitGroup, resolve_units
+from cbp_jax._discovery.values import Origin, ProgramPoint, Record
+from cbp_jax._units import PyTree, ResolvedGroup, UnitGroup, path_string, resolve_units
 
 Features = dict[str, jax.Array]
 
@@ -78,13 +78,13 @@ def with_features(
 
 def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origin:
     """Returns the value that the last kernel of a group reads."""
-    incoming = {place.leaf for place in group.incoming}
+    incoming = {axes.leaf for axes in group.incoming}
     own = {
         record.group_of(index)
         for index, source in enumerate(record.sources)
         if source.leaf in incoming
     }
-    outgoing = {place.leaf: place.positions for place in group.outgoing}
+    outgoing = {axes.leaf: axes.positions for axes in group.outgoing}
     reads = [
         read
         for read in record.reads
@@ -95,7 +95,7 @@ def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origi
         and outgoing[read.leaf] == read.positions == group.positions
     ]
     if not reads:
-        fed = [names[place.leaf] for place in group.incoming]
+        fed = [names[axes.leaf] for axes in group.incoming]
         read_by = [names[leaf] for leaf in outgoing]
         why = [reason for source in own for reason in record.leaks.get(source, [])]
         raise ValueError(
@@ -137,14 +137,14 @@ def _evaluate(
     jaxpr: core.Jaxpr,
     constants: Sequence[Any],
     arguments: Sequence[Any],
-    wanted: set[UnitAxes],
+    wanted: set[ProgramPoint],
     calls: tuple[int, ...],
-) -> tuple[list[Any], dict[UnitAxes, Any]]:
+) -> tuple[list[Any], dict[ProgramPoint, Any]]:
     """Evaluates a program; returns its results, and the wanted values inside."""
     known: dict[Any, Any] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
-    found: dict[UnitAxes, Any] = {}
+    found: dict[ProgramPoint, Any] = {}
 
     def value_of(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else known[atom]
@@ -168,9 +168,9 @@ def _evaluate(
 def _call(
     equation: core.JaxprEqn,
     operands: Sequence[Any],
-    wanted: set[UnitAxes],
+    wanted: set[ProgramPoint],
     calls: tuple[int, ...],
-) -> tuple[list[Any], dict[UnitAxes, Any]]:
+) -> tuple[list[Any], dict[ProgramPoint, Any]]:
     """Evaluates the program that an equation calls, as part of this one."""
     assert can_look_inside(equation)
     jaxpr, constants = called(equation)
@@ -209,3 +209,65 @@ def _evaluate_one(
         None if isinstance(variable, core.DropVar) else next(results)
         for variable in equation.outvars
     ]
+
+
+def collect_features(
+    captured: PyTree, paths: Mapping[str, str] | Sequence[str]
+) -> dict[str, jax.Array]:
+    """Picks features out of what flax has captured in a forward pass.
+
+    * linen, `self.sow("intermediates", "hidden", nn.relu(...))` and
+      `outputs, state = network.apply(variables, inputs, mutable=["intermediates"])`:
+      pass `state["intermediates"]` and the paths of what was sown. It gives what you
+      sow, so sow after the nonlinearity.
+    * linen, `network.apply(..., capture_intermediates=True, mutable=...)`: the output
+      of each submodule under its path. That of a `Dense` is from before the
+      nonlinearity, so name a submodule that ends with one.
+    * nnx, `outputs, captured = nnx.capture(model, nnx.Intermediate)(inputs)`, with
+      `self.sow(nnx.Intermediate, "hidden", nnx.relu(...))` in the model, or with
+      `method_outputs=nnx.Intermediate` for the outputs of all methods: likewise.
+
+    `cbp_jax.with_features` needs nothing of this, and works for Equinox, Haiku and
+    plain functions as well.
+
+    Args:
+      captured: any pytree of arrays with string paths.
+      paths: for each group's name the path of its activations, keys joined by `/`; or
+        the names alone, where the paths are equal to them.
+
+    Returns:
+      The activations by group's name, as `update` takes them.
+
+    Raises:
+      ValueError: nothing was captured under a path, or several arrays.
+    """
+    if not isinstance(paths, Mapping):
+        paths = {name: name for name in paths}
+    leaves, _ = jax.tree_util.tree_flatten_with_path(captured)
+    arrays = {path_string(path): leaf for path, leaf in leaves}
+    return {name: _find(arrays, path, name) for name, path in paths.items()}
+
+
+def _find(arrays: Mapping[str, jax.Array], path: str, name: str) -> jax.Array:
+    # A module's own output comes before those of the modules inside it.
+    for prefix in (path, f"{path}/__call__"):
+        inside = [key for key in arrays if key.startswith(f"{prefix}/")]
+        own = [key for key in inside if _is_wrapping(key.removeprefix(f"{prefix}/"))]
+        found = [prefix] if prefix in arrays else own
+        if len(found) == 1:
+            return arrays[found[0]]
+        if found:
+            raise ValueError(
+                f"Feature {name!r}: several arrays were captured under {path!r}: "
+                f"{found}. A module that is called several times gives several; name "
+                "one of them, or sow under names of their own."
+            )
+    raise ValueError(
+        f"Feature {name!r}: nothing was captured under {path!r}; there are "
+        f"{list(arrays)}. Sow it there, or give the path of another one."
+    )
+
+
+def _is_wrapping(rest: str) -> bool:
+    """Whether keys only lead through the tuple and the variable around an array."""
+    return all(key.isdigit() or key == "value" for key in rest.split("/"))

@@ -6,16 +6,16 @@ from typing import Any
 from jax.extend import core
 import numpy as np
 
-from cbp_jax._discovery import elementwise, lookups, products
+from cbp_jax._discovery import elementwise, products
 from cbp_jax._discovery import labels as labels_lib
-from cbp_jax._discovery.values import Entries, Origin, Record, UnitAxes, Value
+from cbp_jax._discovery.values import Entries, Origin, ProgramPoint, Record, Value
 
-Rule = Callable[[Record, dict[str, Any], Sequence[Value], Value], Value]
-RULES: Mapping[str, Rule] = {
-    **elementwise.RULES,
+Handler = Callable[[Record, dict[str, Any], Sequence[Value], Value], Value]
+HANDLERS: Mapping[str, Handler] = {
+    **elementwise.HANDLERS,
     "conv_general_dilated": products.convolution,
     "dot_general": products.dot_general,
-    "gather": lookups.gather,
+    "gather": products.gather,
 }
 """What comes out of a primitive, by its name; `labels.MOVES` holds those that move."""
 
@@ -125,7 +125,7 @@ def _follow(
         for variable, value in zip(equation.outvars, results, strict=True):
             is_hidden = value.origin and value.origin.place.calls is None
             if value.units is not None and (is_hidden or value.origin is None):
-                origin = Origin(UnitAxes(calls, variable), value.units)
+                origin = Origin(ProgramPoint(calls, variable), value.units)
                 value = value._replace(origin=origin)
             known[variable] = value
     return [value_of(atom) for atom in jaxpr.outvars]
@@ -176,7 +176,7 @@ def _results(
     operands: Sequence[Value],
     blank: Sequence[Value],
 ) -> list[Value]:
-    """Applies the rule of a primitive; where there is none, says so."""
+    """Applies the handler of a primitive; where there is none, says so."""
     name, params = equation.primitive.name, equation.params
     if name in labels_lib.MOVES:
         moved = operands[: len(blank)]
@@ -191,11 +191,11 @@ def _results(
         return [_concatenated(record, params["axis"], layers, blank[0])]
     if name == "split":
         return _split(params, operands[0], blank)
-    if name in RULES:
-        return [RULES[name](record, params, operands, new) for new in blank]
+    if name in HANDLERS:
+        return [HANDLERS[name](record, params, operands, new) for new in blank]
     reason = f"{name}, inside which infer_units cannot look"
     if not list(core.jaxprs_in_params(params)):
-        reason = f"{name}, for which infer_units has no rule"
+        reason = f"{name}, which infer_units does not know"
     for operand in operands:
         record.puzzle(operand.entries, f"it goes into {reason}")
         sources = record.sources_in(operand.units) | operand.mixed

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 
-class UnitAxes(NamedTuple):
+class ProgramPoint(NamedTuple):
     """A variable of a traced program: the calls that lead to it, and itself."""
 
     calls: tuple[int, ...] | None  # None where the inside cannot be evaluated.
@@ -23,7 +23,7 @@ class UnitAxes(NamedTuple):
 class Origin(NamedTuple):
     """The computed value whose entries were only moved since."""
 
-    place: UnitAxes
+    place: ProgramPoint
     units: np.ndarray | None  # Labels there.
 
 

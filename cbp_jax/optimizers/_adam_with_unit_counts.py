@@ -253,10 +253,10 @@ def _average_weights(
     for group in resolve_units(units, tree):
         if group.name not in unit_ages:
             continue
-        for place in group.places:
-            own = weight_of(unit_ages[group.name], dtypes[place.leaf])
-            own = place.spread(own)
-            weights[place.leaf] = jnp.minimum(weights[place.leaf], own)
+        for axes in group.all_axes:
+            own = weight_of(unit_ages[group.name], dtypes[axes.leaf])
+            own = axes.spread(own)
+            weights[axes.leaf] = jnp.minimum(weights[axes.leaf], own)
     return treedef.unflatten(weights)
 
 

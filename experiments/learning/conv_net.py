@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cbp_jax import layers, networks
+from cbp_jax import networks
 from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.networks import NORMALIZATION_PARAMETERS
 
@@ -41,7 +41,7 @@ def make_conv_net(
     _check_map(image_shape, sizes)
     networks.activation_function(config.activation)
     check_choice("normalization", config.normalization, NORMALIZATION_PARAMETERS)
-    check_choice("convolution", config.convolution, ("auto", *layers.CONVOLUTIONS))
+    check_choice("convolution", config.convolution, ("auto", *networks.CONVOLUTIONS))
     return networks.ConvNet(
         num_outputs=num_outputs,
         activation=config.activation,

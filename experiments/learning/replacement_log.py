@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import NamedTuple
 
-from cbp_jax.averages import average_weight
+from cbp_jax._numerics import average_weight
 import jax
 import jax.numpy as jnp
 

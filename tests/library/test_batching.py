@@ -1,6 +1,6 @@
 """A conditional that runs its work only if some lane of a vmap needs it."""
 
-from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax._xla import cond_any_lane
 import jax
 from jax import lax
 import jax.numpy as jnp

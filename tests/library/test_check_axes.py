@@ -1,6 +1,6 @@
 """Groups of stacked layers and of heads are checked by forward passes."""
 
-from cbp_jax.discovery.checking import ALONE
+from cbp_jax._discovery.checking import ALONE
 import jax
 import jax.numpy as jnp
 import pytest

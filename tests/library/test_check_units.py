@@ -1,6 +1,6 @@
 """Proving by forward passes that units are named rightly, and that they are not."""
 
-from cbp_jax.discovery.checking import ALONE, TOGETHER
+from cbp_jax._discovery.checking import ALONE, TOGETHER
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -2,7 +2,7 @@
 
 import re
 
-from cbp_jax.metrics.decompositions import METHODS
+from cbp_jax.metrics._decompositions import METHODS
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,7 @@
 """FIRE against a NumPy loop and the polar factor, and what it leaves alone."""
 
-from cbp_jax.optimizers.events import at, every
-from cbp_jax.optimizers.fire import fire, orthogonalize
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._fire import fire, orthogonalize
 import jax
 import jax.numpy as jnp
 import numpy as np

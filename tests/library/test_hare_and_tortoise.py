@@ -1,8 +1,8 @@
 """Hare and tortoise against a NumPy loop, its precision and reborn units."""
 
-from cbp_jax.optimizers.events import at, every
-from cbp_jax.optimizers.hare_and_tortoise import hare_and_tortoise, slow_params
-from cbp_jax.optimizers.resets_at_events import reset_optimizer_at
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._hare_and_tortoise import hare_and_tortoise, slow_params
+from cbp_jax.optimizers._resets_at_events import reset_optimizer_at
 import jax
 import jax.numpy as jnp
 import numpy as np

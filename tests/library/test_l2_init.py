@@ -1,6 +1,6 @@
 """L2 init: the equation, diverged params, and the origin of reborn units."""
 
-from cbp_jax.optimizers.l2_init import l2_init
+from cbp_jax.optimizers._l2_init import l2_init
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,6 +1,6 @@
 """Sums of magnitudes are the same for any shape, lanes and shards."""
 
-from cbp_jax.resets.magnitudes import sum_magnitudes
+from cbp_jax._xla import sum_magnitudes
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec

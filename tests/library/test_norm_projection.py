@@ -1,6 +1,6 @@
 """Projection of kernels to their initial norms."""
 
-from cbp_jax.optimizers.norm_projection import project_norms
+from cbp_jax.optimizers._norm_projection import project_norms
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -2,8 +2,8 @@
 
 import functools
 
-from cbp_jax.resets.moments import reset_moments
-from cbp_jax.resets.resolution import resolve_units
+from cbp_jax._trees import reset_moments
+from cbp_jax._units import resolve_units
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,6 +1,6 @@
 """UPGD against the equations, its variants, noise and schedules."""
 
-from cbp_jax.optimizers.upgd import upgd
+from cbp_jax.optimizers._upgd import upgd
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,6 +1,6 @@
 """Weight clipping: bounds of kernels and biases, what is inside them, errors."""
 
-from cbp_jax.optimizers.weight_clipping import clip_weights, uniform_fan_in_bound
+from cbp_jax.optimizers._weight_clipping import clip_weights, uniform_fan_in_bound
 from flax import nnx
 import jax
 import jax.numpy as jnp

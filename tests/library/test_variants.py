@@ -7,13 +7,13 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import recipes, utility
+from cbp_jax import utility, variants
 
 ALL = {
-    "preprint": recipes.PREPRINT,
-    "nature": recipes.NATURE,
-    "released_mlp": recipes.RELEASED_MLP,
-    "released_conv": recipes.RELEASED_CONV,
+    "preprint": variants.PREPRINT,
+    "nature": variants.NATURE,
+    "released_mlp": variants.RELEASED_MLP,
+    "released_conv": variants.RELEASED_CONV,
 }
 PARAMS = tiny.make_params()
 FEATURES = tiny.at(tiny.make_features(), 0)
@@ -39,9 +39,9 @@ def test_a_recipe_builds_a_transform(name):
 def test_recipes_name_the_same_arguments_and_cannot_be_changed():
     assert len({frozenset(recipe) for recipe in ALL.values()}) == 1
     with pytest.raises(TypeError):
-        recipes.NATURE["replacement_rate"] = 1.0
-    assert (recipes.NATURE | {"replacement_rate": 1e-6})["replacement_rate"] == 1e-6
-    assert recipes.NATURE["replacement_rate"] == 1e-5
+        variants.NATURE["replacement_rate"] = 1.0
+    assert (variants.NATURE | {"replacement_rate": 1e-6})["replacement_rate"] == 1e-6
+    assert variants.NATURE["replacement_rate"] == 1e-5
 
 
 def test_the_papers_numbers():
