@@ -11,12 +11,12 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params, check_range
 from cbp_jax.keys import key_bits, key_of
-from cbp_jax.optimizers.paths import leaf_paths
 from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax.resets.leaves import leaf_paths
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import lead_to, widen
 
 # From the number of updates made, this one included, an int32 scalar of at least 1, to
 # whether this one is an event, a bool scalar.
@@ -172,20 +172,18 @@ def change_params(
             next_key = jnp.where(is_due, next_key, key)
         moved = next_params(params, updates)
 
-        def lead_to(
+        def change(
             update: jax.Array, param: jax.Array, moved: jax.Array, new: jax.Array
         ) -> jax.Array:
             new = _round(new.astype(param.dtype))
-            dtype = at_least_float32(param.dtype)
-            step = (new.astype(dtype) - param.astype(dtype)).astype(update.dtype)
-            return jnp.where(is_due & (new != moved), step, update)
+            return lead_to(new, is_due & (new != moved), update, param)
 
         new = pure_act(constants, moved, act_key)
-        return jax.tree.map(lead_to, updates, params, moved, new), next_key
+        return jax.tree.map(change, updates, params, moved, new), next_key
 
     def skip(operand: Any) -> tuple[PyTree, jax.Array | None]:
-        _, key, updates, _, _ = operand
-        return updates, key
+        _, key, updates, params, _ = operand
+        return jax.tree.map(widen, updates, params), key
 
     return cond_any_lane(is_due, work, skip, (is_due, key, updates, params, constants))
 
@@ -238,7 +236,10 @@ def draw_params(
     """
     fresh = init_fn(key)
     given, wanted = (
-        dict(zip(leaf_paths(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True))
+        {
+            path.name: jnp.shape(leaf)
+            for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+        }
         for tree in (fresh, params)
     )
     differing = sorted(

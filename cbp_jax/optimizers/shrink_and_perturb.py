@@ -14,6 +14,7 @@ from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice, check_params
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class PerturbState(NamedTuple):
@@ -90,17 +91,23 @@ def perturb(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        del params, extra_args
+        del extra_args
         next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
 
-        def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
+        def add_noise(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+            update = widen(update, param)
             dtype = at_least_float32(update.dtype)
             drawn = NOISES[noise](key, update.shape, dtype)
             sigma = jnp.asarray(noise_scale, dtype)
             return (update.astype(dtype) + sigma * drawn).astype(update.dtype)
 
-        keys = optax.tree.split_key_like(noise_key, updates)
-        return jax.tree.map(add_noise, updates, keys), PerturbState(key_bits(next_key))
+        updates = jax.tree.map(
+            add_noise,
+            updates,
+            updates if params is None else params,
+            optax.tree.split_key_like(noise_key, updates),
+        )
+        return updates, PerturbState(key_bits(next_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -150,6 +157,7 @@ def _add_l2(
     check_params("shrink_and_perturb", params)
 
     def add(update: jax.Array, param: jax.Array) -> jax.Array:
+        update = widen(update, param)
         dtype = at_least_float32(update.dtype)
         pull = jnp.asarray(weight_decay, dtype) * param.astype(dtype)
         return (update.astype(dtype) + pull).astype(update.dtype)

@@ -12,6 +12,7 @@ from cbp_jax.checks import check_params
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.optimizers.shrink_and_perturb import NOISES
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class UPGDState(NamedTuple):
@@ -120,7 +121,7 @@ def upgd(
             else:
                 direction = wide_grad + sigma * drawn * openness
             shrinkage = alpha * decay * param.astype(dtype)
-            return (-alpha * direction - shrinkage).astype(grad.dtype)
+            return (-alpha * direction - shrinkage).astype(widen(grad, param).dtype)
 
         updates = jax.tree.map(step, updates, params, ratio, drawn)
         return updates, UPGDState(count, utility, key_bits(next_key))

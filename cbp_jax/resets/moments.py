@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.leaves import key_string
 from cbp_jax.resets.resolution import ResolvedGroup
 from cbp_jax.resets.units import PyTree
 
@@ -50,7 +50,7 @@ def reset_moments(
             return leaf
         for place, mask in places:
             if place.leaf == owner:
-                leaf = jnp.where(place.spread(mask), fresh, leaf)
+                leaf = jnp.where(place.spread(mask), fresh.astype(leaf.dtype), leaf)
         return leaf
 
     return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
@@ -104,13 +104,15 @@ def _owners(
             "state belong to params, so the moments of replaced units cannot be reset. "
             'Pass moments="keep" to leave the state as it is.'
         ) from error
-    return jax.tree_util.tree_map_with_path(
-        lambda path, owner: -1 if _mentions(path, keep) else owner, owners
-    )
+    param_paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
+    def keep_named(path: Sequence[Any], owner: int) -> int:
+        # The params' own names do not count: a layer may be called `mu`.
+        own = len(path) - len(param_paths[owner]) if owner >= 0 else len(path)
+        fields = {key_string(key) for key in path[:own]}
+        return owner if fields.isdisjoint(keep) else -1
 
-def _mentions(path: Sequence[Any], names: Sequence[str]) -> bool:
-    return not set(path_string(path).split("/")).isdisjoint(names)
+    return jax.tree_util.tree_map_with_path(keep_named, owners)
 
 
 def _is_masked(leaf: Any) -> bool:

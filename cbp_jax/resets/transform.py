@@ -52,6 +52,7 @@ def reset_by_rule(
     moments: str = "zero",
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
+    between_reset: str = "fresh",
     frozen: Callable[[UnitGroup], bool] = lambda group: group.replacement_rate == 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
@@ -64,6 +65,8 @@ def reset_by_rule(
 
     The returned updates are those of the base optimizer, except on reset entries, where
     they lead to the new value. Nothing that scales updates may be chained after it.
+    An update of a narrower dtype than its param is returned in one that holds both, so
+    that gradients of bfloat16 reset params of float32 exactly.
 
     Args:
       base_optimizer: any optax transformation. The update passes it `features`,
@@ -78,6 +81,10 @@ def reset_by_rule(
       keep_state: see `continual_backprop`.
       transfer_mean: see `continual_backprop`; the rule's choices must hold
         `mean_activation`.
+      between_reset: what a weight from one reset unit to another becomes that is reset
+        in the same update: "fresh" if its reader's group comes later in `units`, as in
+        continual backprop's code, which rewrites layer after layer; or "zero", where
+        all incoming weights are drawn first and all outgoing ones zeroed then.
       frozen: whether it is known in advance that a group never loses a unit. By default
         groups of `replacement_rate` 0; other rates mean nothing here.
 
@@ -91,6 +98,7 @@ def reset_by_rule(
     units = as_groups(units)
     initializer = kaiming_uniform("relu") if initializer is None else initializer
     check_choice("moments", moments, ("zero", "keep"))
+    check_choice("between_reset", between_reset, ("fresh", "zero"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
 
     def rule_of(group: UnitGroup) -> Rule:
@@ -196,18 +204,18 @@ def reset_by_rule(
         )
         update_leaves = treedef.flatten_up_to(updates)
         for group in live:
-            replacement = replacements[group.name]
+            mask = replacements[group.name].mask
             if transfer_mean:
                 mean = choices[group.name].mean_activation
                 update_leaves = rewriting.transfer_means(
-                    group, replacement.mask, mean, new_leaves, update_leaves
+                    group, mask, mean, new_leaves, update_leaves
                 )
-            update_leaves = rewriting.rewrite_updates(
-                group, replacement, leaves, update_leaves
-            )
             unit_states[group.name] = _reborn(
-                unit_states[group.name], newborn(group, leaves), replacement.mask
+                unit_states[group.name], newborn(group, leaves), mask
             )
+        update_leaves = rewriting.rewrite_updates(
+            live, replacements, between_reset, leaves, update_leaves
+        )
         updates = treedef.unflatten(update_leaves)
         base_state = state.base_state
         if moments == "zero":
