@@ -217,13 +217,15 @@ def without_closure(
       `function(*arguments)`.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+    # `pure` outlives the trace; it must not hold on to what is traced.
+    jaxpr, constants = closed.jaxpr, list(closed.consts)
     treedef = jax.tree.structure(shapes)
 
     def pure(constants: list[jax.Array], *arguments: Any) -> Any:
-        flat = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))
+        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
         return treedef.unflatten(flat(*jax.tree.leaves(arguments)))
 
-    return pure, list(closed.consts)
+    return pure, constants
 
 
 def draw_params(

@@ -43,7 +43,7 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     num_rows = math.prod(leading)
     # One word for 32 rows of a column: a flat layout takes XLA on a CPU twice the time.
     words = jax.random.bits(key, (-(-num_rows // 32), 1, num_columns), jnp.uint32)
-    bits = words >> jnp.arange(32, dtype=jnp.uint32)[:, None] & 1
+    bits = words >> jnp.arange(32, dtype=jnp.uint32)[None, :, None] & 1
     signs = 2 * bits.astype(jnp.int32) - 1
     return signs.reshape(-1, num_columns)[:num_rows].reshape(shape).astype(dtype)
 

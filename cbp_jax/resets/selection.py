@@ -34,7 +34,8 @@ class Replacement(NamedTuple):
 def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
     """Turns indices int32 [*S, K], N where unused, into a mask bool [*S, N]."""
     indices = jnp.arange(num_units, dtype=replaced.dtype)
-    return jnp.any(indices[:, None] == replaced[..., None, :], axis=-1)
+    stack = (None,) * (replaced.ndim - 1)
+    return jnp.any(indices[*stack, :, None] == replaced[..., None, :], axis=-1)
 
 
 def nobody(group: ResolvedGroup) -> jax.Array:
@@ -188,7 +189,7 @@ def _lay_columns(
     slots = None
     if units.size > 1:
         indices = jnp.arange(group.num_units, dtype=units.dtype)
-        slots = jnp.argmax(indices[:, None] == units, axis=1)
+        slots = jnp.argmax(indices[:, None] == units[None], axis=1)
     return tuple(
         place.put(fresh, slots)
         for place, fresh in zip(group.incoming, columns, strict=True)

@@ -75,7 +75,7 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
 
         # A unit without a finite utility can neither be ranked nor count as eligible.
         is_mature = age.astype(dtype) > jnp.asarray(settings.maturity_threshold, dtype)
-        eligible = is_mature & jnp.isfinite(value)
+        eligible = is_mature & jnp.isfinite(value) & jnp.isfinite(rank)
         num_eligible = jnp.sum(eligible, dtype=jnp.int32)
         counted = num_eligible
         if settings.count == "all":
@@ -90,7 +90,8 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
             budget_key,
         )
         return UnitState(average, mean, age, budget), Choice(
-            score=jnp.where(eligible, rank, jnp.inf),
+            # Not infinity, which `jax_debug_infs` takes for a fault.
+            score=jnp.where(eligible, rank, jnp.finfo(dtype).max),
             number=jnp.minimum(due, jnp.minimum(num_eligible, most(age.size))),
             mean_activation=corrected_mean,
         )

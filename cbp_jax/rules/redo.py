@@ -13,7 +13,13 @@ import optax
 
 from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
-from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
+from cbp_jax.resets.rule import (
+    Choice,
+    Measurements,
+    Rule,
+    choose_where,
+    comparable,
+)
 from cbp_jax.resets.transform import reset_by_rule
 from cbp_jax.resets.units import UnitGroup
 
@@ -103,7 +109,8 @@ def redo(
             jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
         )
         total, clock = state.total + magnitude, state.clock + 1
-        is_due = clock >= reset_every
+        reached, wanted = comparable(clock, reset_every)
+        is_due = reached >= wanted
         if not over_interval:
             # Of the sum only the last term counts, so the sum need not be kept.
             total = magnitude

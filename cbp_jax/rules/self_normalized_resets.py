@@ -15,7 +15,13 @@ import optax
 from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
 from cbp_jax.resets.batching import cond_any_lane
-from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
+from cbp_jax.resets.rule import (
+    Choice,
+    Measurements,
+    Rule,
+    choose_where,
+    comparable,
+)
 from cbp_jax.resets.transform import reset_by_rule
 from cbp_jax.resets.units import UnitGroup
 
@@ -129,7 +135,8 @@ def self_normalized_resets(
             longest=longest,
             clock=jnp.where(is_due, 0, clock),
         )
-        too_long = silence > jnp.maximum(longest, lowest_threshold)
+        limit = jnp.maximum(*comparable(longest, lowest_threshold))
+        too_long = silence.astype(limit.dtype) > limit
         return state, choose_where(too_long & (rates > 0))
 
     return reset_by_rule(

@@ -22,8 +22,9 @@ from experiments.engine.lanes import (
     make_grid,
 )
 from experiments.learning.checks import ConfigError
+from experiments.learning.measured import Measured
 from experiments.learning.problem import Problem
-from experiments.learning.replacement_log import ReplacementLog, empty_log
+from experiments.learning.replacement_log import ReplacementLog
 
 # Least and most of the fields that count something, where a problem has them.
 _COUNTS = {
@@ -128,13 +129,15 @@ class CompiledCase:
           task: number of the task.
 
         Returns:
-          The new state; the metrics, arrays [L, ...]; and the log of replacements, with
-          a leading axis of L lanes, if it is switched on.
+          The new state; the metrics, arrays [L, ...], NaN where a lane has diverged or
+          nothing was measured; and the log of replacements, with a leading axis of L
+          lanes, if it is switched on.
         """
         state, metrics, log = self._run_task(
             state, self._lanes, np.int32(task), self._data
         )
-        return state, *self._map.get((metrics, log))
+        metrics, log = self._map.get((metrics, log))
+        return state, {name: np.asarray(found) for name, found in metrics.items()}, log
 
     def compile_task(self, state: Any) -> jax.stages.Compiled:
         """Compiles a task ahead, so that `run_task` need not.
@@ -175,23 +178,29 @@ def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:
 
 
 def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
-    """Runs one task of one lane; its metrics are NaN from where it diverges."""
+    """Runs one task of one lane, whose metrics end where it diverges."""
 
     def run_task(
         state: LaneState, lane: Lane, task: jax.Array, data: Any
-    ) -> tuple[LaneState, dict[str, jax.Array], ReplacementLog | None]:
+    ) -> tuple[LaneState, dict[str, Measured], ReplacementLog | None]:
         learner = state.learner
         if learner.log is not None:
-            learner = learner._replace(log=empty_log(config.replacement_log))
+            learner = learner._replace(log=jax.tree.map(jnp.zeros_like, learner.log))
         learner, metrics = problem.run_task(
             lane_settings(config, lane), learner, lane_key(lane), task, data
         )
         is_finite = all_finite((learner.params, metrics["loss"]))
         has_diverged = state.has_diverged | ~is_finite
         metrics = {
-            name: jnp.where(has_diverged, jnp.nan, value)
-            for name, value in metrics.items()
+            name: _unless_diverged(found, has_diverged)
+            for name, found in metrics.items()
         }
         return LaneState(learner, has_diverged), metrics, learner.log
 
     return run_task
+
+
+def _unless_diverged(metric: jax.Array | Measured, has_diverged: jax.Array) -> Measured:
+    if not isinstance(metric, Measured):
+        metric = Measured(metric, jnp.ones(metric.shape, bool))
+    return Measured(metric.values, metric.is_measured & ~has_diverged)

@@ -16,8 +16,16 @@ import threadpoolctl
 from experiments.engine import checkpoints, distributed, run_folder, runner
 from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
+from experiments.engine.cores import available_cores
 from experiments.learning.problem import Problem
 from experiments.reporting import plots, run_results, survival, tables
+
+_XLA_DEVICES = "--xla_force_host_platform_device_count"
+# What the libraries that LAPACK may come from are told their threads by.
+_LAPACK_THREADS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"),
+    *("MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+)
 
 
 def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
@@ -113,7 +121,7 @@ def train(
       The exit status: 0, or 1 after a message that says what is wrong.
     """
     # Orbax logs the whole traceback of a failed write, told in a sentence below.
-    logging.set_verbosity(logging.FATAL)
+    quiet_logs()
     checkpoints.ignore_late_callbacks()
     try:
         dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
@@ -162,11 +170,21 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
 def use_all_cores() -> None:
     """Makes each core an XLA device, since one device uses little more than one.
 
-    JAX_NUM_CPU_DEVICES in the environment sets another number. LAPACK, which finds
-    ranks, gets one thread: more would spin for a while on cores that devices need.
+    In the environment JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
+    --xla_force_host_platform_device_count, sets another number. LAPACK, which finds
+    ranks, gets one thread, if OPENBLAS_NUM_THREADS or the like does not set another
+    number: more would spin for a while on cores that devices need.
     """
-    threadpoolctl.threadpool_limits(1, user_api="blas")
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
+    if os.environ.keys().isdisjoint(_LAPACK_THREADS):
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+    # A config file may have set what JAX itself reads from the environment.
+    is_set = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices >= 0
+    if is_set or _XLA_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", available_cores())
+
+
+def quiet_logs() -> None:
+    """Hides what absl logs, if the flag --verbosity does not ask for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)
