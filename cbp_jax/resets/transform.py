@@ -16,15 +16,16 @@ from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets import rewriting, selection
-from cbp_jax.resets.arguments import check_arguments, check_transferable
+from cbp_jax.resets.arguments import (
+    check_arguments,
+    check_choice_of_units,
+    check_transferable,
+)
+from cbp_jax.resets.bases import check_base, takes, tolerant
 from cbp_jax.resets.drawing import check_initializer
 from cbp_jax.resets.measuring import measure
 from cbp_jax.resets.meshes import in_auto_mode
-from cbp_jax.resets.moments import (
-    check_counts_updates,
-    check_resettable,
-    reset_moments,
-)
+from cbp_jax.resets.moments import check_resettable, forget_loss, reset_moments
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.rule import Rule
 from cbp_jax.resets.selection import over_stack
@@ -128,13 +129,13 @@ def reset_by_rule(
         if transfer_mean:
             check_transferable(groups)
         if moments == "zero":
-            check_resettable(base_optimizer, params)
+            check_resettable(base_optimizer, params, keep_state)
         leaves = jax.tree.leaves(params)
         for group in groups:
             if not frozen(group.group):
                 check_initializer(initializer_of(group), group, leaves)
         base_state = base_optimizer.init(params)
-        check_counts_updates(base_state)
+        check_base(base_optimizer, base_state, params, moments, keep_state)
         return UnitResetState(
             base_state=base_state,
             units={group.name: newborn(group, leaves) for group in groups},
@@ -189,6 +190,7 @@ def reset_by_rule(
             unit_states[name], choices[name] = update_rule(
                 unit_state._replace(age=age), measured
             )
+            check_choice_of_units(group, choices[name], transfer_mean)
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not frozen(group.group)]
@@ -217,9 +219,9 @@ def reset_by_rule(
             live, replacements, between_reset, leaves, update_leaves
         )
         updates = treedef.unflatten(update_leaves)
-        base_state = state.base_state
+        masks = {name: found.mask for name, found in replacements.items()}
+        base_state = forget_loss(state.base_state, masks)
         if moments == "zero":
-            masks = {name: found.mask for name, found in replacements.items()}
             new_params = optax.apply_updates(params, updates)
             base_state = reset_moments(
                 base_optimizer, base_state, new_params, live, masks, keep_state
@@ -251,13 +253,16 @@ def reset_by_rule(
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
         groups, activations = check_arguments(units, params, features)
+        own_args = {
+            "features": features,
+            "unit_ages": {name: unit.age for name, unit in state.units.items()},
+        }
+        if "value_fn" in extra_args:
+            value_fn = tolerant(extra_args["value_fn"], list(own_args))
+            extra_args = extra_args | {"value_fn": value_fn}
+        taken = {n: arg for n, arg in own_args.items() if takes(base_optimizer, n)}
         updates, base_state = base_optimizer.update(
-            updates,
-            state.base_state,
-            params,
-            features=features,
-            unit_ages={name: unit.age for name, unit in state.units.items()},
-            **extra_args,
+            updates, state.base_state, params, **taken, **extra_args
         )
         before = updates, state._replace(base_state=base_state)
         return in_auto_mode(functools.partial(reset, groups), before)(

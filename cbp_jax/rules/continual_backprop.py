@@ -11,10 +11,21 @@ import jax
 import optax
 
 from cbp_jax import utility
+from cbp_jax.resets.resolution import resolve_units
 from cbp_jax.resets.transform import UnitResetState, reset_by_rule
 from cbp_jax.resets.units import Initializer, UnitGroup, as_groups
 from cbp_jax.rules.continual_backprop_settings import Rate, Settings
-from cbp_jax.rules.low_utility import low_utility
+from cbp_jax.rules.low_utility import low_utility, warn_of_nan
+
+_UTILITIES = (  # Known to be finite wherever their measurements are.
+    utility.contribution,
+    utility.mean_corrected_contribution,
+    utility.adaptation,
+    utility.overall,
+    utility.weight_magnitude,
+    utility.activation_over_input,
+    utility.random,
+)
 
 ContinualBackpropState = UnitResetState
 """State of `continual_backprop` and `replace_units`; its groups hold `UnitState`."""
@@ -143,7 +154,7 @@ def continual_backprop(
         axis_name=axis_name,
     )
     settings.check(units)
-    return reset_by_rule(
+    transformation = reset_by_rule(
         base_optimizer,
         units,
         functools.partial(low_utility, settings),
@@ -154,6 +165,17 @@ def continual_backprop(
         transfer_mean=transfer_mean,
         frozen=settings.never_replaces,
     )
+
+    def init(params: Any) -> ContinualBackpropState:
+        if jax.tree.leaves(params) and utility_fn not in _UTILITIES:
+            for group in resolve_units(units, params):
+                if not settings.never_replaces(group.group):
+                    warn_of_nan(
+                        utility_fn, group.name, group.num_units, group.positions
+                    )
+        return transformation.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, transformation.update)
 
 
 def replace_units(
