@@ -162,7 +162,6 @@ class Checkpointer:
             shutil.rmtree(other)
         return 0
 
-
     def _wrong_records(self, step: pathlib.Path) -> str | None:
         """Names the file of records if those of a checkpoint are damaged.
 

@@ -121,7 +121,9 @@ def _record_code(
         if changed and not allow_changed:
             raise RunFolderError(
                 f"{folder} holds a run of other code, which may compute other numbers:"
-                "\n  " + "\n  ".join(changed) + "\nGo on with the code of then; or pass "
+                "\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with the code of then; or pass "
                 "--allow_changed_code to go on with this one (the results will name "
                 "both), --overwrite to delete that run, or another --workdir."
             )

@@ -155,7 +155,8 @@ def join_cases(
     for name, description in DESCRIPTIONS.items():
         if name in dataset:
             dataset[name].attrs["description"] = description
-    return dataset.assign_attrs(attributes)
+    # What a case lacks that has not begun would come in another order.
+    return dataset.transpose("case", ...).assign_attrs(attributes)
 
 
 def _to_points(cases: Sequence[xr.Dataset]) -> list[xr.Dataset]:
