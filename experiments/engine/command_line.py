@@ -13,7 +13,13 @@ import jax
 from ml_collections import config_flags
 import threadpoolctl
 
-from experiments.engine import checkpoints, distributed, run_folder, runner
+from experiments.engine import (
+    checkpoints,
+    distributed,
+    provenance,
+    run_folder,
+    runner,
+)
 from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
 from experiments.engine.cores import available_cores
@@ -32,7 +38,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
     Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
-    `--overwrite`; on several hosts `--distributed`, where JAX cannot find the processes
+    `--overwrite`, `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the processes
     by itself with `--address`, `--num_processes` and `--process_index`.
 
     Args:
@@ -46,6 +52,9 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
     overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    allow_changed_code = flags.DEFINE_bool(
+        "allow_changed_code", False, "Go on with a run that other code has begun."
+    )
     join = flags.DEFINE_bool(
         "distributed", False, "Join other processes, found by JAX or by these flags:"
     )
@@ -64,7 +73,15 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         keep_compiled_programs(folder)
         if join.value:
             distributed.start(address.value, count.value, index.value)
-        sys.exit(train(config.value, folder, make_problem, overwrite.value))
+        sys.exit(
+            train(
+                config.value,
+                folder,
+                make_problem,
+                overwrite.value,
+                allow_changed_code.value,
+            )
+        )
 
     app.run(main, flags_parser=parse_flags)
 
@@ -108,6 +125,7 @@ def train(
     folder: pathlib.Path,
     make_problem: Callable[[Any], Problem],
     overwrite: bool = False,
+    allow_changed_code: bool = False,
 ) -> int:
     """Runs a config, prints its table and draws its figures.
 
@@ -116,6 +134,7 @@ def train(
       folder: the run folder.
       make_problem: builds a problem from the config of a case.
       overwrite: see `runner.run`.
+      allow_changed_code: see `runner.run`.
 
     Returns:
       The exit status: 0, or 1 after a message that says what is wrong.
@@ -124,7 +143,13 @@ def train(
     quiet_logs()
     checkpoints.ignore_late_callbacks()
     try:
-        dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
+        dataset = runner.run(
+            config,
+            folder,
+            make_problem,
+            overwrite=overwrite,
+            allow_changed_code=allow_changed_code,
+        )
     except (ValueError, OSError, ImportError, runner.Interrupted) as error:
         return _failed(error, folder)
     except jax.errors.JaxRuntimeError as error:
@@ -135,9 +160,10 @@ def train(
         return 0
     print(tables.summary_table(dataset))
     print(tables.INTERVALS)
-    for line in tables.diverged_lanes(dataset):
+    for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
         print(line)
     written = [folder / run_results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
+    written.append(folder / provenance.CODE_FILE)
     if (folder / survival.LOG_FILE).exists():
         written.append(folder / survival.LOG_FILE)
     try:

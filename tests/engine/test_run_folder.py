@@ -22,7 +22,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = configuration.to_json(tiny_digits())
 WRITTEN = (
     "results.nc",
+    "code.json",
     "replacements.csv",
+    "checkpoints/backprop/records",
+    "checkpoints/backprop/records.copy",
+    "checkpoints/backprop/.records.copy",
+    "checkpoints/backprop/4/records.json",
     "checkpoints/backprop/4/SHA256SUMS",
     "checkpoints/backprop/4/default/d/c4337be8e3da",
     "checkpoints/backprop/6.orbax-checkpoint-tmp/default/manifest.ocdbt",
@@ -179,7 +184,7 @@ def test_a_config_that_no_run_has_written_keeps_the_folder_safe(
 
 
 def test_a_run_killed_before_it_wrote_its_config_is_begun_anew(tmp_path):
-    write(tmp_path, LOCK_FILE, ".config.json")
+    write(tmp_path, LOCK_FILE, ".config.json", "code.json")
     open_and_close(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["cbp_jax"]
 
