@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from experiments.engine import distributed
+from experiments.engine.messages import say
 
 CHECKPOINTS_FOLDER = "checkpoints"
 _CHECKSUMS_FILE = "SHA256SUMS"
@@ -64,8 +64,9 @@ class Checkpointer:
             if whole is not None:
                 start = f"goes on from the one after {whole.name} tasks, which is whole"
             raise CheckpointError(
-                f"Cannot write a checkpoint to {self._folder}: {_reason(error)}. Once "
-                f"it can be written, the same command {start}."
+                f"Cannot write a checkpoint to {self._folder}: "
+                f"{write_failure(error)}. Once it can be written, the same command "
+                f"{start}."
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
@@ -118,11 +119,10 @@ class Checkpointer:
             wrong = next(_wrong_files(step), None)
             if wrong is None:
                 for other, reason in damaged.items():
-                    tqdm.write(
+                    say(
                         f"The checkpoint of case {self._case!r} after {other.name} "
                         f"tasks is damaged ({reason}); going on from the one after "
-                        f"{step.name} tasks.",
-                        file=sys.stderr,
+                        f"{step.name} tasks."
                     )
                 for other in (*damaged, *unfinished):
                     shutil.rmtree(other)
@@ -154,7 +154,7 @@ def ignore_late_callbacks() -> None:
     sys.unraisablehook = hook
 
 
-def _reason(error: Exception) -> str:
+def write_failure(error: Exception) -> str:
     """Says in a few words why a write has failed.
 
     TensorStore puts what the system said before a page of its own settings.
