@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from experiments.engine import distributed
+from experiments.engine.messages import say
 from experiments.engine.records import RecordError, RecordFile
 
 CHECKPOINTS_FOLDER = "checkpoints"
@@ -87,8 +87,9 @@ class Checkpointer:
             if whole is not None:
                 start = f"goes on from the one after {whole.name} tasks, which is whole"
             raise CheckpointError(
-                f"Cannot write a checkpoint to {self._folder}: {_reason(error)}. Once "
-                f"it can be written, the same command {start}."
+                f"Cannot write a checkpoint to {self._folder}: "
+                f"{write_failure(error)}. Once it can be written, the same command "
+                f"{start}."
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
@@ -146,11 +147,10 @@ class Checkpointer:
             wrong = next(_wrong_files(step), None) or self._wrong_records(step)
             if wrong is None:
                 for other, reason in damaged.items():
-                    tqdm.write(
+                    say(
                         f"The checkpoint of case {self._case!r} after {other.name} "
                         f"tasks is damaged ({reason}); going on from the one after "
-                        f"{step.name} tasks.",
-                        file=sys.stderr,
+                        f"{step.name} tasks."
                     )
                 for other in (*damaged, *unfinished):
                     shutil.rmtree(other)
@@ -169,10 +169,7 @@ class Checkpointer:
         """
         try:
             for path in self._records.repair(_num_bytes(step)):
-                tqdm.write(
-                    f"{path} was damaged, and is written anew from its copy.",
-                    file=sys.stderr,
-                )
+                say(f"{path} was damaged, and is written anew from its copy.")
         except (RecordError, OSError) as error:
             return str(error)
         return None
@@ -197,7 +194,7 @@ def ignore_late_callbacks() -> None:
     sys.unraisablehook = hook
 
 
-def _reason(error: Exception) -> str:
+def write_failure(error: Exception) -> str:
     """Says in a few words why a write has failed.
 
     TensorStore puts what the system said before a page of its own settings.

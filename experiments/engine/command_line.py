@@ -1,10 +1,12 @@
 """The command line that all problems share."""
 
 from collections.abc import Callable
+import contextlib
 import errno
 import os
 import pathlib
 import re
+import signal
 import sys
 from typing import Any
 
@@ -23,6 +25,7 @@ from experiments.engine import (
 from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
 from experiments.engine.cores import available_cores
+from experiments.engine.messages import say
 from experiments.learning.problem import Problem
 from experiments.reporting import plots, run_results, survival, tables
 
@@ -38,8 +41,9 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
     Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
-    `--overwrite`, `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the processes
-    by itself with `--address`, `--num_processes` and `--process_index`.
+    `--overwrite`, `--allow_changed_code`; on several hosts `--distributed`, where JAX
+    cannot find the processes by itself with `--address`, `--num_processes` and
+    `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
@@ -73,15 +77,18 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         keep_compiled_programs(folder)
         if join.value:
             distributed.start(address.value, count.value, index.value)
-        sys.exit(
-            train(
-                config.value,
-                folder,
-                make_problem,
-                overwrite.value,
-                allow_changed_code.value,
+        try:
+            sys.exit(
+                train(
+                    config.value,
+                    folder,
+                    make_problem,
+                    overwrite.value,
+                    allow_changed_code.value,
+                )
             )
-        )
+        except KeyboardInterrupt:
+            _end_at_once()
 
     app.run(main, flags_parser=parse_flags)
 
@@ -158,10 +165,10 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
-    print(tables.summary_table(dataset))
-    print(tables.INTERVALS)
+    say(tables.summary_table(dataset), sys.stdout)
+    say(tables.INTERVALS, sys.stdout)
     for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
-        print(line)
+        say(line, sys.stdout)
     written = [folder / run_results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
     written.append(folder / provenance.CODE_FILE)
     if (folder / survival.LOG_FILE).exists():
@@ -170,7 +177,7 @@ def train(
         written += plots.draw_run(dataset, folder)
     except OSError as error:
         return _failed(error, folder)
-    print("Written:", *written, sep="\n  ")
+    say("\n  ".join(map(str, ("Written:", *written))), sys.stdout)
     return 0
 
 
@@ -189,8 +196,21 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
             "\nLower what is large in the config, such as examples_per_task, "
             "hidden_units or lanes_per_block."
         )
-    print(f"{message}{cure}", file=sys.stderr)
+    say(f"{message}{cure}")
     return 1
+
+
+def _end_at_once() -> None:
+    """Ends the process as a Ctrl-C does that no one handles.
+
+    Python would wait for the task that is still running, since XLA can stop none.
+    """
+    say("Stopped at once. The same command goes on from the last checkpoint.")
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            file.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
 def use_all_cores() -> None:

@@ -5,7 +5,6 @@ import contextlib
 import json
 import pathlib
 import platform
-import signal
 import sys
 import time
 from typing import Any
@@ -16,17 +15,24 @@ from tqdm import tqdm
 import xarray as xr
 
 import cbp_jax
-from experiments.engine import configuration, distributed, provenance, tensorboard
+from experiments.engine import (
+    configuration,
+    distributed,
+    provenance,
+    storage,
+    tensorboard,
+)
 from experiments.engine.blocks import choose_block
 from experiments.engine.cases import Case, CompiledCase, prepare_cases
 from experiments.engine.checkpoints import Checkpointer
 from experiments.engine.log_file import LogFile
+from experiments.engine.messages import say
 from experiments.engine.progress import CaseProgress
 from experiments.engine.run_folder import RunFolderError, open_folder
+from experiments.engine.stopping import SaveClock, StopRequest, stop_signals
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog
 from experiments.reporting import run_results
-
 
 # Between writes of unfinished results, and as a multiple of the time that one takes.
 _LEAST_SECONDS = 10
@@ -67,7 +73,11 @@ def run(
         that is not over, or something else.
       CheckpointError: a checkpoint cannot be written, and the last one is whole; or all
         of a case are damaged.
-      Interrupted: SIGINT or SIGTERM came; the same call goes on from there.
+      Interrupted: a signal asked the run to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1,
+        SIGUSR2 or SIGXCPU); the same call goes on from there. Signals are not taken in
+        other threads than the main one.
+      KeyboardInterrupt: a second SIGINT came inside a task, which is lost; the same
+        call goes on from the last checkpoint.
     """
     config = configuration.complete(config)
     cases = prepare_cases(config, make_problem)
@@ -75,8 +85,11 @@ def run(
         tensorboard.check_installed()
     code = provenance.current_code(make_problem)
     as_json = configuration.to_json(config)
-    with _opened(folder, as_json, overwrite, code, allow_changed_code):
-        one_run = _Run(config, folder, cases, make_problem)
+    with (
+        stop_signals() as stop,
+        _opened(folder, as_json, overwrite, code, allow_changed_code),
+    ):
+        one_run = _Run(config, folder, cases, make_problem, stop)
         try:
             return one_run.run()
         finally:
@@ -91,6 +104,7 @@ def _opened(folder: pathlib.Path, *options: Any) -> Iterator[None]:
         if distributed.is_first():
             try:
                 stack.enter_context(open_folder(folder, *options))
+                stack.enter_context(storage.writable_checkpoints(folder))
             except (OSError, ValueError) as caught:
                 error = caught
         if distributed.any_process(error is not None):
@@ -107,11 +121,13 @@ class _Run:
         folder: pathlib.Path,
         cases: list[Case],
         make_problem: Callable[[Any], Problem],
+        stop: StopRequest,
     ):
         self._config = config
         self._folder = folder
         self._cases = cases
         self._make_problem = make_problem
+        self._stop = stop
         self._log_file = LogFile(folder)
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
@@ -129,34 +145,37 @@ class _Run:
         self._restore()
         done = [self._tasks_done(case) * case.steps_per_task for case in self._cases]
         total = [case.config.num_tasks * case.steps_per_task for case in self._cases]
-        with (
-            _stop_signals() as stop,
-            tqdm(
-                total=sum(total),
-                initial=sum(done),
-                unit="step",
-                unit_scale=True,
-                dynamic_ncols=True,
-                mininterval=0.5,
-                disable=not distributed.is_first(),
-            ) as bar,
-        ):
+        with tqdm(
+            total=sum(total),
+            initial=sum(done),
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not distributed.is_first(),
+        ) as bar:
             for case in self._cases:
                 if self._tasks_done(case) < case.config.num_tasks:
-                    self._run_case(case, bar, stop)
+                    self._run_case(case, bar)
         return self._save_results()
 
-    def _run_case(self, case: Case, bar: tqdm, stop: list[int]) -> None:
+    def _run_case(self, case: Case, bar: tqdm) -> None:
         bar.set_description(case.name)
         progress = self._progress[case.name]
         first_task = progress.num_tasks
-        progress.block = progress.block or choose_block(case, self._make_problem)
-        compiled = CompiledCase(case, progress.block)
-        state = compiled.start(self._saved_states.pop(case.name, None))
+        clock = SaveClock(case.name, first_task, self._config.checkpoint_seconds)
+        self._stop.outlook = clock.outlook
+        with self._stop.at_once():
+            progress.block = progress.block or choose_block(case, self._make_problem)
+            compiled = CompiledCase(case, progress.block)
+            state = compiled.start(self._saved_states.pop(case.name, None))
+        if distributed.any_process(bool(self._stop)):
+            raise Interrupted(_goes_on(f"before task {first_task}", case))
         with self._event_writer(case, first_task) as events:
             for task in range(first_task, case.config.num_tasks):
                 start = time.perf_counter()
-                state, metrics, log = compiled.run_task(state, task)
+                with self._stop.at_once(), clock.task():
+                    state, metrics, log = compiled.run_task(state, task)
                 if task > first_task:
                     progress.timed_seconds += time.perf_counter() - start
                     progress.timed_steps += case.steps_per_task
@@ -164,17 +183,20 @@ class _Run:
                 self._write(case, task, metrics, log, events)
                 _show(bar, metrics)
                 bar.update(case.steps_per_task)
-                must_stop = distributed.any_process(bool(stop))
+                must_stop = distributed.any_process(bool(self._stop))
                 is_last = task + 1 == case.config.num_tasks
                 is_due = (task + 1) % self._config.checkpoint_every == 0
-                if must_stop or is_due or is_last:
-                    self._save(case, compiled.fetch(state))
+                if (
+                    must_stop
+                    or is_last
+                    or is_due
+                    or distributed.any_process(clock.is_due())
+                ):
+                    with clock.save():
+                        self._save(case, compiled.fetch(state))
                     self._save_unfinished_results(at_once=must_stop or is_last)
                 if must_stop:
-                    raise Interrupted(
-                        f"Stopped after task {task} of case {case.name!r}. The same "
-                        "command goes on from there."
-                    )
+                    raise Interrupted(_goes_on(f"after task {task}", case))
 
     def _write(
         self,
@@ -193,9 +215,10 @@ class _Run:
                 case.name, task, case.grid.coordinates, hidden, log
             )
             if lost:
-                tqdm.write(
+                say(
                     f"{case.name}, task {task}: {lost} replacements did not fit into "
-                    "the log; raise config.replacement_log."
+                    "the log; raise config.replacement_log.",
+                    sys.stdout,
                 )
 
     @contextlib.contextmanager
@@ -253,10 +276,9 @@ class _Run:
         try:
             run_results.save(self._dataset(), self._folder)
         except OSError as error:
-            tqdm.write(
+            say(
                 f"The results so far are not in {self._folder}: {error}. The run goes "
-                "on, and tries again later.",
-                file=sys.stderr,
+                "on, and tries again later."
             )
         end = time.monotonic()
         self._results_due = end + max(_LEAST_SECONDS, _TIMES_A_WRITE * (end - start))
@@ -300,29 +322,14 @@ class _Run:
         )
 
 
+def _goes_on(where: str, case: Case) -> str:
+    return (
+        f"Stopped {where} of case {case.name!r}. The same command goes on from there."
+    )
+
+
 def _show(bar: tqdm, metrics: dict[str, np.ndarray]) -> None:
     """Shows the mean score of a task over lanes beside the progress bar."""
     score = metrics.get("accuracy", metrics.get("error"))
     if np.isfinite(score).any():
         bar.set_postfix(score=f"{np.nanmean(score):.4f}", refresh=False)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-        tqdm.write("Stopping after this task. Press Ctrl-C again to stop at once.")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

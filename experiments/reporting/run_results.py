@@ -5,9 +5,9 @@ measured after each epoch of a task. Where cases sweep different hyper-parameter
 is one dimension `point` in the place of theirs: point p of a case is the p-th
 combination of its own values, coordinates (case, point).
 
-Results of an unfinished run are NaN where a task is not done yet, its `examples` too. The
-attributes `tasks_done` and `tasks_planned` tell how far each case has come, `code` which
-code has computed the results; all three are JSON.
+Results of an unfinished run are NaN where a task is not done yet, its `examples` too.
+The attributes `tasks_done` and `tasks_planned` tell how far each case has come, `code`
+which code has computed the results; all three are JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -190,7 +190,7 @@ def _to_point_dimension(case: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
 
 
 def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Returns attributes that tell how many tasks of each case are done, and of how many.
+    """Returns attributes that tell how many tasks of each case are done, of how many.
 
     Args:
       tasks: both numbers of each case.

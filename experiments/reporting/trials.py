@@ -19,7 +19,8 @@ from experiments.reporting import run_results, statistics
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
-    *("checkpoint_every", "lanes_per_block", "probe", "tensorboard", "data_dir"),
+    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    *("tensorboard", "data_dir"),
 }
 
 

@@ -251,7 +251,7 @@ def test_damaged_records_are_taken_from_the_copy_or_the_checkpoint_before(
 def test_a_kill_between_the_records_and_their_checkpoint_loses_no_more(
     whole, tmp_path, stage
 ):
-    """The fifth task of the second case is in the records, its checkpoint unfinished."""
+    """The second case has recorded its fifth task; the checkpoint is unfinished."""
     dataset, folder = whole
     shutil.copytree(folder, tmp_path / "run")
     case = tmp_path / "run" / "checkpoints" / CASES[1]

@@ -1,4 +1,4 @@
-"""Which code has computed a run: recorded, refused when it changes, named in results."""
+"""Which code has computed a run: recorded, refused if changed, named in results."""
 
 import json
 import shutil
