@@ -21,8 +21,7 @@ from cbp_jax._continual_backprop import (
     replace_units,
 )
 from cbp_jax._discovery.checking import check_units
-from cbp_jax._discovery.features import collect_features
-from cbp_jax._discovery.features import with_features
+from cbp_jax._discovery.features import collect_features, with_features
 from cbp_jax._discovery.inference import InferredUnits, infer_units
 from cbp_jax._redo import redo
 from cbp_jax._resets import (

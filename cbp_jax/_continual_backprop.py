@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,27 @@ import numpy as np
 import optax
 
 from cbp_jax import utility
-from cbp_jax._checks import check_choice, check_range, is_known, is_traced
-from cbp_jax._numerics import average_weight, over_replicas, running_average
+from cbp_jax._numbers import (
+    average_weight,
+    check_choice,
+    check_numbers,
+    check_range,
+    is_known,
+    is_known_zero,
+    is_traced,
+    name_of,
+    over_replicas,
+    running_average,
+)
 from cbp_jax._resets import Choice, Measurements, Rule, UnitResetState, reset_by_rule
-from cbp_jax._units import Initializer, UnitGroup, as_groups
+from cbp_jax._units import (
+    Initializer,
+    PyTree,
+    ResolvedGroup,
+    UnitGroup,
+    as_groups,
+    resolve_units,
+)
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 
@@ -30,10 +48,26 @@ BUDGET_BITS = 30
 _BUDGET_ONE = 1 << BUDGET_BITS
 
 
+# After so many times 1 / (1 - decay) updates an average has all but 1 % of its weight.
+_SHORT = 5
+
+_FINITE_UTILITIES = (  # Known to be finite wherever their measurements are.
+    utility.contribution,
+    utility.mean_corrected_contribution,
+    utility.adaptation,
+    utility.overall,
+    utility.weight_magnitude,
+    utility.activation_over_input,
+    utility.random,
+)
+
+
 class UnitState(NamedTuple):
     """What continual backprop knows about the units of one group."""
 
-    utility: jax.Array  # [N], running average, not corrected for age.
+    # [N], running average, not corrected for age; NaN if the utility has been so since
+    # birth, for more than one update.
+    utility: jax.Array
     mean_activation: jax.Array  # [N], running average, not corrected for age.
     age: jax.Array  # int32 [N], optimizer updates since birth.
     budget: jax.Array  # int32 scalar, part of a unit owed, in units of 2**-30.
@@ -169,9 +203,7 @@ def continual_backprop(
         rate = group.replacement_rate
         rate = replacement_rate if rate is None else rate
         _check_rate(group.name, rate, max_per_step)
-        never = is_known(maturity_threshold, np.isposinf) or (
-            not callable(rate) and is_known(rate, lambda rate: rate == 0)
-        )
+        never = is_known_zero(rate) or is_known(maturity_threshold, np.isposinf)
         return group._replace(replacement_rate=rate, frozen=group.frozen or never)
 
     def init(num_units: int, dtype: Any) -> UnitState:
@@ -190,9 +222,9 @@ def continual_backprop(
         return max(1, math.ceil(float(rate) * num_units))
 
     def update(
-        rate: Rate, state: UnitState, measured: Measurements
+        group: UnitGroup, state: UnitState, measured: Measurements
     ) -> tuple[UnitState, Choice]:
-        age, dtype = measured.age, state.utility.dtype
+        rate, age, dtype = group.replacement_rate, measured.age, state.utility.dtype
         utility_key, budget_key = jax.random.split(measured.key)
 
         # Average the activations, then the utility.
@@ -202,18 +234,25 @@ def continual_backprop(
             decay_rate,
         )
         corrected_mean = mean / average_weight(age, decay_rate, dtype)
-        value = utility_fn(
-            measured._replace(mean_activation=corrected_mean, key=utility_key)
+        value = _utility_of(
+            utility_fn,
+            group.name,
+            measured._replace(mean_activation=corrected_mean, key=utility_key),
         ).astype(dtype)
         value = over_replicas(value, axis_name)
-        average = running_average(state.utility, value, utility_decay)
+        # An average that has not begun is NaN after a second NaN, to be seen in the
+        # state and by `jax_debug_nans`.
+        begun = jnp.where(jnp.isnan(state.utility), 0, state.utility)
+        is_silent = jnp.isnan(value) & (begun == 0) & (age > 1)
+        average = running_average(begun, value, utility_decay)
+        average = jnp.where(is_silent, jnp.nan, average)
         rank = average
         if bias_correction:
             rank = average / average_weight(age, utility_decay, dtype)
 
         # A unit without a finite utility can neither be ranked nor count as eligible.
         is_mature = age.astype(dtype) > jnp.asarray(maturity_threshold, dtype)
-        eligible = is_mature & jnp.isfinite(value)
+        eligible = is_mature & jnp.isfinite(value) & jnp.isfinite(rank)
         num_eligible = jnp.sum(eligible, dtype=jnp.int32)
         counted = num_eligible
         if count == "all":
@@ -226,20 +265,25 @@ def continual_backprop(
             budget_key,
         )
         return UnitState(average, mean, age, budget_left), Choice(
-            score=jnp.where(eligible, rank, jnp.inf),
+            # Not infinity, which `jax_debug_infs` takes for a fault.
+            score=jnp.where(eligible, rank, jnp.finfo(dtype).max),
             number=jnp.minimum(due, jnp.minimum(num_eligible, most(rate, age.size))),
             mean_activation=corrected_mean,
         )
 
     def rule(group: UnitGroup) -> Rule:
-        rate = group.replacement_rate
         return Rule(
-            init, functools.partial(update, rate), functools.partial(most, rate)
+            init,
+            functools.partial(update, group),
+            functools.partial(most, group.replacement_rate),
         )
 
-    return reset_by_rule(
+    groups = [complete(group) for group in as_groups(units)]
+    if not all(group.frozen for group in groups) and not bias_correction:
+        _warn_of_early_ranking(maturity_threshold, utility_decay)
+    transformation = reset_by_rule(
         base_optimizer,
-        [complete(group) for group in as_groups(units)],
+        groups,
         rule,
         initializer=initializer,
         key=key,
@@ -247,6 +291,15 @@ def continual_backprop(
         keep_state=keep_state,
         transfer_mean=transfer_mean,
     )
+
+    def init_checked(params: PyTree) -> ContinualBackpropState:
+        if jax.tree.leaves(params) and utility_fn not in _FINITE_UTILITIES:
+            for group in resolve_units(groups, params):
+                if not group.group.frozen:
+                    _try_utility(utility_fn, group)
+        return transformation.init(params)
+
+    return optax.GradientTransformationExtraArgs(init_checked, transformation.update)
 
 
 def replace_units(
@@ -307,4 +360,86 @@ def _check_rate(name: str, rate: Rate, max_per_step: int | None) -> None:
             f"The replacement_rate of unit group {name!r} is {kind}, so the number of "
             "units replaced in a step has no static bound. Pass max_per_step: 1, or "
             "ceil(largest rate x units)."
+        )
+
+
+def _warn_of_early_ranking(maturity_threshold: Any, utility_decay: Any) -> None:
+    """Warns where it is known that averages are ranked that have hardly begun."""
+    if is_traced(maturity_threshold) or is_traced(utility_decay):
+        return
+    memory = 1 / (1 - np.asarray(utility_decay, float))
+    maturity = np.asarray(maturity_threshold, float)
+    # 0 asks for no protection, and without memory there is nothing to correct.
+    if np.any((maturity > 0) & (maturity < _SHORT * memory) & (memory > 1)):
+        warnings.warn(
+            f"maturity_threshold is {maturity_threshold} and decay_rate "
+            f"{utility_decay}, without bias_correction: the utilities of units that "
+            "have just matured are still near 0, so that mostly newborn units are "
+            "replaced. Pass bias_correction=True, or a maturity_threshold of at least "
+            f"{_SHORT} / (1 - decay_rate).",
+            stacklevel=3,
+        )
+
+
+def _utility_of(
+    utility_fn: utility.UtilityFn, name: str, measured: Measurements
+) -> jax.Array:
+    """Returns the utilities of the units of the group of that name, [N].
+
+    Raises:
+      ValueError: the utility function returns anything but one real number a unit.
+    """
+    value = utility_fn(measured)
+    check_numbers(
+        f"utility_fn {name_of(utility_fn)} of unit group {name!r}",
+        value,
+        measured.age.shape,
+        "one number for each unit",
+    )
+    return jnp.asarray(value)
+
+
+def _try_utility(utility_fn: utility.UtilityFn, group: ResolvedGroup) -> None:
+    """Warns of a utility function that gives NaN for units such as networks have.
+
+    It is called with made-up measurements. Where it needs traced arrays, nothing is
+    known.
+    """
+    with jax.ensure_compile_time_eval():
+        rng = np.random.default_rng(0)
+        shape = (8, group.positions, group.num_units)
+        usual = Measurements(
+            activation=jnp.asarray(rng.exponential(size=shape), jnp.float32),
+            incoming_magnitude=jnp.ones(group.num_units),
+            outgoing_magnitude=jnp.ones(shape[1:]),
+            age=jnp.arange(1, group.num_units + 1, dtype=jnp.int32),
+            count=jnp.asarray(group.num_units, jnp.int32),
+            key=jax.random.key(0),
+            mean_activation=jnp.ones(group.num_units),
+        )
+
+        def without(*fields: str) -> Measurements:
+            zeros = {field: jnp.zeros_like(getattr(usual, field)) for field in fields}
+            return usual._replace(**zeros)
+
+        kinds = {
+            "usual units": usual,
+            "units that are never active": without("activation", "mean_activation"),
+            "units without incoming weights": without("incoming_magnitude"),
+            "units without outgoing weights": without("outgoing_magnitude"),
+        }
+        values = {
+            kind: _utility_of(utility_fn, group.name, each)
+            for kind, each in kinds.items()
+        }
+        if any(map(is_traced, values.values())):
+            return
+        found = [kind for kind, value in values.items() if jnp.isnan(value).any()]
+    if found:
+        warnings.warn(
+            f"utility_fn {name_of(utility_fn)} of unit group {group.name!r} gives NaN "
+            f"for {', '.join(found)}. A unit is not replaced as long as its utility is "
+            "NaN. Return 0 where a unit is worth nothing, and inf for units that must "
+            "stay.",
+            stacklevel=4,
         )

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_range, is_known
-from cbp_jax._numerics import over_replicas
+from cbp_jax._numbers import check_range, is_known, over_replicas
 from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
 from cbp_jax._units import UnitGroup, as_groups
 
@@ -33,6 +32,7 @@ def redo(
     threshold: float | jax.Array = 0.1,
     reset_every: int | jax.Array = 1000,
     over_interval: bool = False,
+    between_reset: str = "zero",
     axis_name: Any = None,
     key: jax.Array,
     **options: Any,
@@ -48,6 +48,11 @@ def redo(
     and all with :math:`s_i \le \tau` are reset. In a group that is dead altogether all
     units are.
 
+    A weight from one reset unit to another becomes 0, as in the authors' code, which
+    draws the incoming weights of all layers and then zeroes the outgoing ones; the
+    paper does not say. A unit that is reset together with all units it reads therefore
+    stays silent until the next look.
+
     Example::
 
       tx = cbp_jax.redo(optax.adam(1e-3), units, threshold=0.025, key=key)
@@ -62,6 +67,8 @@ def redo(
       over_interval: take the means of |h| over all examples since the last look, False
         over the batch of this update, as published. A stream that shows one example at
         a time needs True.
+      between_reset: see `reset_by_rule`; "fresh" gives weights from one reset unit to
+        another fresh values, as continual backprop does.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
@@ -106,5 +113,6 @@ def redo(
         [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
         Rule(init, update),
         key=key,
+        between_reset=between_reset,
         **options,
     )

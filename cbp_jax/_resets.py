@@ -13,15 +13,23 @@ from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 from jax import lax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax import _trees
-from cbp_jax._checks import check_choice
-from cbp_jax._numerics import at_least_float32, key_bits, key_of
+from cbp_jax import _bases, _trees
+from cbp_jax._numbers import (
+    at_least_float32,
+    check_choice,
+    check_numbers,
+    key_bits,
+    key_of,
+    lead_to,
+    widen,
+)
 from cbp_jax._units import (
     COLLECTION,
     Initializer,
@@ -58,8 +66,10 @@ class Measurements(NamedTuple):
 class Choice(NamedTuple):
     """Which units to reset: the `number` of the lowest `score`, of equals the first."""
 
-    score: jax.Array  # [N], +inf for units that must stay.
-    number: jax.Array  # int32 scalar, at most the units of finite score; 0 for none.
+    # [N], the highest for units that must stay: +inf, or under `jax_debug_infs`, which
+    # takes it for a fault, the largest finite number of the dtype.
+    score: jax.Array
+    number: jax.Array  # int32 scalar, at most the units that may go; 0 for none.
     mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
 
 
@@ -95,7 +105,7 @@ class UnitResetState(NamedTuple):
 
 def choose_where(mask: jax.Array) -> Choice:
     """Returns the choice of all units of a mask, bool [N]."""
-    score = jnp.where(mask, 0.0, jnp.inf)
+    score = jnp.where(mask, 0.0, 1.0)
     return Choice(score, jnp.sum(mask, dtype=jnp.int32))
 
 
@@ -109,6 +119,7 @@ def reset_by_rule(
     moments: str = "reset",
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
+    between_reset: str = "fresh",
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
 
@@ -120,6 +131,8 @@ def reset_by_rule(
 
     The returned updates are those of the base optimizer, except on reset entries, where
     they lead to the new value. Nothing that scales updates may be chained after it.
+    An update of a narrower dtype than its param is returned in one that holds both, so
+    that gradients of bfloat16 reset params of float32 exactly.
 
     Args:
       base_optimizer: any optax transformation. The update passes it `features`,
@@ -134,6 +147,10 @@ def reset_by_rule(
       keep_state: see `continual_backprop`.
       transfer_mean: see `continual_backprop`; the rule's choices must hold
         `mean_activation`.
+      between_reset: what a weight from one reset unit to another becomes that is reset
+        in the same update: "fresh" if its reader's group comes later in `units`, as in
+        continual backprop's code, which rewrites layer after layer; or "zero", where
+        all incoming weights are drawn first and all outgoing ones zeroed then.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` of state `UnitResetState`. Its update
@@ -147,7 +164,13 @@ def reset_by_rule(
         group.name: rule if isinstance(rule, Rule) else rule(group) for group in units
     }
     initializer = kaiming_uniform("relu") if initializer is None else initializer
+    if moments == "zero":
+        warnings.warn(
+            'moments="zero" is now moments="reset".', DeprecationWarning, stacklevel=3
+        )
+        moments = "reset"
     check_choice("moments", moments, ("reset", "keep"))
+    check_choice("between_reset", between_reset, ("fresh", "zero"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
 
     def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
@@ -168,9 +191,9 @@ def reset_by_rule(
                     group.group.initializer or initializer, group, leaves
                 )
         if moments == "reset":
-            _trees.check_resettable(base_optimizer, params)
+            _trees.check_resettable(base_optimizer, params, keep_state)
         base_state = base_optimizer.init(params)
-        _check_counts_updates(base_state)
+        _bases.check_base(base_optimizer, base_state, params, moments, keep_state)
         return UnitResetState(
             base_state=base_state,
             units={group.name: newborn(group, leaves) for group in groups},
@@ -203,13 +226,13 @@ def reset_by_rule(
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
         groups, activations = _check_arguments(units, params, features)
+        own_args = {
+            "features": features,
+            "unit_ages": {name: unit.age for name, unit in state.units.items()},
+        }
+        extra_args = _bases.taken_args(base_optimizer, own_args, extra_args)
         updates, base_state = base_optimizer.update(
-            updates,
-            state.base_state,
-            params,
-            features=features,
-            unit_ages={name: unit.age for name, unit in state.units.items()},
-            **extra_args,
+            updates, state.base_state, params, **extra_args
         )
         stepped = updates, state._replace(base_state=base_state)
         return in_auto_mode(functools.partial(reset, groups), stepped)(
@@ -249,6 +272,7 @@ def reset_by_rule(
             )
             choose = _over_stack(rules[group.name].update, group)
             unit_states[group.name], choices[group.name] = choose(unit_state, measured)
+            _check_choice(group, choices[group.name], transfer_mean)
 
         # Draw fresh weights, only when any unit is due.
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
@@ -260,6 +284,7 @@ def reset_by_rule(
 
         # Write them into the updates.
         update_leaves = treedef.flatten_up_to(updates)
+        entries = []  # To reset: axes, mask, value.
         for group in live:
             found = drawn[group.name]
             if transfer_mean:
@@ -271,27 +296,35 @@ def reset_by_rule(
                 )
             fresh = _lay_columns(group, rules[group.name], found)
             for axes, value in zip(group.all_axes, group.values(fresh), strict=True):
-                old, update = leaves[axes.leaf], update_leaves[axes.leaf]
-                # A select is fused into the update and costs no pass over memory; a
-                # scatter would have to write the updates out first.
-                update_leaves[axes.leaf] = jnp.where(
-                    axes.spread(found.mask),
-                    (jnp.asarray(value, old.dtype) - old).astype(update.dtype),
-                    update,
-                )
+                entries.append((axes, found.mask, value))
             unit_states[group.name] = _reborn(
                 unit_states[group.name], newborn(group, leaves), found.mask
+            )
+        if between_reset == "zero":
+            entries.sort(
+                key=lambda entry: bool(entry[0].outputs)
+            )  # Outgoing ones last.
+        for axes, mask, value in entries:
+            old = leaves[axes.leaf]
+            # A select is fused into the update and costs no pass over memory; a scatter
+            # would have to write the updates out first.
+            update_leaves[axes.leaf] = lead_to(
+                jnp.asarray(value, old.dtype),
+                axes.spread(mask),
+                update_leaves[axes.leaf],
+                old,
             )
         updates = treedef.unflatten(update_leaves)
 
         # Reset the moments.
-        base_state = state.base_state
+        masks = [(group, drawn[group.name].mask) for group in live]
+        base_state = _trees.forget_loss(state.base_state, masks)
         if moments == "reset":
             base_state = _trees.reset_moments(
                 base_optimizer,
                 base_state,
                 optax.apply_updates(params, updates),
-                [(group, drawn[group.name].mask) for group in live],
+                masks,
                 keep_state,
             )
         return updates, UnitResetState(
@@ -492,10 +525,12 @@ def _draw_slice(
 ) -> _Drawn:
     """Finds the units of lowest score [N] of one slice, and draws their weights.
 
-    Of equal scores the lowest index comes first.
+    Of equal scores the lowest index comes first; inf and NaN are never among them.
     """
-    _, units = lax.top_k(-score, most)
+    score = jnp.where(jnp.isnan(score), jnp.inf, score)
+    negative, units = lax.top_k(-score, most)
     is_used = jnp.arange(most, dtype=jnp.int32) < number
+    is_used &= negative > -jnp.inf
     units = jnp.where(is_used, units.astype(jnp.int32), group.num_units)
     columns = []
     for index, axes in enumerate(group.incoming):
@@ -540,7 +575,8 @@ def _draw_columns(
     if draws_unit_by_unit(initializer):
 
         def draw_unit(slot: jax.Array) -> jax.Array:
-            return initializer(jax.random.fold_in(key, slot), (*leading, 1), dtype)
+            slot_key = jax.random.fold_in(key, slot)
+            return initializer(slot_key, (*leading, 1), dtype).astype(dtype)
 
         # A key for each unit makes its weights independent of the bound K.
         slots = jnp.arange(units.size, dtype=jnp.uint32)
@@ -572,7 +608,7 @@ def _lay_slice(
     slots = None
     if units.size > 1:
         indices = jnp.arange(group.num_units, dtype=units.dtype)
-        slots = jnp.argmax(indices[:, None] == units, axis=1)
+        slots = jnp.argmax(indices[:, None] == units[None], axis=1)
     return tuple(
         axes.put(fresh, slots)
         for axes, fresh in zip(group.incoming, columns, strict=True)
@@ -606,7 +642,7 @@ def _transfer_means(
             axis for axis in range(axes.stack, kernel.ndim) if axis not in axes.outputs
         )
         moved = jnp.sum(kernel * axes.spread(lost), axis=others)
-        update = update_leaves[bias]
+        update = widen(update_leaves[bias], new_leaves[bias])
         update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
     return update_leaves
 
@@ -698,18 +734,20 @@ def _check_initializer(
             )
 
 
-def _check_counts_updates(base_state: PyTree) -> None:
-    """Raises ValueError for a base optimizer that only updates now and then."""
+def _check_choice(group: ResolvedGroup, choice: Choice, needs_mean: bool) -> None:
+    """Raises ValueError if what a rule returned for a group is not a `Choice`.
 
-    def is_accumulating(node: Any) -> bool:
-        return isinstance(node, optax.MultiStepsState)
-
-    if any(
-        is_accumulating(node)
-        for node in jax.tree.leaves(base_state, is_leaf=is_accumulating)
-    ):
-        raise ValueError(
-            "The base optimizer contains optax.MultiSteps, so units would age and be "
-            "replaced at every mini-batch and not at every update. Put MultiSteps "
-            "around: optax.MultiSteps(continual_backprop(base_optimizer, ...), k)."
-        )
+    Args:
+      group: the resolved group.
+      choice: its arrays have the stack axes in front.
+      needs_mean: whether the rule must say the mean activations.
+    """
+    each = (*group.stack, group.num_units)
+    rule = f"The rule of unit group {group.name!r}"
+    meaning = "one for each unit"
+    check_numbers(f"{rule}: score", choice.score, each, meaning, jnp.floating)
+    if needs_mean:
+        mean = choice.mean_activation
+        check_numbers(f"{rule}: mean_activation", mean, each, meaning)
+    meaning = "the number of units to reset"
+    check_numbers(f"{rule}: number", choice.number, group.stack, meaning, jnp.integer)

@@ -12,8 +12,7 @@ from jax import lax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_range, is_known
-from cbp_jax._numerics import over_replicas
+from cbp_jax._numbers import check_range, is_known, over_replicas
 from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
 from cbp_jax._units import UnitGroup, as_groups
 from cbp_jax._xla import cond_any_lane
@@ -50,7 +49,9 @@ def self_normalized_resets(
     A unit fires in an update if its activation is positive for any example of the
     batch, at any position. Each unit keeps the distribution of its own silences, the
     runs of updates without firing (of at least one). It is reset when its present
-    silence exceeds the :math:`1 - \eta` percentile of these.
+    silence exceeds the :math:`1 - \eta` percentile of these. A weight from one reset
+    unit to another becomes fresh, as in the authors' code, which rewrites layer after
+    layer.
 
     Example::
 
@@ -69,7 +70,8 @@ def self_normalized_resets(
       refresh_every: updates after which percentiles are found anew. Static.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
-      **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
+      **options: `initializer`, `moments`, `keep_state` and `between_reset` of
+        `reset_by_rule`.
 
     Returns:
       As `reset_by_rule`; `state.units` holds a `SelfNormalizedState` for each group.
@@ -121,7 +123,7 @@ def self_normalized_resets(
             histogram=histogram,
             longest=longest,
         )
-        too_long = silence > jnp.maximum(longest, lowest_threshold)
+        too_long = silence > jnp.maximum(longest, _integer(lowest_threshold))
         return state, choose_where(too_long & (rates > 0))
 
     return reset_by_rule(

@@ -14,7 +14,7 @@ ROOMS = ("discovery", "layers", "metrics", "networks", "optimizers", "resets", "
 LIBRARY = {"cbp_jax", *(f"cbp_jax.{room}" for room in ROOMS)}
 MAY_IMPORT = {
     "cbp_jax": LIBRARY,
-    "cbp_jax.discovery": {"cbp_jax", "cbp_jax.resets"},
+    "cbp_jax._discovery": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.layers": {"cbp_jax", "cbp_jax.resets"},
     "cbp_jax.metrics": set(),
     "cbp_jax.networks": {"cbp_jax", "cbp_jax.layers", "cbp_jax.resets"},

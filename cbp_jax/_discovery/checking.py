@@ -17,7 +17,7 @@ from cbp_jax._units import (
     ResolvedGroup,
     UnitAxes,
     UnitGroup,
-    path_string,
+    leaf_paths,
     resolve_units,
 )
 
@@ -94,11 +94,11 @@ class _Checker:
         seed: int,
         names: set[str],
     ):
-        with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [path_string(path) for path, _ in with_paths]
+        leaves, treedef = jax.tree.flatten(params)
+        self.names = [path.name for path in leaf_paths(params)]
         self.apply, self.example, self.treedef = apply, example, treedef
         self.random = np.random.default_rng(seed)
-        self.leaves = [self._noisy(leaf) for _, leaf in with_paths]
+        self.leaves = [self._noisy(leaf) for leaf in leaves]
 
         def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
             params = treedef.unflatten(leaves)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from flax import linen as nn
 import jax
 
-from cbp_jax._checks import check_choice
+from cbp_jax._numbers import check_choice
 from cbp_jax.layers._gradients_with_state import BACKWARD_STATS, FORWARD_STATS
 from cbp_jax.layers._online_normalization import OnlineNorm
 

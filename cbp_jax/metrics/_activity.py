@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cbp_jax._numerics import as_float
+from cbp_jax._numbers import as_float
 
 
 def dead_units(features: jax.Array) -> jax.Array:

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from cbp_jax._numerics import as_float
+from cbp_jax._numbers import as_float
 from cbp_jax._xla import one_by_one_on_cpu
 
 

@@ -4,7 +4,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from cbp_jax._numerics import float_dtype
+from cbp_jax._numbers import float_dtype
 
 
 def weight_magnitude(params: chex.ArrayTree) -> jax.Array:

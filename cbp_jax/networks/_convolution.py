@@ -17,7 +17,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from cbp_jax._checks import check_choice
+from cbp_jax._numbers import check_choice
 
 # With fewer channels than this the patches cost more to lay out than to multiply.
 _FEW_CHANNELS = 8

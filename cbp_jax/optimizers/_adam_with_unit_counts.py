@@ -7,8 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params
-from cbp_jax._numerics import at_least_float32, average_weight
+from cbp_jax._numbers import at_least_float32, average_weight, check_params
 from cbp_jax._units import PyTree, UnitGroup, resolve_units
 
 Mask = PyTree | Callable[[PyTree], PyTree] | None

@@ -11,10 +11,8 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params, check_range
-from cbp_jax._numerics import at_least_float32, key_bits, key_of
-from cbp_jax._trees import leaf_paths
-from cbp_jax._units import PyTree
+from cbp_jax._numbers import check_params, check_range, key_bits, key_of, lead_to, widen
+from cbp_jax._units import PyTree, leaf_paths
 from cbp_jax._xla import cond_any_lane, round_to_dtype
 
 # From the number of updates made, this one included, an int32 scalar of at least 1, to
@@ -171,20 +169,18 @@ def change_params(
             next_key = jnp.where(is_due, next_key, key)
         moved = next_params(params, updates)
 
-        def lead_to(
+        def change(
             update: jax.Array, param: jax.Array, moved: jax.Array, new: jax.Array
         ) -> jax.Array:
             new = round_to_dtype(new.astype(param.dtype))
-            dtype = at_least_float32(param.dtype)
-            step = (new.astype(dtype) - param.astype(dtype)).astype(update.dtype)
-            return jnp.where(is_due & (new != moved), step, update)
+            return lead_to(new, is_due & (new != moved), update, param)
 
         new = pure_act(constants, moved, act_key)
-        return jax.tree.map(lead_to, updates, params, moved, new), next_key
+        return jax.tree.map(change, updates, params, moved, new), next_key
 
     def skip(operand: Any) -> tuple[PyTree, jax.Array | None]:
-        _, key, updates, _, _ = operand
-        return updates, key
+        _, key, updates, params, _ = operand
+        return jax.tree.map(widen, updates, params), key
 
     return cond_any_lane(is_due, work, skip, (is_due, key, updates, params, constants))
 
@@ -210,13 +206,15 @@ def without_closure(
       `function(*arguments)`.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+    # `pure` outlives the trace; it must not hold on to what is traced.
+    jaxpr, constants = closed.jaxpr, list(closed.consts)
     treedef = jax.tree.structure(shapes)
 
     def pure(constants: list[jax.Array], *arguments: Any) -> Any:
-        flat = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))
+        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
         return treedef.unflatten(flat(*jax.tree.leaves(arguments)))
 
-    return pure, list(closed.consts)
+    return pure, constants
 
 
 def draw_params(
@@ -229,7 +227,10 @@ def draw_params(
     """
     fresh = init_fn(key)
     given, wanted = (
-        dict(zip(leaf_paths(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True))
+        {
+            path.name: jnp.shape(leaf)
+            for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+        }
         for tree in (fresh, params)
     )
     differing = sorted(

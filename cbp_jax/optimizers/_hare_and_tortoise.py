@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params, check_range, is_known
-from cbp_jax._numerics import at_least_float32
+from cbp_jax._numbers import at_least_float32, check_params, check_range, is_known
 from cbp_jax._units import PyTree
 from cbp_jax.optimizers._events import (
     EventState,

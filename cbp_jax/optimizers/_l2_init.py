@@ -6,8 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params
-from cbp_jax._numerics import at_least_float32
+from cbp_jax._numbers import at_least_float32, check_params, widen
 from cbp_jax._units import PyTree
 
 
@@ -68,6 +67,7 @@ def l2_init(
         def add_pull(
             update: jax.Array, param: jax.Array, initial: jax.Array
         ) -> jax.Array:
+            update = widen(update, param)
             dtype = at_least_float32(update.dtype)
             distance = param.astype(dtype) - initial.astype(dtype)
             factor = jnp.asarray(strength, dtype)

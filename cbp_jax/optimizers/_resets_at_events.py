@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params
+from cbp_jax._numbers import check_params
 from cbp_jax._trees import are_named
 from cbp_jax._units import PyTree, path_string
 from cbp_jax._xla import cond_any_lane

@@ -8,8 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_choice, check_params, check_range
-from cbp_jax._numerics import at_least_float32, key_bits, key_of
+from cbp_jax._numbers import (
+    at_least_float32,
+    check_choice,
+    check_params,
+    check_range,
+    key_bits,
+    key_of,
+)
 from cbp_jax._trees import are_named
 from cbp_jax._units import PyTree
 from cbp_jax.optimizers._events import (

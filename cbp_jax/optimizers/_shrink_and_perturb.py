@@ -10,8 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_choice, check_params
-from cbp_jax._numerics import at_least_float32, key_bits, key_of
+from cbp_jax._numbers import (
+    at_least_float32,
+    check_choice,
+    check_params,
+    key_bits,
+    key_of,
+    widen,
+)
 from cbp_jax._units import PyTree
 
 
@@ -41,7 +47,7 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     num_rows = math.prod(leading)
     # One word for 32 rows of a column: a flat layout takes XLA on a CPU twice the time.
     words = jax.random.bits(key, (-(-num_rows // 32), 1, num_columns), jnp.uint32)
-    bits = words >> jnp.arange(32, dtype=jnp.uint32)[:, None] & 1
+    bits = words >> jnp.arange(32, dtype=jnp.uint32)[None, :, None] & 1
     signs = 2 * bits.astype(jnp.int32) - 1
     return signs.reshape(-1, num_columns)[:num_rows].reshape(shape).astype(dtype)
 
@@ -89,17 +95,23 @@ def perturb(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        del params, extra_args
+        del extra_args
         next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
 
-        def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
+        def add_noise(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+            update = widen(update, param)
             dtype = at_least_float32(update.dtype)
             drawn = NOISES[noise](key, update.shape, dtype)
             sigma = jnp.asarray(noise_scale, dtype)
             return (update.astype(dtype) + sigma * drawn).astype(update.dtype)
 
-        keys = optax.tree.split_key_like(noise_key, updates)
-        return jax.tree.map(add_noise, updates, keys), PerturbState(key_bits(next_key))
+        updates = jax.tree.map(
+            add_noise,
+            updates,
+            updates if params is None else params,
+            optax.tree.split_key_like(noise_key, updates),
+        )
+        return updates, PerturbState(key_bits(next_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -149,6 +161,7 @@ def _add_l2(
     check_params("shrink_and_perturb", params)
 
     def add(update: jax.Array, param: jax.Array) -> jax.Array:
+        update = widen(update, param)
         dtype = at_least_float32(update.dtype)
         pull = jnp.asarray(weight_decay, dtype) * param.astype(dtype)
         return (update.astype(dtype) + pull).astype(update.dtype)

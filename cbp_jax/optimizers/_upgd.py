@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cbp_jax._checks import check_params
-from cbp_jax._numerics import at_least_float32, average_weight, key_bits, key_of
+from cbp_jax._numbers import (
+    at_least_float32,
+    average_weight,
+    check_params,
+    key_bits,
+    key_of,
+    widen,
+)
 from cbp_jax._units import PyTree
 from cbp_jax.optimizers._shrink_and_perturb import NOISES
 
@@ -119,7 +125,7 @@ def upgd(
             else:
                 direction = wide_grad + sigma * drawn * openness
             shrinkage = alpha * decay * param.astype(dtype)
-            return (-alpha * direction - shrinkage).astype(grad.dtype)
+            return (-alpha * direction - shrinkage).astype(widen(grad, param).dtype)
 
         updates = jax.tree.map(step, updates, params, ratio, drawn)
         return updates, UPGDState(count, utility, key_bits(next_key))

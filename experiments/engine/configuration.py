@@ -17,8 +17,8 @@ VERSION_FIELD = "cbp_jax"
 
 # Fields that say how a run is carried out and leave its results as they are.
 _NOT_RESULTS = (
-    *("checkpoint_every", "lanes_per_block", "probe", "tensorboard"),
-    "tasks_per_bin",
+    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    *("tensorboard", "tasks_per_bin"),
 )
 # Every task follows from the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")

@@ -17,7 +17,7 @@ class LogFile:
 
     Columns: case, task, each swept hyper-parameter, seed, then `step` (updates since
     the start of the task), `layer`, `unit`, `age` (updates since its birth) and
-    `utility` (age-corrected, of the step before).
+    `utility` (age-corrected, of the step before; nan if the rule keeps none).
 
     Args:
       folder: the run folder.
@@ -48,13 +48,16 @@ class LogFile:
         """
         is_new = not self._path.exists()
         capacity = log.step.shape[1]
+        events = log
+        if log.utility is None:
+            events = log._replace(utility=np.full(log.step.shape, np.nan))
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(("case", "task", *coordinates, *EVENT_FIELDS))
             for lane, point in enumerate(itertools.product(*coordinates.values())):
                 columns = [
-                    getattr(log, field)[lane, : log.count[lane]].tolist()
+                    getattr(events, field)[lane, : log.count[lane]].tolist()
                     for field in EVENT_FIELDS
                 ]
                 for step, layer, *event in zip(*columns, strict=True):

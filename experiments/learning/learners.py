@@ -136,18 +136,23 @@ def make_learner(
         )
         return optax.with_extra_args_support(method.build(ingredients))
 
+    def new_log(state: cbp_jax.UnitResetState) -> ReplacementLog:
+        has_utility = all(hasattr(unit, "utility") for unit in state.units.values())
+        return empty_log(config.replacement_log, has_utility=has_utility)
+
     def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
+        optimizer_state = make_optimizer(settings, key).init(params)
         return LearnerState(
             params=params,
             network_state=network_state,
-            optimizer_state=make_optimizer(settings, key).init(params),
+            optimizer_state=optimizer_state,
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
             num_resets={name: jnp.zeros((), jnp.int32) for name in layers[:-1]},
-            log=empty_log(config.replacement_log) if has_log else None,
+            log=new_log(optimizer_state) if has_log else None,
         )
 
     def compute_update(

@@ -71,7 +71,8 @@ def run(
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
-        logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
         keys = jax.random.split(jax.random.key(0), seeds.value)
         cases = {ALONE: None, WITH: Settings(rate.value, maturity.value)}
         try:

@@ -50,9 +50,9 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
     for point in itertools.product(*(dataset[name].values for name in swept)):
         labels = dict(zip(swept, point, strict=True))
         setting = dataset.sel(labels)
+        if not has_run(setting):
+            continue
         if "point" in labels:
-            if not has_run(setting):
-                continue
             del labels["point"]
             values = {name: setting[name].item() for name in swept_names(dataset)}
             labels |= {n: value for n, value in values.items() if not np.isnan(value)}

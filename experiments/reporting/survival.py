@@ -33,10 +33,16 @@ def read_lives(
     ]
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}
+    steps = {
+        str(case): dataset.steps.sel(case=case).dropna("task").values
+        for case in dataset.case.values
+    }
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
+            if int(row["task"]) >= len(steps[row["case"]]):
+                continue  # The run goes on, and the results do not hold it yet.
             group = row["case"], row["layer"]
-            steps_per_task = float(dataset.steps.sel(case=row["case"], task=0))
+            steps_per_task = float(steps[row["case"]][0])
             lane = (row[name] for name in lane_names)
             time = int(row["task"]) * steps_per_task + int(row["step"]) + 1
             deaths.setdefault(group, []).append(int(row["age"]))

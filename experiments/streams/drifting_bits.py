@@ -81,7 +81,9 @@ def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
         constant = jnp.uint32(1 << (config.num_bits - 1))
         return slow | fast << config.slow_bits | constant
 
-    all_words = to_words(slow[:, None], jnp.arange(1 << num_fast, dtype=jnp.uint32))
+    all_words = to_words(
+        slow[:, None], jnp.arange(1 << num_fast, dtype=jnp.uint32)[None]
+    )
     table = network_outputs(network, unpack(all_words, config.num_bits))
     fast = _draw_small(jax.random.fold_in(fast_key, task), number, num_fast)
     row = periods - periods[0]
@@ -90,7 +92,8 @@ def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
 
 def unpack(words: jax.Array, num_bits: int) -> jax.Array:
     """Turns words uint32 `[...]` into their M lowest bits, float32 `[..., M]`."""
-    bits = words[..., None] >> jnp.arange(num_bits, dtype=jnp.uint32) & 1
+    places = jnp.arange(num_bits, dtype=jnp.uint32)[(None,) * words.ndim]
+    bits = words[..., None] >> places & 1
     return bits.astype(jnp.float32)
 
 
@@ -119,5 +122,5 @@ def _draw_small(key: jax.Array, number: int, num_bits: int) -> jax.Array:
     """Draws so many integers of so many bits, uint32, several from each random word."""
     per_word = WORD_BITS // max(num_bits, 1)
     random = jax.random.bits(key, (-(-number // per_word), 1))
-    shifts = num_bits * jnp.arange(per_word, dtype=jnp.uint32)
+    shifts = num_bits * jnp.arange(per_word, dtype=jnp.uint32)[None]
     return (random >> shifts & ((1 << num_bits) - 1)).reshape(-1)[:number]

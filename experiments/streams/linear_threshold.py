@@ -59,5 +59,6 @@ def unit_thresholds(weights: jax.Array, beta: float) -> jax.Array:
 
 def network_outputs(network: LinearThresholdNetwork, bits: jax.Array) -> jax.Array:
     """Maps inputs `[..., M]` of 0 and 1 to outputs `[...]`."""
-    fires = bits @ network.weights > network.thresholds
+    sums = bits @ network.weights
+    fires = sums > network.thresholds[(None,) * (sums.ndim - 1)]
     return fires.astype(bits.dtype) @ network.output_weights + network.output_bias

@@ -68,11 +68,11 @@ def draw_images(
 
     cycles, direction, color = gratings[..., 0], gratings[..., 1], gratings[..., 2:]
     place = jnp.arange(num_pixels, dtype=jnp.float32)
-    down = (cycles * jnp.sin(direction))[..., None, None] * place[:, None]
-    across = (cycles * jnp.cos(direction))[..., None, None] * place
+    down = (cycles * jnp.sin(direction))[..., None, None] * place[None, None, :, None]
+    across = (cycles * jnp.cos(direction))[..., None, None] * place[None, None, None]
     waves = jnp.sin(2 * math.pi * (down + across + phase[..., None, None]))
     waves *= _between(contrast, _CONTRASTS)[..., None, None]
-    light = jnp.einsum("ngyx,ngc->nyxc", waves, color) + texture.tint
+    light = jnp.einsum("ngyx,ngc->nyxc", waves, color) + texture.tint[None, None, None]
     light += _NOISE * _to_unit_variance(noise)
     return jnp.round(MEAN_PIXEL * (1 + jnp.clip(light, -1, 1))).astype(jnp.uint8)
 

@@ -50,7 +50,9 @@ def test_an_override_that_cases_or_sweep_override_again_has_no_effect():
 
 def test_differences_name_fields_and_pass_over_those_without_effect():
     old = tiny_digits()
-    new = tiny_digits(step_size=0.5, checkpoint_every=3, lanes_per_block=1)
+    new = tiny_digits(
+        step_size=0.5, checkpoint_every=3, checkpoint_seconds=9, lanes_per_block=1
+    )
     new.cases.backprop.method = "continual_backprop"
     found = configuration.differences(*map(configuration.to_json, (old, new)))
     assert found == [

@@ -1,11 +1,12 @@
 """A conditional that runs its work only if some lane of a vmap needs it."""
 
-from cbp_jax._xla import cond_any_lane
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+
+from cbp_jax._xla import cond_any_lane
 
 OPERAND = {"x": jnp.arange(6.0), "y": jnp.arange(6)}
 

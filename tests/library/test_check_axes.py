@@ -1,12 +1,12 @@
 """Groups of stacked layers and of heads are checked by forward passes."""
 
-from cbp_jax._discovery.checking import ALONE
 import jax
 import jax.numpy as jnp
 import pytest
 from tiny_networks import draw, inputs, relu
 
 from cbp_jax import UnitGroup, check_units
+from cbp_jax._discovery.checking import ALONE
 
 X = inputs(4, 3)
 

@@ -1,6 +1,5 @@
 """Proving by forward passes that units are named rightly, and that they are not."""
 
-from cbp_jax._discovery.checking import ALONE, TOGETHER
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import tiny_networks as nets
 from tiny_networks import draw, inputs, relu
 
 from cbp_jax import UnitGroup, check_units, infer_units, sequential_units
+from cbp_jax._discovery.checking import ALONE, TOGETHER
 from cbp_jax.networks import MLP
 
 X = inputs(4, 3)

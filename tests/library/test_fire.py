@@ -1,13 +1,14 @@
 """FIRE against a NumPy loop and the polar factor, and what it leaves alone."""
 
-from cbp_jax.optimizers._events import at, every
-from cbp_jax.optimizers._fire import fire, orthogonalize
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
+
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._fire import fire, orthogonalize
 
 PARAMS = tiny.make_params()
 GRADS = tiny.make_grads(3, PARAMS)

@@ -1,8 +1,5 @@
 """Hare and tortoise against a NumPy loop, its precision and reborn units."""
 
-from cbp_jax.optimizers._events import at, every
-from cbp_jax.optimizers._hare_and_tortoise import hare_and_tortoise, slow_params
-from cbp_jax.optimizers._resets_at_events import reset_optimizer_at
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +8,9 @@ import pytest
 import tiny
 
 import cbp_jax
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._hare_and_tortoise import hare_and_tortoise, slow_params
+from cbp_jax.optimizers._resets_at_events import reset_optimizer_at
 
 NUM_STEPS = 5
 PARAMS = tiny.make_params()

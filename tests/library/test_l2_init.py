@@ -1,6 +1,5 @@
 """L2 init: the equation, diverged params, and the origin of reborn units."""
 
-from cbp_jax.optimizers._l2_init import l2_init
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tiny
 
 import cbp_jax
+from cbp_jax.optimizers._l2_init import l2_init
 
 NUM_STEPS = 3
 PARAMS = tiny.make_params()

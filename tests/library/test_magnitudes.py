@@ -1,11 +1,12 @@
 """Sums of magnitudes are the same for any shape, lanes and shards."""
 
-from cbp_jax._xla import sum_magnitudes
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
+
+from cbp_jax._xla import sum_magnitudes
 
 # Axes that each number of neighbors divides and that none divides, leaves on both sides
 # of what counts as small, and one of four axes.

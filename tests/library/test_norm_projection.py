@@ -1,12 +1,13 @@
 """Projection of kernels to their initial norms."""
 
-from cbp_jax.optimizers._norm_projection import project_norms
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import tiny
+
+from cbp_jax.optimizers._norm_projection import project_norms
 
 NUM_STEPS = 3
 PARAMS = tiny.make_conv_params()

@@ -2,8 +2,6 @@
 
 import functools
 
-from cbp_jax._trees import reset_moments
-from cbp_jax._units import resolve_units
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +20,8 @@ import pytest
 import tiny
 
 import cbp_jax
+from cbp_jax._trees import reset_moments
+from cbp_jax._units import resolve_units
 
 # There is much to compile here and next to nothing to run.
 fast_jit = functools.partial(

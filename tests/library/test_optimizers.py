@@ -10,8 +10,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import optimizers
-from cbp_jax import _continual_backprop
+from cbp_jax import _continual_backprop, optimizers
 
 B1, B2 = 0.9, 0.999
 PARAMS = tiny.make_params()

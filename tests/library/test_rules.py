@@ -108,6 +108,12 @@ def test_whoever_is_chosen_the_same_entries_are_reset(name):
         np.testing.assert_array_equal(params["head"]["kernel"][second], 0)
         kept = params["dense_1"]["kernel"][:, ~second]
         np.testing.assert_array_equal(kept[first], 0)
+        # Reset together, units are joined by fresh weights, in ReDo by none.
+        between = params["dense_1"]["kernel"][np.ix_(first, second)]
+        joined = 0 if name == "redo" else (np.nonzero(first)[0][:, None] + 1) / 10
+        np.testing.assert_allclose(
+            between, np.broadcast_to(joined, between.shape), rtol=1e-5
+        )
         moments = state.base_state[0].nu
         np.testing.assert_array_equal(moments["dense_0"]["kernel"][:, first], 0)
         np.testing.assert_array_equal(moments["head"]["kernel"][second], 0)

@@ -1,11 +1,12 @@
 """UPGD against the equations, its variants, noise and schedules."""
 
-from cbp_jax.optimizers._upgd import upgd
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+
+from cbp_jax.optimizers._upgd import upgd
 
 NUM_STEPS = 4
 RATE, DECAY, NOISE, SHRINK = 0.1, 0.9, 0.5, 0.2

@@ -1,6 +1,5 @@
 """Weight clipping: bounds of kernels and biases, what is inside them, errors."""
 
-from cbp_jax.optimizers._weight_clipping import clip_weights, uniform_fan_in_bound
 from flax import nnx
 import jax
 import jax.numpy as jnp
@@ -8,6 +7,8 @@ import numpy as np
 import optax
 import pytest
 import tiny
+
+from cbp_jax.optimizers._weight_clipping import clip_weights, uniform_fan_in_bound
 
 NUM_STEPS = 3
 PARAMS = tiny.make_conv_params()
