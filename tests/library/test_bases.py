@@ -84,7 +84,7 @@ def every_other_call():
     ],
     ids=lambda value: None,
 )
-@pytest.mark.parametrize("moments", ["zero", "keep"])
+@pytest.mark.parametrize("moments", ["reset", "keep"])
 def test_a_base_that_moves_the_params_now_and_then_is_refused(base, parts, moments):
     message = message_of(base, moments=moments)
     for part in parts:
