@@ -35,36 +35,20 @@ _MULTI_STEPS = (
 )
 
 
-def taken_args(
-    base_optimizer: optax.GradientTransformation,
-    own_args: dict[str, Any],
-    extra_args: dict[str, Any],
-) -> dict[str, Any]:
-    """Returns the extra arguments to hand to a base optimizer.
-
-    Args:
-      base_optimizer: the transformation.
-      own_args: what the engine offers; handed on only if the update takes it.
-      extra_args: what the caller passed. A `value_fn` gets nothing of the engine's.
-    """
-    if "value_fn" in extra_args:
-        value_fn = _tolerant(extra_args["value_fn"], list(own_args))
-        extra_args = extra_args | {"value_fn": value_fn}
-    taken = {n: arg for n, arg in own_args.items() if _takes(base_optimizer, n)}
-    return taken | extra_args
-
-
-def _takes(base_optimizer: optax.GradientTransformation, name: str) -> bool:
-    """Whether a base optimizer's update accepts a keyword argument of a name."""
+def accepted(
+    base_optimizer: optax.GradientTransformation, names: Sequence[str]
+) -> list[str]:
+    """Returns the names of the keyword arguments that a base's update accepts."""
     try:
         parameters = inspect.signature(base_optimizer.update).parameters
     except (TypeError, ValueError):
-        return True
+        return list(names)
     kinds = {parameter.kind for parameter in parameters.values()}
-    return name in parameters or inspect.Parameter.VAR_KEYWORD in kinds
+    takes_any = inspect.Parameter.VAR_KEYWORD in kinds
+    return [name for name in names if takes_any or name in parameters]
 
 
-def _tolerant(function: Any, names: Sequence[str]) -> Any:
+def tolerant(function: Any, names: Sequence[str]) -> Any:
     """Lets a function, such as a loss, ignore keyword arguments of these names.
 
     optax's line searches hand the loss all extra arguments of the update, and refuse

@@ -172,6 +172,7 @@ def reset_by_rule(
     check_choice("moments", moments, ("reset", "keep"))
     check_choice("between_reset", between_reset, ("fresh", "zero"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
+    accepted = _bases.accepted(base_optimizer, ("features", "unit_ages"))
 
     def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
         state = rules[group.name].init(group.num_units, _state_dtype(group, leaves))
@@ -230,9 +231,12 @@ def reset_by_rule(
             "features": features,
             "unit_ages": {name: unit.age for name, unit in state.units.items()},
         }
-        extra_args = _bases.taken_args(base_optimizer, own_args, extra_args)
+        if "value_fn" in extra_args:
+            value_fn = _bases.tolerant(extra_args["value_fn"], list(own_args))
+            extra_args = extra_args | {"value_fn": value_fn}
+        taken = {name: own_args[name] for name in own_args if name in accepted}
         updates, base_state = base_optimizer.update(
-            updates, state.base_state, params, **extra_args
+            updates, state.base_state, params, **taken, **extra_args
         )
         stepped = updates, state._replace(base_state=base_state)
         return in_auto_mode(functools.partial(reset, groups), stepped)(
@@ -301,9 +305,8 @@ def reset_by_rule(
                 unit_states[group.name], newborn(group, leaves), found.mask
             )
         if between_reset == "zero":
-            entries.sort(
-                key=lambda entry: bool(entry[0].outputs)
-            )  # Outgoing ones last.
+            # Outgoing weights last, whatever their group.
+            entries.sort(key=lambda entry: bool(entry[0].outputs))
         for axes, mask, value in entries:
             old = leaves[axes.leaf]
             # A select is fused into the update and costs no pass over memory; a scatter
