@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cbp_jax.layers import (
+from cbp_jax.networks import (
     CONVOLUTIONS,
+    ConvNet,
     convolution_named,
     max_pool,
     patches_convolution,
 )
-from cbp_jax.networks import ConvNet
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 

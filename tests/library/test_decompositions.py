@@ -2,13 +2,13 @@
 
 import re
 
-from cbp_jax.metrics._decompositions import METHODS
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from cbp_jax import metrics
+from cbp_jax.metrics import METHODS
 
 MATRICES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 3)), "f4")
 
