@@ -11,6 +11,7 @@ import jax
 import optax
 
 from cbp_jax import utility
+from cbp_jax.averages import at_least_float32
 from cbp_jax.resets.resolution import resolve_units
 from cbp_jax.resets.transform import UnitResetState, reset_by_rule
 from cbp_jax.resets.units import Initializer, UnitGroup, as_groups
@@ -167,12 +168,15 @@ def continual_backprop(
     )
 
     def init(params: Any) -> ContinualBackpropState:
-        if jax.tree.leaves(params) and utility_fn not in _UTILITIES:
+        leaves = jax.tree.leaves(params)
+        if leaves and utility_fn not in _UTILITIES:
             for group in resolve_units(units, params):
-                if not settings.never_replaces(group.group):
-                    warn_of_nan(
-                        utility_fn, group.name, group.num_units, group.positions
-                    )
+                if settings.never_replaces(group.group):
+                    continue
+                dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
+                warn_of_nan(
+                    utility_fn, group.name, group.num_units, group.positions, dtype
+                )
         return transformation.init(params)
 
     return optax.GradientTransformationExtraArgs(init, transformation.update)
