@@ -69,10 +69,10 @@ def check_numbers(
         )
     kinds = (jnp.floating, jnp.integer, jnp.bool_) if kind is None else (kind,)
     if not any(jnp.issubdtype(kind_found.dtype, kind) for kind in kinds):
-        wanted = "real numbers" if kind is None else f"a dtype that is {kind.__name__}"
+        wanted = "real" if kind is None else kind.__name__
         raise ValueError(
-            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, and "
-            f"{wanted}."
+            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, whose "
+            f"dtype is {wanted}."
         )
 
 

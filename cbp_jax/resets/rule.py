@@ -28,7 +28,7 @@ class Measurements(NamedTuple):
 class Choice(NamedTuple):
     """Whom to reset: the `number` units of the lowest `score`, of equals the first."""
 
-    score: jax.Array  # [N], +inf for units that must stay.
+    score: jax.Array  # Floating [N], +inf for units that must stay, as does NaN.
     number: jax.Array  # int32 scalar, at most the units of finite score; 0 for nobody.
     mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
 
