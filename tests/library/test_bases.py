@@ -207,15 +207,13 @@ def test_no_step_of_a_reborn_unit_is_ten_times_too_long(name):
     assert np.isfinite(after).all()
 
 
-@pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize(
-    "wrap",
+    ("name", "wrap"),
     [
-        lambda base: base,
-        lambda base: optax.chain(optax.clip_by_global_norm(1.0), base),
-        lambda base: optax.apply_if_finite(base, 2),
+        ("acprop", lambda base: optax.chain(optax.clip_by_global_norm(1.0), base)),
+        ("adopt_without_clipping", lambda base: optax.apply_if_finite(base, 2)),
     ],
-    ids=["alone", "chain", "apply_if_finite"],
+    ids=["chain", "apply_if_finite"],
 )
 def test_a_base_that_divides_by_a_newborn_moment_is_refused(name, wrap):
     base = wrap(optimizer(name))
@@ -262,8 +260,15 @@ def features_of(params):
     return {"dense_0": jnp.tanh(INPUTS @ params["dense_0"]["kernel"])}
 
 
-@pytest.mark.parametrize("moments", ["zero", "keep"])
-@pytest.mark.parametrize("name", LINE_SEARCHES)
+@pytest.mark.parametrize(
+    ("name", "moments"),
+    [
+        ("lbfgs", "zero"),
+        ("lbfgs", "keep"),
+        ("backtracking", "zero"),
+        ("unit_counts", "keep"),
+    ],
+)
 def test_line_searches_learn_while_units_are_replaced(name, moments):
     tx = make(LINE_SEARCHES[name], replacement_rate=0.05, moments=moments)
     value_and_grad = optax.value_and_grad_from_state(loss_fn)
@@ -301,7 +306,7 @@ def test_line_searches_learn_while_units_are_replaced(name, moments):
             tiny.assert_equal(state.base_state, base.init(PARAMS))
         elif name == "backtracking":
             moment = state.base_state[0].nu["dense_0"]["kernel"]
-            assert (moment[:, unit] == 0).all() == (moments == "zero")
+            assert (moment[:, unit] == 0).all()
             assert (np.delete(moment, unit, axis=1) > 0).all()
 
 
@@ -334,7 +339,7 @@ def test_a_base_that_takes_no_extra_arguments_but_its_own():
 
     base = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
     tx = make(base)
-    updates, _ = tx.update(
-        PARAMS, tx.init(PARAMS), PARAMS, features=FEATURES, scale=2.0
-    )
+    updates, _ = fast_jit(
+        lambda state: tx.update(PARAMS, state, PARAMS, features=FEATURES, scale=2.0)
+    )(tx.init(PARAMS))
     tiny.assert_equal(updates, jax.tree.map(lambda leaf: 2 * leaf, PARAMS))
