@@ -102,8 +102,8 @@ def check_base(
     Raises:
       ValueError: it does not move the params at every call, so that ages would not
         count updates, or it divides by a moment that is 0 in a reborn unit. What only
-        a trial tells is not seen where the base's numbers are traced, integers aside,
-        or its update needs arguments of its own.
+        a trial tells is not seen where arrays or integers of the base are traced (a
+        traced step size counts as one half), or its update needs more arguments.
     """
     _check_kinds(base_state)
     trial = _trial_of(base_optimizer, params)
