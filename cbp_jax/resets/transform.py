@@ -70,9 +70,15 @@ def reset_by_rule(
     that gradients of bfloat16 reset params of float32 exactly.
 
     Args:
-      base_optimizer: any optax transformation. The update passes it `features`,
-        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
-        arguments, if it takes extra arguments.
+      base_optimizer: an optax transformation that moves the params at every call,
+        since units age at every call. `apply_every`, `MultiSteps`,
+        `conditionally_mask` and the transparent mode of `contrib.sam` are refused, and
+        so is what is seen to do the like in a trial on params of one entry a leaf;
+        `apply_if_finite` is not, whose refused updates count as updates. With `moments`
+        "zero" a base is refused, too, if in such a trial its steps after a reset are
+        more than ten times as long as any before, such as those of `contrib.acprop`,
+        which divides by a moment that is 0 then. The update passes it `features`,
+        `unit_ages` and other extra arguments, see `continual_backprop`.
       units: groups of hidden units, or the names of a chain's layers, see
         `sequential_units`.
       rule: the rule of every group, or a function that gives a group's.
@@ -94,7 +100,8 @@ def reset_by_rule(
       needs `params` and the keyword `features`, see `continual_backprop`.
 
     Raises:
-      ValueError: as `continual_backprop`.
+      ValueError: as `continual_backprop`; a score, a number or a mean activation of
+        the rule's choice has a wrong shape or dtype, at `update`.
     """
     units = as_groups(units)
     initializer = kaiming_uniform("relu") if initializer is None else initializer

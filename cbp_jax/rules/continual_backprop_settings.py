@@ -12,8 +12,8 @@ from cbp_jax.checks import check_choice, check_range, is_known, is_traced
 from cbp_jax.resets.units import UnitGroup
 from cbp_jax.utility import UtilityFn
 
-# After so many times 1 / (1 - decay) updates an average has all but 1 % of its weight.
-_SHORT = 5
+# After so many times 1 / (1 - decay) updates an average has all but 5 % of its weight.
+_SHORT = 3
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 

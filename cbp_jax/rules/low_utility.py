@@ -80,7 +80,7 @@ def low_utility(settings: Settings, group: UnitGroup) -> Rule:
         begun = jnp.where(jnp.isnan(state.utility), 0, state.utility)
         is_silent = jnp.isnan(value) & (begun == 0) & (age > 1)
         average = running_average(begun, value, settings.utility_decay)
-        average = jnp.where(is_silent, jnp.nan, average)
+        average = jnp.where(is_silent, value, average)
         rank = average
         if settings.bias_correction:
             rank = average / average_weight(age, settings.utility_decay, dtype)
@@ -135,53 +135,57 @@ def utility_of(
 
 
 def warn_of_nan(
-    utility_fn: UtilityFn, name: str, num_units: int, positions: int
+    utility_fn: UtilityFn, name: str, num_units: int, positions: int, dtype: Any
 ) -> None:
     """Warns of a utility function that gives NaN for units such as networks have.
 
     Args:
-      utility_fn: is called with made-up measurements. Where it needs traced arrays,
-        nothing is known.
+      utility_fn: is called with made-up measurements. Where it fails on these, or needs
+        traced arrays, nothing is known.
       name: of the group.
       num_units: N.
       positions: P.
+      dtype: floating dtype of the measurements.
     """
-    with jax.ensure_compile_time_eval():
-        rng = np.random.default_rng(0)
-        shape = (8, positions, num_units)
-        usual = UnitMeasurements(
-            activation=jnp.asarray(rng.exponential(size=shape), jnp.float32),
-            mean_activation=jnp.ones(num_units),
-            incoming_magnitude=jnp.ones(num_units),
-            outgoing_magnitude=jnp.ones(shape[1:]),
-            age=jnp.arange(1, num_units + 1, dtype=jnp.int32),
-            key=jax.random.key(0),
-        )
+    rng = np.random.default_rng(0)
+    shape = (8, positions, num_units)
+    usual = UnitMeasurements(
+        activation=rng.exponential(size=shape).astype(dtype),
+        mean_activation=np.ones(num_units, dtype),
+        incoming_magnitude=np.ones(num_units, dtype),
+        outgoing_magnitude=np.ones(shape[1:], dtype),
+        age=np.arange(1, num_units + 1, dtype=np.int32),
+        key=None,
+    )
 
-        def without(*fields: str) -> UnitMeasurements:
-            zeros = {field: jnp.zeros_like(getattr(usual, field)) for field in fields}
-            return usual._replace(**zeros)
+    def without(*fields: str) -> UnitMeasurements:
+        zeros = {field: np.zeros_like(getattr(usual, field)) for field in fields}
+        return usual._replace(**zeros)
 
-        kinds = {
-            "usual units": usual,
-            "units that are never active": without("activation", "mean_activation"),
-            "units without incoming weights": without("incoming_magnitude"),
-            "units without outgoing weights": without("outgoing_magnitude"),
-        }
-        values = {
-            kind: utility_of(utility_fn, name, measurements)
-            for kind, measurements in kinds.items()
-        }
-        if any(map(is_traced, values.values())):
-            return
-        found = [kind for kind, value in values.items() if jnp.isnan(value).any()]
+    kinds = {
+        "usual units": usual,
+        "units that are never active": without("activation", "mean_activation"),
+        "units without incoming weights": without("incoming_magnitude"),
+        "units without outgoing weights": without("outgoing_magnitude"),
+    }
+
+    def is_nan(measurements: UnitMeasurements) -> bool:
+        with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+            measurements = jax.tree.map(jnp.asarray, measurements)
+            value = utility_fn(measurements._replace(key=jax.random.key(0)))
+            return not is_traced(value) and bool(jnp.isnan(value).any())
+
+    try:
+        found = [kind for kind, measurements in kinds.items() if is_nan(measurements)]
+    except Exception:  # It fits its own batches only; the first update tells.
+        return
     if found:
         warnings.warn(
             f"utility_fn {name_of(utility_fn)} of unit group {name!r} gives NaN for "
             f"{', '.join(found)}. A unit is not replaced as long as its utility is "
             "NaN. Return 0 where a unit is worth nothing, and inf for units that must "
             "stay.",
-            stacklevel=4,
+            stacklevel=3,
         )
 
 
