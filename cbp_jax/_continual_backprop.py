@@ -19,6 +19,7 @@ import optax
 
 from cbp_jax import utility
 from cbp_jax._numbers import (
+    at_least_float32,
     average_weight,
     check_choice,
     check_numbers,
@@ -48,8 +49,8 @@ BUDGET_BITS = 30
 _BUDGET_ONE = 1 << BUDGET_BITS
 
 
-# After so many times 1 / (1 - decay) updates an average has all but 1 % of its weight.
-_SHORT = 5
+# After so many times 1 / (1 - decay) updates an average has all but 5 % of its weight.
+_SHORT = 3
 
 _FINITE_UTILITIES = (  # Known to be finite wherever their measurements are.
     utility.contribution,
@@ -128,9 +129,11 @@ def continual_backprop(
       params = optax.apply_updates(params, updates)
 
     Args:
-      base_optimizer: any optax transformation. The update passes it `features`,
-        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
-        arguments, if it takes extra arguments.
+      base_optimizer: an optax transformation that moves the params at every call, see
+        `reset_by_rule`. The update passes it `features`, `unit_ages` (see
+        `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra arguments, as
+        far as it takes them. A `value_fn`, the loss that a line search calls, is given
+        the first two only if it names them.
       units: groups of hidden units, or the names of a chain's layers, see
         `UnitGroup` and `sequential_units`.
       replacement_rate: fraction of eligible units replaced per update, in [0, 1]. 0 is
@@ -138,7 +141,9 @@ def continual_backprop(
         far, int32, as those of optax.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
       maturity_threshold: :math:`m`, in updates; infinity replaces nobody.
-      utility_fn: instantaneous utility, see `cbp_jax.utility`.
+      utility_fn: instantaneous utility, see `cbp_jax.utility`. A unit whose utility is
+        not finite is not replaced at this update; if it has been NaN since the unit was
+        born, so is the average in the state.
       initializer: `jax.nn.initializers`-style function of fresh incoming weights; give
         the one that the network was initialized with. It draws a whole kernel
         `[..., fan_in, N]`, of which a reborn unit takes its column, unless it is marked
@@ -155,12 +160,15 @@ def continual_backprop(
         schedule.
       bias_correction: rank by the age-corrected utility; False ranks by :math:`u`
         itself, which makes units that have just matured look bad unless the maturity
-        threshold is long against 1 / (1 - decay_rate).
+        threshold is long against 1 / (1 - decay_rate): there is a warning below three
+        times that.
       moments: "reset" resets the base optimizer's moments of reborn units, to what its
         `init` gives; "keep" leaves them. Arrays of the base state that are not shaped
         like a param (step counts, Adafactor's factors, Shampoo's matrices) are always
         left. A global step count then makes Adam's first steps of a reborn unit too
-        long: `cbp_jax.optimizers.adam_with_unit_counts` does not have this fault.
+        long: `cbp_jax.optimizers.adam_with_unit_counts` does not have this fault. A
+        base with L-BFGS starts anew as a whole. Line searches forget the loss of the
+        params from before a reset in either case.
       keep_state: names of fields of the base state not to reset although they are
         shaped like the params, for example `("init_params",)` of `optax.contrib.dog`.
       transfer_mean: add a replaced unit's mean activation times its outgoing weights to
@@ -179,8 +187,14 @@ def continual_backprop(
 
     Raises:
       ValueError: an option out of range or unknown, when built; a group that does not
-        fit the params, at `init`; missing params or features, or features of a wrong
-        shape, at `update`.
+        fit the params, a base optimizer that `reset_by_rule` refuses, or a field of
+        `keep_state` that its state does not have, at `init`; missing params or
+        features, or features or utilities of a wrong shape, at `update`.
+
+    Warns:
+      UserWarning: averages are ranked that have hardly begun, see `bias_correction`,
+        when built; a `utility_fn` of one's own gives NaN for made-up units, of which
+        some are never active or have no weights, at `init`.
 
     References:
       Dohare et al., `Loss of plasticity in deep continual learning
@@ -245,7 +259,7 @@ def continual_backprop(
         begun = jnp.where(jnp.isnan(state.utility), 0, state.utility)
         is_silent = jnp.isnan(value) & (begun == 0) & (age > 1)
         average = running_average(begun, value, utility_decay)
-        average = jnp.where(is_silent, jnp.nan, average)
+        average = jnp.where(is_silent, value, average)
         rank = average
         if bias_correction:
             rank = average / average_weight(age, utility_decay, dtype)
@@ -293,10 +307,12 @@ def continual_backprop(
     )
 
     def init_checked(params: PyTree) -> ContinualBackpropState:
-        if jax.tree.leaves(params) and utility_fn not in _FINITE_UTILITIES:
+        leaves = jax.tree.leaves(params)
+        if leaves and utility_fn not in _FINITE_UTILITIES:
             for group in resolve_units(groups, params):
                 if not group.group.frozen:
-                    _try_utility(utility_fn, group)
+                    dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
+                    _try_utility(utility_fn, group, dtype)
         return transformation.init(params)
 
     return optax.GradientTransformationExtraArgs(init_checked, transformation.update)
@@ -312,7 +328,9 @@ def replace_units(
       tx = optax.chain(optax.adam(1e-3), cbp_jax.replace_units(units, key=key))
       updates, state = tx.update(grads, state, params, features=features)
 
-    The links before it cannot be reached from here, so no moments are reset.
+    The links before it cannot be reached from here, so no moments are reset. A line
+    search among them hands all extra arguments on to its loss: give that a parameter
+    `features`, or make the chain the base of `continual_backprop`, which needs none.
 
     Args:
       units: as for `continual_backprop`.
@@ -399,47 +417,52 @@ def _utility_of(
     return jnp.asarray(value)
 
 
-def _try_utility(utility_fn: utility.UtilityFn, group: ResolvedGroup) -> None:
+def _try_utility(
+    utility_fn: utility.UtilityFn, group: ResolvedGroup, dtype: Any
+) -> None:
     """Warns of a utility function that gives NaN for units such as networks have.
 
-    It is called with made-up measurements. Where it needs traced arrays, nothing is
-    known.
+    It is called with made-up measurements. Where it fails on these, or needs traced
+    arrays, nothing is known.
     """
-    with jax.ensure_compile_time_eval():
-        rng = np.random.default_rng(0)
-        shape = (8, group.positions, group.num_units)
-        usual = Measurements(
-            activation=jnp.asarray(rng.exponential(size=shape), jnp.float32),
-            incoming_magnitude=jnp.ones(group.num_units),
-            outgoing_magnitude=jnp.ones(shape[1:]),
-            age=jnp.arange(1, group.num_units + 1, dtype=jnp.int32),
-            count=jnp.asarray(group.num_units, jnp.int32),
-            key=jax.random.key(0),
-            mean_activation=jnp.ones(group.num_units),
-        )
+    rng = np.random.default_rng(0)
+    shape = (8, group.positions, group.num_units)
+    usual = Measurements(
+        activation=rng.exponential(size=shape).astype(dtype),
+        incoming_magnitude=np.ones(group.num_units, dtype),
+        outgoing_magnitude=np.ones(shape[1:], dtype),
+        age=np.arange(1, group.num_units + 1, dtype=np.int32),
+        count=np.asarray(group.num_units, np.int32),
+        key=None,
+        mean_activation=np.ones(group.num_units, dtype),
+    )
 
-        def without(*fields: str) -> Measurements:
-            zeros = {field: jnp.zeros_like(getattr(usual, field)) for field in fields}
-            return usual._replace(**zeros)
+    def without(*fields: str) -> Measurements:
+        zeros = {field: np.zeros_like(getattr(usual, field)) for field in fields}
+        return usual._replace(**zeros)
 
-        kinds = {
-            "usual units": usual,
-            "units that are never active": without("activation", "mean_activation"),
-            "units without incoming weights": without("incoming_magnitude"),
-            "units without outgoing weights": without("outgoing_magnitude"),
-        }
-        values = {
-            kind: _utility_of(utility_fn, group.name, each)
-            for kind, each in kinds.items()
-        }
-        if any(map(is_traced, values.values())):
-            return
-        found = [kind for kind, value in values.items() if jnp.isnan(value).any()]
+    kinds = {
+        "usual units": usual,
+        "units that are never active": without("activation", "mean_activation"),
+        "units without incoming weights": without("incoming_magnitude"),
+        "units without outgoing weights": without("outgoing_magnitude"),
+    }
+
+    def is_nan(measured: Measurements) -> bool:
+        with jax.ensure_compile_time_eval(), jax.debug_nans(False):
+            measured = jax.tree.map(jnp.asarray, measured)
+            value = utility_fn(measured._replace(key=jax.random.key(0)))
+            return not is_traced(value) and bool(jnp.isnan(value).any())
+
+    try:
+        found = [kind for kind, measured in kinds.items() if is_nan(measured)]
+    except Exception:  # It fits its own batches only; the first update tells.
+        return
     if found:
         warnings.warn(
             f"utility_fn {name_of(utility_fn)} of unit group {group.name!r} gives NaN "
             f"for {', '.join(found)}. A unit is not replaced as long as its utility is "
             "NaN. Return 0 where a unit is worth nothing, and inf for units that must "
             "stay.",
-            stacklevel=4,
+            stacklevel=3,
         )

@@ -65,22 +65,21 @@ def check_numbers(
       meaning: of an array of this shape, in words.
       kind: of its dtype, such as `jnp.floating`; None for real numbers and bools.
     """
+    expected = f"expected an array of shape {shape}, {meaning}"
     try:
-        found, dtype = jnp.shape(value), jnp.result_type(value)
-    except (TypeError, ValueError):
+        kind_found = jax.typeof(value)
+    except TypeError:
+        raise ValueError(f"{name} returned {value!r}; {expected}.") from None
+    if kind_found.shape != shape:
         raise ValueError(
-            f"{name} returned {value!r}; expected an array of shape {shape}, {meaning}."
-        ) from None
-    if found != shape:
-        raise ValueError(
-            f"{name} returned an array of shape {found}; expected {shape}, {meaning}."
+            f"{name} returned an array of shape {kind_found.shape}; {expected}."
         )
     kinds = (jnp.floating, jnp.integer, jnp.bool_) if kind is None else (kind,)
-    if not any(jnp.issubdtype(dtype, kind) for kind in kinds):
+    if not any(jnp.issubdtype(kind_found.dtype, kind) for kind in kinds):
         wanted = "real" if kind is None else kind.__name__
         raise ValueError(
-            f"{name} returned an array of dtype {dtype}; expected {wanted} numbers, "
-            f"{meaning}."
+            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, whose "
+            f"dtype is {wanted}."
         )
 
 

@@ -66,8 +66,8 @@ class Measurements(NamedTuple):
 class Choice(NamedTuple):
     """Which units to reset: the `number` of the lowest `score`, of equals the first."""
 
-    # [N], the highest for units that must stay: +inf, or under `jax_debug_infs`, which
-    # takes it for a fault, the largest finite number of the dtype.
+    # Floating [N], the highest for units that must stay, as those of NaN do: +inf, or
+    # under `jax_debug_infs`, which takes it for a fault, the largest finite number.
     score: jax.Array
     number: jax.Array  # int32 scalar, at most the units that may go; 0 for none.
     mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
@@ -135,9 +135,15 @@ def reset_by_rule(
     that gradients of bfloat16 reset params of float32 exactly.
 
     Args:
-      base_optimizer: any optax transformation. The update passes it `features`,
-        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
-        arguments, if it takes extra arguments.
+      base_optimizer: an optax transformation that moves the params at every call,
+        since units age at every call. `apply_every`, `MultiSteps`,
+        `conditionally_mask` and the transparent mode of `contrib.sam` are refused, and
+        so is what is seen to do the like in a trial on params of one entry a leaf;
+        `apply_if_finite` is not, whose refused updates count as updates. With `moments`
+        "reset" a base is refused, too, if in such a trial its steps after a reset are
+        more than ten times as long as any before, such as those of `contrib.acprop`,
+        which divides by a moment that is 0 then. The update passes it `features`,
+        `unit_ages` and other extra arguments, see `continual_backprop`.
       units: groups of hidden units, or the names of a chain's layers, see
         `sequential_units`.
       rule: the rule of every group, or a function that gives a group's.
@@ -157,7 +163,8 @@ def reset_by_rule(
       needs `params` and the keyword `features`, see `continual_backprop`.
 
     Raises:
-      ValueError: as `continual_backprop`.
+      ValueError: as `continual_backprop`; a score, a number or a mean activation of
+        the rule's choice has a wrong shape or dtype, at `update`.
     """
     units = as_groups(units)
     rules = {

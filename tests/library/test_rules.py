@@ -203,3 +203,26 @@ def test_where_all_units_may_go_fresh_weights_are_laid_only_when_one_does(
     work = {"top_k", "argmax", "gather"}
     assert work <= {primitive for primitive, is_inside in found if is_inside}
     assert not work & {primitive for primitive, is_inside in found if not is_inside}
+
+
+def test_scores_of_inf_and_nan_are_never_chosen():
+    """However many a rule asks for."""
+    score = jnp.array([jnp.nan, 2.0, jnp.inf, 1.0, -jnp.inf, jnp.nan])
+
+    def update(state, measurements):
+        del measurements
+        return state, cbp_jax.Choice(score, jnp.int32(5))
+
+    def init(num_units, dtype):
+        return OwnState(jnp.zeros(num_units, jnp.int32), jnp.zeros(num_units, dtype))
+
+    rule = cbp_jax.Rule(init, update)
+    tx = cbp_jax.reset_by_rule(
+        optax.sgd(0.1),
+        tiny.UNITS[:1],
+        rule,
+        initializer=tiny.rows_initializer,
+        key=tiny.FAST_KEY,
+    )
+    _, state = tiny.still_step(tx)(PARAMS, tx.init(PARAMS), tiny.at(FEATURES, 0))
+    assert state.replaced["dense_0"].tolist() == [4, 3, 1, 6, 6, 6]

@@ -161,8 +161,8 @@ def transforms(params):
         ),
         "fire": (optimizers.fire(now), orthogonal),
         "hare_and_tortoise": (
-            optimizers.hare_and_tortoise(now, decay=0.75),
-            each(lambda old, moved: 0.75 * old + 0.25 * moved),
+            optimizers.hare_and_tortoise(now, decay=0.7),
+            each(lambda old, moved: 0.7 * old + 0.3 * moved),
         ),
         "clip_weights": (
             optimizers.clip_weights(1.0, bounds=lambda path, shape: 0.3),
@@ -200,7 +200,7 @@ def transforms(params):
             each(lambda old, moved: 2 * old - moved - 1e-3 * old),
         ),
         "adamw_with_unit_counts": (
-            optimizers.adamw_with_unit_counts(1.0, UNITS, eps=0.0, weight_decay=0.125),
+            optimizers.adamw_with_unit_counts(1.0, UNITS, 0.5, 0.5, 0.0, 0.125),
             each(lambda old, moved: old - np.sign(moved - old) - 0.125 * old),
         ),
     }
@@ -211,7 +211,7 @@ def test_all_that_leads_params_to_a_value(param_dtype, update_dtype):
     """One program for all of them, which compiles faster."""
     with jax.enable_x64("float64" in (param_dtype, update_dtype)):
         params = make_params(param_dtype)
-        updates = jax.tree.map(lambda leaf: leaf / 64, make_params(update_dtype))
+        updates = jax.tree.map(lambda leaf: leaf[::-1] / 64, make_params(update_dtype))
         cases = transforms(params)
 
         @fast_jit
@@ -228,6 +228,8 @@ def test_all_that_leads_params_to_a_value(param_dtype, update_dtype):
 
         results, moved = run(params, updates)
         old, moved, tiny_updates = wide(params), wide(moved), wide(updates)
+        if param_dtype == "float16":
+            del cases["adamw_with_unit_counts"]  # Squares fall below its range.
         for name, (_, lead) in cases.items():
             new = tiny.by_path(results[name])
             exact = {path: old[path] + tiny_updates[path] for path in old}

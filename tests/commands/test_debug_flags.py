@@ -1,0 +1,75 @@
+"""The programs under the flags with which one looks for a fault of one's own."""
+
+import contextlib
+import csv
+
+import jax
+import numpy as np
+import pytest
+from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
+
+from experiments import (
+    continual_imagenet,
+    permuted_mnist,
+    slowly_changing_regression,
+)
+from experiments.engine import cases, configuration, runner
+
+REDO = {"redo": {"method": "redo", "redo_threshold": 0.9, "redo_every": 10}}
+PROBLEMS = {
+    "permuted_mnist": (tiny_digits, permuted_mnist),
+    "slowly_changing_regression": (tiny_bits, slowly_changing_regression),
+    "continual_imagenet": (tiny_pairs, continual_imagenet),
+}
+EACH = pytest.mark.parametrize("name", PROBLEMS)
+
+
+@contextlib.contextmanager
+def flags():
+    with (
+        jax.debug_nans(True),
+        jax.debug_infs(True),
+        jax.numpy_rank_promotion("raise"),
+        jax.numpy_dtype_promotion("strict"),
+    ):
+        yield
+
+
+@EACH
+def test_a_run_has_no_fault_and_its_results_are_those_without_flags(name, tmp_path):
+    """Some measures are not taken in the second task, and none of them of the head."""
+    make_config, module = PROBLEMS[name]
+    config = make_config(rank_every=2)
+    wanted = runner.run(config, tmp_path / "plain", module.make_problem)
+    with flags():
+        found = runner.run(config, tmp_path / "flags", module.make_problem)
+    measured = found.drop_vars("steps_per_second")
+    assert measured.identical(wanted.drop_vars("steps_per_second"))
+    assert found.dead_units.sel(layer="head").isnull().all()
+    assert found.saturated_units.isnull().all()
+
+
+@EACH
+def test_no_tracer_leaks(name):
+    make_config, module = PROBLEMS[name]
+    config = configuration.complete(make_config())
+    with jax.checking_leaks():
+        cases.prepare_cases(config, module.make_problem)
+
+
+def test_a_log_without_utilities_has_no_fault(tmp_path):
+    config = tiny_digits(cases=REDO, method="redo", num_tasks=1, replacement_log=9)
+    with flags():
+        runner.run(config, tmp_path, permuted_mnist.make_problem)
+    with (tmp_path / "replacements.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert rows
+    assert {row["utility"] for row in rows} == {"nan"}
+
+
+def test_a_fault_in_a_run_is_found(tmp_path):
+    config = tiny_digits(step_size=1e30)
+    with flags(), pytest.raises(FloatingPointError):
+        runner.run(config, tmp_path, permuted_mnist.make_problem)
+    dataset = runner.run(config, tmp_path / "plain", permuted_mnist.make_problem)
+    assert np.isnan(dataset.loss.isel(task=-1)).all()
