@@ -11,6 +11,8 @@ import pytest
 import tiny
 
 import cbp_jax
+from cbp_jax._trees import reset_moments
+from cbp_jax._units import resolve_units
 
 UNITS = cbp_jax.sequential_units(("dense_0", "head"), bias=None)
 SHAPES = {"dense_0": (3, 4), "head": (4, 2)}
@@ -184,8 +186,9 @@ def lengths_of_steps(base, keep):
     lengths = []
     for index in range(NUM_UPDATES + NUM_AFTER):
         if index == NUM_UPDATES:
-            groups, mask = resolve_units(UNITS, params), {"dense_0": jnp.arange(4) == 1}
-            state = reset_moments(base, state, params, groups, mask, keep)
+            (group,) = resolve_units(UNITS, params)
+            masks = [(group, jnp.arange(4) == 1)]
+            state = reset_moments(base, state, params, masks, keep)
         grads = jax.tree.map(
             lambda leaf: rng.normal(size=leaf.shape).astype("float32"), params
         )

@@ -209,10 +209,10 @@ def test_injection_and_multi_steps_act_once_for_two_gradients(name):
 @NAMES
 def test_state_of_reborn_units_is_newborn(name):
     params, _, state = plain_run(name)[-1]
-    tx, groups = make(name), resolve_units(UNITS, PARAMS)
+    tx, (group,) = make(name), resolve_units(UNITS, PARAMS)
     reborn = np.array([True, False, False, True, False, False])
-    masks = {"dense_0": jnp.asarray(reborn)}
-    actual = tiny.by_path(reset_moments(tx, state, params, groups, masks))
+    masks = [(group, jnp.asarray(reborn))]
+    actual = tiny.by_path(reset_moments(tx, state, params, masks))
     old, fresh = (tiny.by_path(tree) for tree in (state, tx.init(params)))
     entries = {
         "dense_0/kernel": np.broadcast_to(reborn, (4, 6)),
