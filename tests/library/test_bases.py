@@ -11,6 +11,8 @@ import pytest
 import tiny
 
 import cbp_jax
+from cbp_jax.resets.moments import reset_moments
+from cbp_jax.resets.resolution import resolve_units
 
 UNITS = cbp_jax.sequential_units(("dense_0", "head"), bias=None)
 SHAPES = {"dense_0": (3, 4), "head": (4, 2)}
