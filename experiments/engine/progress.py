@@ -23,6 +23,11 @@ class CaseProgress:
         return len(next(iter(self.metrics.values()))) if self.metrics else 0
 
     @property
+    def num_lanes(self) -> int:
+        """L, 0 before the first task."""
+        return len(next(iter(self.metrics.values()))[0]) if self.metrics else 0
+
+    @property
     def steps_per_second(self) -> float:
         """Updates per second over all lanes; NaN before any task was timed."""
         return self.timed_steps / self.timed_seconds if self.timed_seconds else np.nan
