@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import cbp_jax
+from experiments.engine import numerics
 from experiments.learning.checks import ConfigError, did_you_mean
 from experiments.learning.hyper_parameters import (
     OPTIMIZER_PARAMETERS,
@@ -21,6 +22,7 @@ VERSION_FIELD = "cbp_jax"
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 """Fields of a config that hold for all cases."""
 
+_NUMERICS_FIELD = "numerics"  # Of a written config, see `numerics.environment`.
 
 # Fields that say how a run is carried out and leave its results as they are.
 _NOT_RESULTS = (
@@ -116,9 +118,12 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
 
 
 def to_json(config: ConfigDict) -> str:
-    """Writes a config and the version of the package as JSON."""
-    fields = {VERSION_FIELD: cbp_jax.__version__} | config.to_dict()
-    return json.dumps(fields, indent=2, default=list)
+    """Writes a config, the version of the package and what else numbers depend on."""
+    fields = {
+        VERSION_FIELD: cbp_jax.__version__,
+        _NUMERICS_FIELD: numerics.environment(),
+    }
+    return json.dumps(fields | config.to_dict(), indent=2, default=list)
 
 
 def differences(old: str, new: str) -> list[str]:
@@ -130,11 +135,15 @@ def differences(old: str, new: str) -> list[str]:
 
     Returns:
       One line for each field that differs, but for those that do not change results:
-      how a run is carried out, and a number of tasks that has grown.
+      how a run is carried out, and a number of tasks that has grown. And one for each
+      setting of JAX that differs and changes numbers.
     """
-    old_fields, new_fields = (dict(_flatten(json.loads(text))) for text in (old, new))
+    old_config, new_config = json.loads(old), json.loads(new)
+    found = numerics.differences(
+        old_config.pop(_NUMERICS_FIELD, None), new_config.pop(_NUMERICS_FIELD, {})
+    )
+    old_fields, new_fields = map(dict, map(_flatten, (old_config, new_config)))
     missing = "(not there)"
-    found = []
     for name in (*old_fields, *(new_fields.keys() - old_fields.keys())):
         before, after = old_fields.get(name, missing), new_fields.get(name, missing)
         if before == after or name.partition(".")[0] in _NOT_RESULTS:

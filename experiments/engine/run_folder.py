@@ -67,7 +67,8 @@ def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[
                 _delete_run(folder)
             elif changed := configuration.differences(path.read_text(), config):
                 raise RunFolderError(
-                    f"{folder} holds a run of another config:\n  "
+                    f"{folder} holds a run of another config or other settings of JAX:"
+                    "\n  "
                     + "\n  ".join(changed)
                     + "\nPass another --workdir, or --overwrite to delete that run."
                 )

@@ -15,7 +15,7 @@ from tqdm import tqdm
 import xarray as xr
 
 import cbp_jax
-from experiments.engine import configuration, distributed, tensorboard
+from experiments.engine import configuration, distributed, numerics, tensorboard
 from experiments.engine.blocks import choose_block
 from experiments.engine.cases import Case, CompiledCase, prepare_cases
 from experiments.engine.checkpoints import Checkpointer
@@ -100,7 +100,8 @@ class _Run:
         self._folder = folder
         self._cases = cases
         self._make_problem = make_problem
-        self._log_file = LogFile(folder)
+        swept = (name for case in cases for name in case.grid.coordinates)
+        self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
             case.name: Checkpointer(folder, case.name) for case in cases
@@ -204,6 +205,7 @@ class _Run:
             if saved is None:
                 continue
             progress = CaseProgress.from_tree(saved["progress"])
+            case.check_lanes(progress.num_lanes)
             self._progress[case.name] = progress
             if progress.num_tasks < case.config.num_tasks:
                 self._saved_states[case.name] = saved["state"]
@@ -236,6 +238,7 @@ class _Run:
             {
                 "config": configuration.to_json(self._config),
                 "versions": json.dumps({"cbp_jax": cbp_jax.__version__} | versions),
+                "numerics": json.dumps(numerics.environment()),
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
             },
         )
