@@ -148,7 +148,12 @@ def continual_backprop(
         the one that the network was initialized with. It draws a whole kernel
         `[..., fan_in, N]`, of which a reborn unit takes its column, unless it is marked
         by `cbp_jax.initializers.unit_by_unit`. None is `kaiming_uniform("relu")`.
-      key: typed PRNG key of fresh weights and random utilities.
+      key: PRNG key of fresh weights and random utilities, typed or of
+        `jax.random.PRNGKey`. Under `vmap` it must be of "threefry2x32", JAX's default,
+        if a lane is to be what it is alone: for batched keys of "rbg" and "unsafe_rbg"
+        JAX draws all numbers by the first lane's key, so that the same seed gives other
+        ones beside other seeds. `jax.random.key(seed, impl="threefry2x32")` is right
+        whatever `JAX_DEFAULT_PRNG_IMPL` says.
       budget: "accumulate" carries the fraction of a unit that is due over to the next
         step, "bernoulli" replaces one more unit with that probability. Whole units that
         are due but cannot be replaced, because fewer are eligible or because of

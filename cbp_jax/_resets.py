@@ -148,7 +148,8 @@ def reset_by_rule(
         `sequential_units`.
       rule: the rule of every group, or a function that gives a group's.
       initializer: see `continual_backprop`.
-      key: typed PRNG key of fresh weights and of random choices.
+      key: PRNG key of fresh weights and of random choices. Under `vmap` keys of "rbg"
+        make a lane depend on those beside it, see `continual_backprop`.
       moments: see `continual_backprop`.
       keep_state: see `continual_backprop`.
       transfer_mean: see `continual_backprop`; the rule's choices must hold

@@ -50,8 +50,9 @@ def act_at(
         arrays. For `optax.inject_hyperparams` it is a static argument.
       act: function of the params and a key that returns new params, which are cast to
         the dtypes of the old ones. It may use traced arrays.
-      key: typed PRNG key, from which `act` gets a new one at each event; without it
-        `act` gets None.
+      key: PRNG key, from which `act` gets a new one at each event; without it `act`
+        gets None. Under `vmap` keys of "rbg" make a lane depend on those beside it, see
+        `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `EventState`; its update needs the params.

@@ -36,7 +36,8 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     update.
 
     Args:
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       shape: of the result.
       dtype: of the result.
 
@@ -73,7 +74,8 @@ def perturb(
     Args:
       noise_scale: :math:`\sigma`, standard deviation of the noise; 0 leaves the
         updates as they are, bit for bit.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       noise: "normal", or "signs" for random signs of that size, whose sum over some
         dozens of updates cannot be told from it and which are many times faster.
 
@@ -134,7 +136,8 @@ def shrink_and_perturb(
       weight_decay: L2 factor, times the params added to the gradient.
       noise_scale: standard deviation of the noise. With both 0 the updates are those of
         the base optimizer, bit for bit.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       noise: see `perturb`.
 
     Returns:

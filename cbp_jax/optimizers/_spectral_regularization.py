@@ -60,7 +60,8 @@ def spectral_regularization(
       exponent: k, at least 1; published 2.
       gain_name: last key of the path of a gain, or several; by default those of flax
         and Haiku, and of Equinox. All other leaves that are no kernels are biases.
-      key: typed PRNG key of the first v.
+      key: PRNG key of the first v. Under `vmap` keys of "rbg" make a lane depend on
+        those beside it, see `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `SpectralRegularizationState`; its update needs

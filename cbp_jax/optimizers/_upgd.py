@@ -68,7 +68,8 @@ def upgd(
         :math:`\hat U`, as the authors' code does: in the first :math:`1 / (1 - \beta)`
         updates utilities then are nearer to 0 and 1. The paper divides by that of
         :math:`\hat U`.
-      key: typed PRNG key of the noise.
+      key: PRNG key of the noise. Under `vmap` keys of "rbg" make a lane depend on those
+        beside it, see `cbp_jax.continual_backprop`.
       noise: "normal" or "signs", see `cbp_jax.optimizers.perturb`.
 
     Returns:

@@ -60,6 +60,17 @@ class Case(NamedTuple):
         """Updates in one task, over all lanes."""
         return self.problem.steps_per_task * self.num_lanes
 
+    def check_lanes(self, saved: int) -> None:
+        """Raises CheckpointError unless a checkpoint is of the lanes of this case."""
+        if saved != self.num_lanes:
+            raise checkpoints.CheckpointError(
+                f"The checkpoint of case {self.name!r} holds {saved} lanes, but this "
+                f"run has {self.num_lanes} of it. Earlier versions of cbp_jax also "
+                "trained a case once for each value in config.sweep of what it does "
+                "not take. Go on with that version, pass --overwrite to start anew, or "
+                "another --workdir."
+            )
+
 
 class LaneState(NamedTuple):
     """What a lane carries from task to task."""

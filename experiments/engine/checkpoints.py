@@ -1,6 +1,6 @@
 """Checkpoints of a run: all that it takes to go on as if nothing had happened."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
 import json
 import os
@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from experiments.engine import distributed
 from experiments.engine.messages import say
 from experiments.engine.records import RecordError, RecordFile
+from experiments.learning.keys import PRNG_IMPL
 
 CHECKPOINTS_FOLDER = "checkpoints"
 RECORDS_FILE = "records"
@@ -285,11 +286,46 @@ def from_dict(saved: dict[str, np.ndarray], like: Any, case: str) -> Any:
     )
     if held != wanted:
         raise CheckpointError(
-            f"The checkpoint of case {case!r} holds the state of another version of "
-            f"cbp_jax ({len(held)} arrays, {len(wanted)} are needed here). Go on with "
-            "that version, pass --overwrite to start anew, or another --workdir."
+            f"The checkpoint of case {case!r} holds {_what_differs(held, wanted)}, "
+            "pass --overwrite to start anew, or another --workdir."
         )
     return treedef.unflatten(found)
+
+
+Leaves = Sequence[tuple[tuple[int, ...], np.dtype]]
+
+
+def _what_differs(held: Leaves, wanted: Leaves) -> str:
+    """Says what state a checkpoint holds, and how to go on with it.
+
+    Args:
+      held: shapes of a lane and dtypes in the checkpoint.
+      wanted: those of the state here, in which something differs.
+    """
+    if len(held) == len(wanted):
+        pairs = zip(held, wanted, strict=True)
+        differing = [(old, new) for old, new in pairs if old != new]
+        words = {(*old[0][-1:], *new[0][-1:]) for old, new in differing}
+        dtypes = {dtype for pair in differing for _, dtype in pair}
+        if words == {(4, 2)} and dtypes == {np.dtype(np.uint32)}:
+            return (
+                "keys of the generators rbg or unsafe_rbg, which earlier versions of "
+                "cbp_jax took if JAX_DEFAULT_PRNG_IMPL named one; this version draws "
+                f"all random numbers by {PRNG_IMPL}. Go on with that version and "
+                "that setting"
+            )
+        if all(
+            (old[0], old[1].kind) == (new[0], new[1].kind) for old, new in differing
+        ):
+            wide = any(dtype.itemsize == 8 for _, dtype in held)
+            return (
+                f"numbers of {64 if wide else 32} bits where this run has others. Set "
+                f"JAX_ENABLE_X64={wide} to go on"
+            )
+    return (
+        f"the state of another version of cbp_jax ({len(held)} arrays, {len(wanted)} "
+        "are needed here). Go on with that version"
+    )
 
 
 def keys_to_data(tree: Any) -> Any:
@@ -303,7 +339,9 @@ def data_to_keys(tree: Any, like: Any) -> Any:
     """Undoes `keys_to_data` for a tree of the dtypes of `like`."""
 
     def restore(leaf: Any, like: Any) -> Any:
-        return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=PRNG_IMPL)
 
     return jax.tree.map(restore, tree, like)
 

@@ -5,14 +5,12 @@ import contextlib
 import errno
 import os
 import pathlib
-import re
 import signal
 import sys
 from typing import Any
 
 from absl import app, flags, logging
 import jax
-from ml_collections import config_flags
 import threadpoolctl
 
 from experiments.engine import (
@@ -26,6 +24,7 @@ from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
 from experiments.engine.cores import available_cores
 from experiments.engine.messages import say
+from experiments.engine.overrides import define_config_flag, overridden
 from experiments.learning.problem import Problem
 from experiments.reporting import plots, run_results, survival, tables
 
@@ -40,18 +39,16 @@ _LAPACK_THREADS = (
 def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
-    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
-    `--overwrite`, `--allow_changed_code`; on several hosts `--distributed`, where JAX
-    cannot find the processes by itself with `--address`, `--num_processes` and
-    `--process_index`.
+    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
+    `overrides.define_config_flag` describes, `--workdir=DIR`, `--overwrite`,
+    `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the
+    processes by itself with `--address`, `--num_processes` and `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
       make_problem: builds the problem from the config of a case.
     """
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a preset after a colon."
-    )
+    config = define_config_flag()
     workdir = flags.DEFINE_string(
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
@@ -103,10 +100,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
             sys.exit(2)
     try:
         rest = flags.FLAGS(arguments)
-        for argument in arguments:
-            override = re.match(r"--config\.(\w+)(=|$)", argument)
-            if override:
-                check_has_effect(flags.FLAGS.config, override[1])
+        for path in overridden(arguments):
+            match path:
+                case (str(field),):
+                    check_has_effect(flags.FLAGS.config, field)
+                case ("cases", name, str(field)):
+                    check_has_effect(flags.FLAGS.config, field, name)
         return rest
     except flags.Error as error:
         # A config file that raises is reported with its whole traceback.
@@ -116,11 +115,6 @@ def parse_flags(arguments: list[str]) -> list[str]:
         while isinstance(reason, Exception):
             reason = reason.args[0]
         message = f"The config has no such field: {reason}"
-        if any(argument.startswith("--config.sweep.") for argument in arguments):
-            message += (
-                "\nWhat is not in config.sweep changes the compiled program: make its "
-                "values cases of config.cases."
-            )
     except (TypeError, ValueError, OSError) as error:
         message = str(error)
     print(f"{message}\nPass --help for the flags.", file=sys.stderr)

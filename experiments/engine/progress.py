@@ -22,6 +22,12 @@ class CaseProgress:
         self.block = 0  # Lanes per block; 0 before it is chosen.
 
     @property
+    def num_lanes(self) -> int:
+        """L, 0 before the first task."""
+        arrays = self.arrays()
+        return len(next(iter(arrays.values()))) if arrays else 0
+
+    @property
     def steps_per_second(self) -> float:
         """Updates per second over all lanes; NaN before any task was timed."""
         return self.timed_steps / self.timed_seconds if self.timed_seconds else np.nan

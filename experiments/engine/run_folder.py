@@ -97,7 +97,7 @@ def _check_config(
         changed = [line for line in changed if not line.startswith(is_version)]
     if changed:
         raise RunFolderError(
-            f"{folder} holds a run of another config:\n  "
+            f"{folder} holds a run of another config or other settings of JAX:\n  "
             + "\n  ".join(changed)
             + "\nPass another --workdir, or --overwrite to delete that run."
         )

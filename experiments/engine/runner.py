@@ -18,6 +18,7 @@ import cbp_jax
 from experiments.engine import (
     configuration,
     distributed,
+    numerics,
     provenance,
     storage,
     tensorboard,
@@ -128,7 +129,8 @@ class _Run:
         self._cases = cases
         self._make_problem = make_problem
         self._stop = stop
-        self._log_file = LogFile(folder)
+        swept = (name for case in cases for name in case.grid.coordinates)
+        self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
             case.name: Checkpointer(folder, case.name) for case in cases
@@ -247,6 +249,7 @@ class _Run:
             progress = CaseProgress.from_tree(
                 saved["progress"], saved.get("records", ())
             )
+            case.check_lanes(progress.num_lanes)
             self._progress[case.name] = progress
             if progress.num_tasks < case.config.num_tasks:
                 self._saved_states[case.name] = saved["state"]
@@ -317,6 +320,7 @@ class _Run:
                 "config": configuration.to_json(self._config),
                 "code": self._codes,
                 "versions": json.dumps({"cbp_jax": cbp_jax.__version__} | versions),
+                "numerics": json.dumps(numerics.environment()),
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
             },
         )

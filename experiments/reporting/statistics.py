@@ -47,6 +47,7 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
     """
     varying = set(NOT_SWEPT) - {"case"}
     swept = [name for name in dataset.dims if name not in varying]
+    swept.sort(key=lambda name: name != "case")  # The order of the others stays.
     for point in itertools.product(*(dataset[name].values for name in swept)):
         labels = dict(zip(swept, point, strict=True))
         setting = dataset.sel(labels)
