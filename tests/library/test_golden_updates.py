@@ -13,7 +13,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import optimizers, recipes, utility
+from cbp_jax import optimizers, utility, variants
 
 RULES = Golden("rules", __file__)
 OPTIMIZERS = Golden("optimizers", __file__)
@@ -90,7 +90,7 @@ def recipe(name):
     numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
     # Without correction for age a unit must mature for some times 1 / (1 - decay).
     numbers |= {"decay_rate": 0.1} if name == "NATURE" else {}
-    return replace(**(getattr(recipes, name) | numbers))
+    return replace(**(getattr(variants, name) | numbers))
 
 
 def in_lanes():

@@ -36,7 +36,7 @@ def test_a_recipe_builds_a_transform(name):
     assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
 
 
-def test_recipes_name_the_same_arguments_and_cannot_be_changed():
+def test_variants_name_the_same_arguments_and_cannot_be_changed():
     assert len({frozenset(recipe) for recipe in ALL.values()}) == 1
     with pytest.raises(TypeError):
         variants.NATURE["replacement_rate"] = 1.0
