@@ -39,7 +39,7 @@ class Golden:
         return set(self._read())
 
     def check(self, entry, found):
-        """Fails if a tree of arrays and strings is not as written, or writes it where asked to."""
+        """Fails if a tree of arrays and strings is not as written, or writes it."""
         found = _summary(found)
         written = self._read()
         if os.environ.get(_RENEW):

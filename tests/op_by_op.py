@@ -76,14 +76,24 @@ def _iota(dtype, shape, dimension, **_):
     )
 
 
-def evaluate(function, *arguments):
-    """Returns `function(*arguments)`; arguments and results are pytrees of arrays."""
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    with np.errstate(all="ignore"):
-        results = _run(program, jax.tree.leaves(arguments))
-    return jax.tree.unflatten(
-        jax.tree.structure(shapes), [jnp.asarray(leaf) for leaf in results]
-    )
+def op_by_op(function):
+    """Returns the same function of pytrees of arrays, evaluated one by one.
+
+    It is traced at the first call; later calls must be of the same shapes.
+    """
+    traced = []
+
+    def evaluated(*arguments):
+        if not traced:
+            traced.extend(jax.make_jaxpr(function, return_shape=True)(*arguments))
+        program, shapes = traced
+        with np.errstate(all="ignore"):
+            results = _run(program, jax.tree.leaves(arguments))
+        return jax.tree.unflatten(
+            jax.tree.structure(shapes), [jnp.asarray(leaf) for leaf in results]
+        )
+
+    return evaluated
 
 
 def _run(program, inputs):

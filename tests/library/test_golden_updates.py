@@ -6,7 +6,7 @@ from golden_numbers import Golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-from op_by_op import evaluate
+from op_by_op import op_by_op
 import optax
 import optimizer_cases
 import pytest
@@ -40,15 +40,16 @@ def take_updates(tx, params=PARAMS, grads=GRADS, features=None, units=tiny.UNITS
     """What can be seen of some updates: params, units' statistics, who was replaced."""
     features = make_features() if features is None else features
 
+    @op_by_op
     def update(params, state, grads, features):
         updates, state = tx.update(grads, state, params, features=features)
         return optax.apply_updates(params, updates), state
 
-    state = evaluate(tx.init, params)
+    state = op_by_op(tx.init)(params)
     replaced = {group.name: [] for group in units}
     for index in range(NUM_UPDATES):
         batch = tiny.at((grads, features), index)
-        params, state = evaluate(update, params, state, *batch)
+        params, state = update(params, state, *batch)
         reset = state if hasattr(state, "replaced") else state[-1]
         for name, history in replaced.items():
             history.append(indices(reset.replaced[name], reset.units[name].age))
@@ -245,11 +246,11 @@ def test_the_first_updates_of_a_convolution():
 @pytest.mark.parametrize("name", optimizer_cases.CASES)
 def test_the_first_updates_of_an_optimizer(name):
     tx, params = optimizer_cases.make(name, key=KEY), optimizer_cases.PARAMS
+    state, update = op_by_op(tx.init)(params), op_by_op(tx.update)
     history = []
-    state = evaluate(tx.init, params)
     for index in range(optimizer_cases.NUM_STEPS):
         grads = tiny.at(optimizer_cases.GRADS, index)
-        updates, state = evaluate(tx.update, grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         history.append(params)
     found = {f"params after {index + 1}": one for index, one in enumerate(history)}
@@ -260,8 +261,8 @@ def test_the_first_updates_of_an_optimizer(name):
 def test_the_noise_of_an_optimizer(noise):
     tx = optimizers.perturb(0.1, key=KEY, noise=noise)
     grads = tiny.at(optimizer_cases.GRADS, 0)
-    state = evaluate(tx.init, grads)
-    updates, _ = evaluate(tx.update, grads, state, optimizer_cases.PARAMS)
+    state = op_by_op(tx.init)(grads)
+    updates, _ = op_by_op(tx.update)(grads, state, optimizer_cases.PARAMS)
     OPTIMIZERS.check(f"perturb by {noise}", updates)
 
 
