@@ -90,7 +90,7 @@ def recipe(name):
     """A published variant, with numbers that let it replace units at once."""
     numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
     # Without correction for age a unit must mature for some times 1 / (1 - decay).
-    numbers |= {"decay_rate": 0.1} if name == "NATURE" else {}
+    numbers |= {"decay_rate": 0.0} if name == "NATURE" else {}
     return replace(**(getattr(variants, name) | numbers))
 
 
