@@ -164,7 +164,7 @@ RULE_CASES = {
     "one unit at most": replace(replacement_rate=0.9, max_per_step=1),
     "every unit at every update": replace(replacement_rate=1.0, maturity_threshold=0),
     "not corrected for age": replace(
-        bias_correction=False, decay_rate=0.1, replacement_rate=0.6, max_per_step=2
+        bias_correction=False, decay_rate=0.0, replacement_rate=0.6, max_per_step=2
     ),
     "rate by a schedule": replace(
         replacement_rate=lambda count: jnp.where(count < 2, 0.0, 0.5), max_per_step=2
