@@ -28,8 +28,8 @@ class Measurements(NamedTuple):
 class Choice(NamedTuple):
     """Whom to reset: the `number` units of the lowest `score`, of equals the first."""
 
-    # [N], the highest for units that must stay: +inf, or under `jax_debug_infs`, which
-    # takes it for a fault, the largest finite number of the dtype.
+    # Floating [N], the highest for units that must stay, as those of NaN do: +inf, or
+    # under `jax_debug_infs`, which takes it for a fault, the largest finite number.
     score: jax.Array
     number: jax.Array  # int32 scalar, at most the units that may go; 0 for nobody.
     mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.

@@ -153,10 +153,15 @@ def _any_due(due: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _lowest(score: jax.Array, number: jax.Array, bound: int) -> jax.Array:
-    """Finds the units of lowest score [N], among equals the lowest index: int32 [K]."""
-    _, indices = lax.top_k(-score, bound)
+    """Finds the units of lowest score [N], among equals the lowest index: int32 [K].
+
+    Those of score inf or NaN are never among them.
+    """
+    score = jnp.where(jnp.isnan(score), jnp.inf, score)
+    negative, indices = lax.top_k(-score, bound)
     indices = indices.astype(jnp.int32)
-    return jnp.where(jnp.arange(bound, dtype=jnp.int32) < number, indices, score.size)
+    is_chosen = jnp.arange(bound, dtype=jnp.int32) < number
+    return jnp.where(is_chosen & (negative > -jnp.inf), indices, score.size)
 
 
 def _replace(

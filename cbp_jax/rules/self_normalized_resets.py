@@ -58,7 +58,9 @@ def self_normalized_resets(
     A unit fires in an update if its activation is positive for any example of the
     batch, at any position. Each unit keeps the distribution of its own silences, the
     runs of updates without firing (of at least one). It is reset when its present
-    silence exceeds the :math:`1 - \eta` percentile of these.
+    silence exceeds the :math:`1 - \eta` percentile of these. A weight from one reset
+    unit to another becomes fresh, as in the authors' code, which rewrites layer after
+    layer.
 
     Example::
 
@@ -77,7 +79,8 @@ def self_normalized_resets(
       refresh_every: updates after which percentiles are found anew. Static.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
-      **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
+      **options: `initializer`, `moments`, `keep_state` and `between_reset` of
+        `reset_by_rule`.
 
     Returns:
       As `reset_by_rule`; `state.units` holds a `SelfNormalizedState` for each group.

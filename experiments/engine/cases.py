@@ -5,6 +5,7 @@ Shapes: L lanes.
 
 from collections.abc import Callable, Collection
 import math
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -31,11 +32,14 @@ _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
     "examples_per_task": (1, 2**31 - 1),
     "checkpoint_every": (1, 2**31 - 1),
+    "checkpoint_seconds": (0, 2**31 - 1),
     "hidden_layers": (0, 1000),  # Each is compiled on its own.
     "lanes_per_block": (0, 2**31 - 1),
     "rank_every": (0, 2**31 - 1),
     "replacement_log": (0, 2**31 - 1),
 }
+
+_LONG_TASK = 0.1  # Seconds, during which signals may wait.
 
 
 class Case(NamedTuple):
@@ -55,6 +59,17 @@ class Case(NamedTuple):
     def steps_per_task(self) -> int:
         """Updates in one task, over all lanes."""
         return self.problem.steps_per_task * self.num_lanes
+
+    def check_lanes(self, saved: int) -> None:
+        """Raises CheckpointError unless a checkpoint is of the lanes of this case."""
+        if saved != self.num_lanes:
+            raise checkpoints.CheckpointError(
+                f"The checkpoint of case {self.name!r} holds {saved} lanes, but this "
+                f"run has {self.num_lanes} of it. Earlier versions of cbp_jax also "
+                "trained a case once for each value in config.sweep of what it does "
+                "not take. Go on with that version, pass --overwrite to start anew, or "
+                "another --workdir."
+            )
 
 
 class LaneState(NamedTuple):
@@ -110,6 +125,7 @@ class CompiledCase:
             _run_lane(case.config, case.problem), num_shared=2, donate=True
         )
         self._to_data = jax.jit(checkpoints.keys_to_data)
+        self._is_long = True  # Whether the last task was; the first one compiles.
 
     def start(self, saved: dict[str, np.ndarray] | None) -> Any:
         """Initializes all lanes, or takes them from a checkpoint."""
@@ -133,10 +149,14 @@ class CompiledCase:
           nothing was measured; and the log of replacements, with a leading axis of L
           lanes, if it is switched on.
         """
+        start = time.perf_counter()
         state, metrics, log = self._run_task(
             state, self._lanes, np.int32(task), self._data
         )
+        if self._is_long:
+            _wait(metrics)
         metrics, log = self._map.get((metrics, log))
+        self._is_long = time.perf_counter() - start > _LONG_TASK
         return state, {name: np.asarray(found) for name, found in metrics.items()}, log
 
     def compile_task(self, state: Any) -> jax.stages.Compiled:
@@ -156,6 +176,15 @@ class CompiledCase:
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""
         return checkpoints.to_dict(self._map.get(self._to_data(state)))
+
+
+def _wait(tree: Any) -> None:
+    """Waits for arrays, as JAX would, but lets Python handle signals meanwhile."""
+    start = time.perf_counter()
+    leaves = jax.tree.leaves(tree)
+    while not all(leaf.is_ready() for leaf in leaves):
+        passed = time.perf_counter() - start
+        time.sleep(min(max(passed / 200, 1e-4), 0.05))
 
 
 def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:

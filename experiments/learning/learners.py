@@ -17,6 +17,7 @@ import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
 from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
+from experiments.learning.keys import make_key
 from experiments.learning.methods import METHODS, Ingredients
 from experiments.learning.optimizers import (
     OPTIMIZERS,
@@ -115,7 +116,7 @@ def make_learner(
         network_state, params = pop(network.init(key, inputs_like), "params")
         return params, network_state
 
-    params, _ = jax.eval_shape(init_network, jax.random.key(0))
+    params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
     max_replaced = _max_replaced(config, max(layer_sizes["num_units"]))
 
@@ -182,7 +183,7 @@ def make_learner(
             loss_of
         )(state.params, state.network_state)
         # The key only matters to init; the state carries it from there.
-        optimizer = make_optimizer(settings, jax.random.key(0))
+        optimizer = make_optimizer(settings, make_key(0))
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
@@ -193,7 +194,7 @@ def make_learner(
             )
         if method.resets_network:
             is_new = num_updates % updates_per_task == 0
-            _, newborn = init_network(jax.random.key(0))
+            _, newborn = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), newborn, network_state
             )

@@ -17,6 +17,7 @@ import xarray as xr
 
 import cbp_jax
 from experiments.engine import command_line, runner
+from experiments.learning.keys import make_key
 from experiments.learning.problem import Problem
 from experiments.reporting import run_results
 
@@ -168,7 +169,7 @@ def _replay(trace: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Any, 
         maturity_threshold=trace["maturity_threshold"],
         utility_fn=cbp_jax.utility.overall,
         initializer=fresh,
-        key=jax.random.key(0),
+        key=make_key(0),
     )
 
     def loss_of(params: Any, inputs: jax.Array, target: jax.Array) -> Any:
