@@ -139,14 +139,14 @@ RANKS = ("effective_rank", "stable_rank", "approximate_rank", "numerical_rank")
 def test_metrics():
     # Ranks above a threshold jump by 1: no singular value is near one.
     spread = jnp.cos(jnp.arange(48.0)).reshape(8, 6) + 0.3 * jnp.eye(8, 6)
-    strength = jnp.array([1, 0.01, 1, 2, 0, -5])
+    strength = jnp.array([1, 0.1, 1, 2, 0, -5])
     features = jax.nn.relu(spread * strength)
 
     def measure(features):
         found = {
             "dead_units": metrics.dead_units(features),
             "dormant_units": metrics.dormant_units(features, 0.4),
-            "tau_dormant_units": metrics.tau_dormant_units(features, 0.1),
+            "tau_dormant_units": metrics.tau_dormant_units(features, 0.2),
             "saturated_units": metrics.saturated_units(features, 0, 4, 0.1, 0.6),
         }
         for method in metrics.METHODS:
