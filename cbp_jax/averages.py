@@ -36,7 +36,9 @@ def average_weight(age: jax.Array, decay_rate: Any, dtype: Any) -> jax.Array:
       decay_rate: in [0, 1).
       dtype: floating dtype of the result.
     """
-    log_decay = jnp.log(jnp.asarray(decay_rate, dtype))
+    # The logarithm of 0 would be infinite, which `jax_debug_infs` takes for a fault.
+    positive = jnp.maximum(jnp.asarray(decay_rate, dtype), jnp.finfo(dtype).tiny)
+    log_decay = jnp.log(positive)
     return -jnp.expm1(age.astype(dtype) * log_decay)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -43,3 +44,38 @@ def check_params(name: str, params: Any) -> None:
         raise ValueError(
             f"{name} needs the params: call update(updates, state, params)."
         )
+
+
+def check_numbers(
+    name: str, value: Any, shape: tuple[int, ...], meaning: str, kind: Any = None
+) -> None:
+    """Raises ValueError for what is not an array of real numbers of this shape.
+
+    Args:
+      name: says in errors where the value comes from.
+      value: anything that a user's function returned.
+      shape: that it must have.
+      meaning: of an array of this shape, in words.
+      kind: of its dtype, such as `jnp.floating`; None for real numbers and bools.
+    """
+    expected = f"expected an array of shape {shape}, {meaning}"
+    try:
+        kind_found = jax.typeof(value)
+    except TypeError:
+        raise ValueError(f"{name} returned {value!r}; {expected}.") from None
+    if kind_found.shape != shape:
+        raise ValueError(
+            f"{name} returned an array of shape {kind_found.shape}; {expected}."
+        )
+    kinds = (jnp.floating, jnp.integer, jnp.bool_) if kind is None else (kind,)
+    if not any(jnp.issubdtype(kind_found.dtype, kind) for kind in kinds):
+        wanted = "real" if kind is None else kind.__name__
+        raise ValueError(
+            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, whose "
+            f"dtype is {wanted}."
+        )
+
+
+def name_of(function: Callable[..., Any]) -> str:
+    """Returns the name of a function for errors."""
+    return getattr(function, "__qualname__", None) or repr(function)

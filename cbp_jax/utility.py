@@ -99,7 +99,7 @@ def inverted(utility_fn: UtilityFn) -> UtilityFn:
 
 
 def _deviation(measurements: UnitMeasurements) -> jax.Array:
-    return jnp.abs(measurements.activation - measurements.mean_activation)
+    return jnp.abs(measurements.activation - measurements.mean_activation[None, None])
 
 
 def _outgoing_signal(signal: jax.Array, measurements: UnitMeasurements) -> jax.Array:

@@ -47,6 +47,7 @@ _OUTPUT = {
     "replacement_log": 0,  # Replacements logged per lane and task; 0 for no log.
     "tensorboard": False,  # Write TensorBoard event files, too.
     "checkpoint_every": 10,  # Tasks.
+    "checkpoint_seconds": 20,  # Save after a task that ends so long after the last.
 }
 
 

@@ -23,10 +23,11 @@ from typing import Any
 
 from absl import app, flags
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from experiments.engine import command_line
+from experiments.engine.overrides import define_config_flag
 from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
 from experiments.timing import checks, sessions, torch_loop
@@ -209,9 +210,7 @@ def _where() -> str:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a preset after a colon."
-    )
+    _CONFIG = define_config_flag()
     _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
     _MINUTES = flags.DEFINE_float("minutes", None, "When to stop.", 0.0)
     _ONLY = flags.DEFINE_string("only", "", "Part of the names of groups to time.")

@@ -52,6 +52,9 @@ def _main(arguments: Sequence[str]) -> None:
         text = comparison_tables.markdown(compared)
         print(text)
         print(*_write(compared, text, folder), sep="\n")
+        for run in (*runs, *tuning_runs):
+            for line in run_results.remarks(run.dataset):
+                print(f"{run.name}: {line}", file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -58,7 +58,8 @@ def make_problem(config: Any) -> Problem:
     )
 
     def scale(images: jax.Array) -> jax.Array:
-        return images / jnp.float32(255) - stream.mean_image
+        images = images.astype(jnp.float32) / jnp.float32(255)
+        return images - jnp.broadcast_to(stream.mean_image, images.shape)
 
     def run_task(
         settings: Any,

@@ -1,4 +1,4 @@
-"""Draws the figures of finished runs.
+"""Draws the figures of runs, finished or not.
 
     python -m experiments.figures RUN ...
 
@@ -19,8 +19,11 @@ def _main(arguments: Sequence[str]) -> None:
         raise app.UsageError("Name at least one run folder.")
     try:
         for run in arguments[1:]:
-            for path in plots.draw_run(run_results.load(run), pathlib.Path(run)):
+            dataset = run_results.load(run)
+            for path in plots.draw_run(dataset, pathlib.Path(run)):
                 print(path)
+            for line in run_results.remarks(dataset):
+                print(f"{run}: {line}", file=sys.stderr)
     except OSError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

@@ -70,7 +70,8 @@ def make_problem(config: Any) -> Problem:
 
         def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             images = data["images"][indices][..., pixels]
-            return images / jnp.float32(dataset.max_value), data["labels"][indices]
+            images = images.astype(jnp.float32) / jnp.float32(dataset.max_value)
+            return images, data["labels"][indices]
 
         inputs, labels = read(order[: config.measured_examples])
         measures = layer_measures(
@@ -87,7 +88,8 @@ def make_problem(config: Any) -> Problem:
         batches = order.reshape(updates_per_task, config.batch_size)
         new_state, (is_correct, losses) = lax.scan(step, state, batches)
         return new_state, measures | {
-            "accuracy": jnp.sum(is_correct) / jnp.float32(config.examples_per_task),
+            "accuracy": jnp.sum(is_correct).astype(jnp.float32)
+            / jnp.float32(config.examples_per_task),
             "loss": jnp.mean(losses),
         } | task_measures(learner, state, new_state)
 

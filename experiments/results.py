@@ -1,4 +1,4 @@
-"""Prints the results of a finished run.
+"""Prints the results of a run, finished or not.
 
     python -m experiments.results RUN [--tasks=0,-1 | --csv] [--output=FILE]
 
@@ -34,6 +34,8 @@ def _main(arguments: Sequence[str]) -> None:
             pathlib.Path(_OUTPUT.value).write_text(text)
         else:
             print(text)
+        for line in run_results.remarks(dataset):
+            print(line, file=sys.stderr)
     except (OSError, ValueError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)

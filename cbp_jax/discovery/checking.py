@@ -14,7 +14,7 @@ from cbp_jax.discovery.comparing import close, difference
 from cbp_jax.discovery.features import with_features
 from cbp_jax.discovery.reordering import neighbors_exchanged, reorder, spread_mask
 from cbp_jax.discovery.suggesting import suggestion
-from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.leaves import leaf_paths
 from cbp_jax.resets.places import Place
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.units import PyTree, UnitGroup
@@ -92,11 +92,11 @@ class _Checker:
         seed: int,
         names: set[str],
     ):
-        with_paths, treedef = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [path_string(path) for path, _ in with_paths]
+        leaves, treedef = jax.tree.flatten(params)
+        self.names = [path.name for path in leaf_paths(params)]
         self.apply, self.example, self.treedef = apply, example, treedef
         self.random = np.random.default_rng(seed)
-        self.leaves = [self._noisy(leaf) for _, leaf in with_paths]
+        self.leaves = [self._noisy(leaf) for leaf in leaves]
 
         def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
             params = treedef.unflatten(leaves)

@@ -1,6 +1,7 @@
 """Activations that a network's own code has put aside, as one flat dict."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -41,7 +42,7 @@ def collect_features(
     if not isinstance(paths, Mapping):
         paths = {name: name for name in paths}
     leaves, _ = jax.tree_util.tree_flatten_with_path(captured)
-    arrays = {path_string(path): leaf for path, leaf in leaves}
+    arrays = {_without_wrapper(path): leaf for path, leaf in leaves}
     return {name: _find(arrays, path, name) for name, path in paths.items()}
 
 
@@ -65,6 +66,15 @@ def _find(arrays: Mapping[str, jax.Array], path: str, name: str) -> jax.Array:
     )
 
 
+def _without_wrapper(path: Sequence[Any]) -> str:
+    """Returns a path without the attribute `value` of a variable of nnx.
+
+    What a network has put aside under the name `value` keeps its name.
+    """
+    wrapper = jax.tree_util.GetAttrKey("value")
+    return path_string([key for key in path if key != wrapper])
+
+
 def _is_wrapping(rest: str) -> bool:
-    """Whether keys only lead through the tuple and the variable around an array."""
-    return all(key.isdigit() or key == "value" for key in rest.split("/"))
+    """Whether keys only lead through the tuple around an array."""
+    return all(key.isdigit() for key in rest.split("/"))

@@ -9,7 +9,7 @@ import jax
 from cbp_jax.discovery.naming import named_groups
 from cbp_jax.discovery.tracing import trace
 from cbp_jax.discovery.values import Record
-from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.leaves import leaf_paths
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 
@@ -113,21 +113,10 @@ def trace_network(
     apply: Callable[[PyTree, Any], Any], params: PyTree, example: Any
 ) -> Traced:
     """Traces `apply(params, example)` and follows units and params through it."""
-    with_paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    names = short_names([path_string(path) for path, _ in with_paths])
+    names = [path.name for path in leaf_paths(params)]
     closed, outputs = jax.make_jaxpr(apply, return_shape=True)(params, example)
     record = trace(closed, names, len(names))
     return Traced(closed, record, jax.tree.structure(outputs))
-
-
-def short_names(names: Sequence[str]) -> list[str]:
-    """Leaves out the last key of a leaf that is alone in its variable (`nnx.Param`)."""
-
-    def is_alone(name: str) -> bool:
-        parent = name.removesuffix("value")
-        return sum(other.startswith(parent) for other in names) == 1
-
-    return [name.removesuffix("/value") if is_alone(name) else name for name in names]
 
 
 def _text(group: UnitGroup) -> str:

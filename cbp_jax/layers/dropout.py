@@ -8,7 +8,8 @@ def dropout(key: jax.Array, inputs: jax.Array, rate: float | jax.Array) -> jax.A
     """Sets entries to 0 with probability `rate` and scales the others up by its rest.
 
     Args:
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       inputs: array of any shape.
       rate: in [0, 1), may be traced, unlike that of `flax.linen.Dropout`.
 

@@ -45,7 +45,9 @@ def _backward(
         winner = jnp.where(entries[index] == maximum, index, winner)
 
     *batch, rows, columns, channels = maximum.shape
-    place = jnp.arange(height * width, dtype=jnp.int32).reshape(height, 1, width, 1)
+    place = jnp.arange(height * width, dtype=jnp.int32).reshape(
+        *(1,) * (len(batch) + 1), height, 1, width, 1
+    )
     one_per_window = (*batch, rows, 1, columns, 1, channels)
     gradient = jnp.where(
         winner.reshape(one_per_window) == place, cotangent.reshape(one_per_window), 0

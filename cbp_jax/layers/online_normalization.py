@@ -7,6 +7,7 @@ the gradients adds it, or lets `value_and_grad_with_state` do so.
 Shapes: B batch, N units (channels, if there are positions `...`).
 """
 
+import functools
 from typing import Any, NamedTuple
 
 from flax import linen as nn
@@ -160,12 +161,15 @@ class OnlineNorm(nn.Module):
         check_choice("guard", self.guard, GUARDS)
         num_units = inputs.shape[-1]
         _check_inputs(inputs, num_units)
+        over_units = functools.partial(
+            jnp.expand_dims, axis=tuple(range(inputs.ndim - 1))
+        )
         newborn = init_online_normalization(num_units, at_least_float32(inputs.dtype))
         mean = self.variable(FORWARD_STATS, "mean", lambda: newborn.mean)
         var = self.variable(FORWARD_STATS, "var", lambda: newborn.var)
         if self.use_running_average and not self.is_initializing():
-            deviation = inputs.astype(mean.value.dtype) - mean.value
-            outputs = deviation * lax.rsqrt(var.value + self.epsilon)
+            deviation = inputs.astype(mean.value.dtype) - over_units(mean.value)
+            outputs = deviation * over_units(lax.rsqrt(var.value + self.epsilon))
             outputs = outputs.astype(inputs.dtype)
         else:
             u = self.variable(BACKWARD_STATS, "u", lambda: newborn.u)
@@ -184,7 +188,7 @@ class OnlineNorm(nn.Module):
         )
         bias = self.param("bias", nn.initializers.zeros, (num_units,), self.param_dtype)
         outputs, scale, bias = nn.dtypes.promote_dtype(outputs, scale, bias)
-        outputs = outputs * scale + bias
+        outputs = outputs * over_units(scale) + over_units(bias)
         if self.guard == "layer_scaling":
             return layer_scaling(outputs, self.epsilon)
         if self.guard == "clip":
@@ -247,15 +251,19 @@ def _forward(
 ) -> tuple[Any, Any]:
     rate = 1 - forward_decay
     positions = tuple(range(inputs.ndim - 2))  # Of one example.
+    over_positions = functools.partial(jnp.expand_dims, axis=positions)
 
     def see(statistics: Any, example: jax.Array) -> tuple[Any, Any]:
         mean, var = statistics
-        deviation = example - mean
+        deviation = example - over_positions(mean)
         scale = jnp.sqrt(var + epsilon)
         own = jnp.mean(deviation, axis=positions)
         spread = jnp.var(example, axis=positions)
         var = forward_decay * var + forward_decay * rate * jnp.square(own)
-        return (mean + rate * own, var + rate * spread), (deviation / scale, scale)
+        return (mean + rate * own, var + rate * spread), (
+            deviation / over_positions(scale),
+            scale,
+        )
 
     statistics, (outputs, scales) = lax.scan(see, (state.mean, state.var), inputs)
     residuals = outputs, scales, state, backward_decay
@@ -265,15 +273,15 @@ def _forward(
 def _backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
     outputs, scales, state, backward_decay = residuals
     rate = 1 - backward_decay
-
     positions = tuple(range(outputs.ndim - 2))
+    over_positions = functools.partial(jnp.expand_dims, axis=positions)
 
     def control(sums: Any, example: Any) -> tuple[Any, Any]:
         u, v = sums
         output, scale, gradient = example
-        gradient = gradient - rate * v * output
+        gradient = gradient - over_positions(rate * v) * output
         along_output = jnp.mean(gradient * output, axis=positions)
-        sent_back = gradient / scale - rate * u
+        sent_back = gradient / over_positions(scale) - over_positions(rate * u)
         own = jnp.mean(sent_back, axis=positions)
         return (u + own, v + along_output), (sent_back, own, along_output)
 

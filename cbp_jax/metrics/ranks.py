@@ -64,7 +64,9 @@ def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
     """
     values = singular_values(features, method)
     total = jnp.sum(values)
-    entropy = jnp.sum(jax.scipy.special.entr(values / _positive_or_one(total)))
+    # `jax.scipy.special.entr` makes an infinity, which `jax_debug_infs` stops at.
+    share = values / _positive_or_one(total)
+    entropy = jnp.sum(-(share * jnp.log(_positive_or_one(share))))
     return jnp.where(total > 0, jnp.exp(entropy), total)
 
 

@@ -125,7 +125,7 @@ def scale_by_adam_with_unit_counts(
             optax.tree.update_moment_per_elem_norm, updates, state.nu, b2, 2
         )
         first_weights, second_weights = (
-            _average_weights(units, updates, state.count, unit_ages or {}, decay)
+            _average_weights(units, mu, state.count, unit_ages or {}, decay)
             for decay in (b1, b2)
         )
 

@@ -11,12 +11,12 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 import jax.numpy as jnp
 import optax
 
-from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params, check_range
 from cbp_jax.keys import key_bits, key_of
-from cbp_jax.optimizers.paths import leaf_paths
 from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax.resets.leaves import leaf_paths
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import lead_to, widen
 
 # From the number of updates made, this one included, an int32 scalar of at least 1, to
 # whether this one is an event, a bool scalar.
@@ -53,8 +53,9 @@ def act_at(
         arrays. For `optax.inject_hyperparams` it is a static argument.
       act: function of the params and a key that returns new params, which are cast to
         the dtypes of the old ones. It may use traced arrays.
-      key: typed PRNG key, from which `act` gets a new one at each event; without it
-        `act` gets None.
+      key: PRNG key, from which `act` gets a new one at each event; without it `act`
+        gets None. Under `vmap` keys of "rbg" make a lane depend on those beside it, see
+        `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `EventState`; its update needs the params.
@@ -172,20 +173,18 @@ def change_params(
             next_key = jnp.where(is_due, next_key, key)
         moved = next_params(params, updates)
 
-        def lead_to(
+        def change(
             update: jax.Array, param: jax.Array, moved: jax.Array, new: jax.Array
         ) -> jax.Array:
             new = _round(new.astype(param.dtype))
-            dtype = at_least_float32(param.dtype)
-            step = (new.astype(dtype) - param.astype(dtype)).astype(update.dtype)
-            return jnp.where(is_due & (new != moved), step, update)
+            return lead_to(new, is_due & (new != moved), update, param)
 
         new = pure_act(constants, moved, act_key)
-        return jax.tree.map(lead_to, updates, params, moved, new), next_key
+        return jax.tree.map(change, updates, params, moved, new), next_key
 
     def skip(operand: Any) -> tuple[PyTree, jax.Array | None]:
-        _, key, updates, _, _ = operand
-        return updates, key
+        _, key, updates, params, _ = operand
+        return jax.tree.map(widen, updates, params), key
 
     return cond_any_lane(is_due, work, skip, (is_due, key, updates, params, constants))
 
@@ -219,13 +218,15 @@ def without_closure(
       `function(*arguments)`.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+    # `pure` outlives the trace; it must not hold on to what is traced.
+    jaxpr, constants = closed.jaxpr, list(closed.consts)
     treedef = jax.tree.structure(shapes)
 
     def pure(constants: list[jax.Array], *arguments: Any) -> Any:
-        flat = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, constants))
+        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
         return treedef.unflatten(flat(*jax.tree.leaves(arguments)))
 
-    return pure, list(closed.consts)
+    return pure, constants
 
 
 def draw_params(
@@ -238,7 +239,10 @@ def draw_params(
     """
     fresh = init_fn(key)
     given, wanted = (
-        dict(zip(leaf_paths(tree), map(jnp.shape, jax.tree.leaves(tree)), strict=True))
+        {
+            path.name: jnp.shape(leaf)
+            for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+        }
         for tree in (fresh, params)
     )
     differing = sorted(

@@ -11,7 +11,7 @@ import optax
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_range
 from cbp_jax.optimizers.events import EventState, Schedule, act_at
-from cbp_jax.optimizers.paths import are_named
+from cbp_jax.optimizers.paths import are_kernels, are_named
 from cbp_jax.resets.units import PyTree
 
 
@@ -74,12 +74,13 @@ def fire(
     def act(params: PyTree, key: None) -> PyTree:
         del key
 
-        def replace(param: jax.Array, is_excluded: bool) -> jax.Array:
-            if is_excluded or param.ndim < 2 or not param.size:
+        def replace(param: jax.Array, is_kernel: bool, is_excluded: bool) -> jax.Array:
+            if is_excluded or not is_kernel or not param.size:
                 return param
             return orthogonalize(param, num_iterations)
 
-        return jax.tree.map(replace, params, are_named(params, exclude, "exclude"))
+        is_excluded = are_named(params, exclude, "exclude")
+        return jax.tree.map(replace, params, are_kernels(params), is_excluded)
 
     events = act_at(schedule, act)
 

@@ -9,6 +9,7 @@ import optax
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class L2InitState(NamedTuple):
@@ -68,6 +69,7 @@ def l2_init(
         def add_pull(
             update: jax.Array, param: jax.Array, initial: jax.Array
         ) -> jax.Array:
+            update = widen(update, param)
             dtype = at_least_float32(update.dtype)
             distance = param.astype(dtype) - initial.astype(dtype)
             factor = jnp.asarray(strength, dtype)

@@ -9,8 +9,9 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params
-from cbp_jax.optimizers.paths import are_named
+from cbp_jax.optimizers.paths import are_kernels, are_named
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import lead_to
 
 
 class ProjectNormsState(NamedTuple):
@@ -36,10 +37,10 @@ def project_norms(
 
       tx = optax.chain(optax.adam(1e-3), cbp_jax.optimizers.project_norms())
 
-    A kernel is a leaf of two or more axes. Biases, scales and shifts are left alone;
-    the paper lets the latter two drift, pulls them toward their initial values
-    (`l2_init` under `optax.masked`) or projects them together. A kernel whose norm is
-    0, now or when the state was initialized, is left alone too.
+    A kernel is a leaf of two or more axes that is no bias or scale. Biases, scales and
+    shifts are left alone; the paper lets the latter two drift, pulls them toward their
+    initial values (`l2_init` under `optax.masked`) or projects them together. A kernel
+    whose norm is 0, now or when the state was initialized, is left alone too.
 
     Args:
       exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
@@ -59,16 +60,21 @@ def project_norms(
     """
     exclude = tuple(exclude)
 
+    def are_projected(params: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda is_kernel, is_excluded: is_kernel and not is_excluded,
+            are_kernels(params),
+            are_named(params, exclude, "exclude"),
+        )
+
     def init(params: PyTree) -> ProjectNormsState:
-        def norm(param: jax.Array, is_excluded: bool) -> jax.Array:
+        def norm(param: jax.Array, is_projected: bool) -> jax.Array:
             dtype = at_least_float32(param.dtype)
-            if is_excluded or param.ndim < 2:
+            if not is_projected:
                 return jnp.zeros((), dtype)
             return jnp.linalg.norm(param.astype(dtype).ravel())
 
-        return ProjectNormsState(
-            jax.tree.map(norm, params, are_named(params, exclude, "exclude"))
-        )
+        return ProjectNormsState(jax.tree.map(norm, params, are_projected(params)))
 
     def update(
         updates: PyTree,
@@ -83,20 +89,19 @@ def project_norms(
             update: jax.Array,
             param: jax.Array,
             initial_norm: jax.Array,
-            is_excluded: bool,
+            is_projected: bool,
         ) -> jax.Array:
-            if is_excluded or param.ndim < 2:
+            if not is_projected:
                 return update
-            param = param.astype(initial_norm.dtype)
-            new = param + update.astype(initial_norm.dtype)
+            dtype = initial_norm.dtype
+            new = param.astype(dtype) + update.astype(dtype)
             norm = jnp.linalg.norm(new.ravel())
-            is_projected = (norm > 0) & (initial_norm > 0)
-            scale = initial_norm / jnp.where(is_projected, norm, 1)
-            projected = (scale * new - param).astype(update.dtype)
-            return jnp.where(is_projected, projected, update)
+            has_norm = (norm > 0) & (initial_norm > 0)
+            scale = initial_norm / jnp.where(has_norm, norm, 1)
+            return lead_to(scale * new, has_norm, update, param)
 
         updates = jax.tree.map(
-            project, updates, params, state.norms, are_named(params, exclude, "exclude")
+            project, updates, params, state.norms, are_projected(params)
         )
         return updates, state
 

@@ -3,15 +3,28 @@
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 
-from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.leaves import LeafPath, leaf_paths
 from cbp_jax.resets.units import PyTree
 
+# Names of biases, gains and shifts, of which some libraries keep axes of size 1: the
+# bias of a convolution in Equinox is [N, 1, 1], the scale of a batch normalization in
+# Haiku [1, N].
+_VECTOR_NAMES = ("b", "bias", "offset", "scale")
 
-def leaf_paths(params: PyTree) -> list[str]:
-    """Returns the path of each leaf, keys joined by `/`, without nnx's `value`."""
-    with_paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [path_string(path).removesuffix("/value") for path, _ in with_paths]
+
+def is_kernel(path: LeafPath, leaf: jax.Array) -> bool:
+    """Whether a leaf is a kernel: has two or more axes, and is no bias or scale."""
+    shape = jnp.shape(leaf)
+    is_vector = sum(size > 1 for size in shape) < 2
+    return len(shape) >= 2 and not (is_vector and path.last_key in _VECTOR_NAMES)
+
+
+def are_kernels(params: PyTree) -> PyTree:
+    """Returns for each leaf whether it is a kernel."""
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(map(is_kernel, leaf_paths(params), leaves))
 
 
 def are_named(params: PyTree, names: Sequence[str], argument: str) -> PyTree:
@@ -26,17 +39,13 @@ def are_named(params: PyTree, names: Sequence[str], argument: str) -> PyTree:
       ValueError: a path that leads nowhere.
     """
     paths, treedef = leaf_paths(params), jax.tree.structure(params)
-
-    def leads_to(name: str, path: str) -> bool:
-        return path == name or path.startswith(f"{name}/")
-
     for name in names:
         # Without leaves they are the placeholder of `optax.tree.map_params`.
-        if paths and not any(leads_to(name, path) for path in paths):
+        if paths and not any(path.is_under(name) for path in paths):
             raise ValueError(
                 f"{argument} names {name!r}, which is not in the params. Use one of "
-                f"{paths}, or a path above it."
+                f"{[path.name for path in paths]}, or a path above it."
             )
     return treedef.unflatten(
-        [any(leads_to(name, path) for name in names) for path in paths]
+        [any(path.is_under(name) for name in names) for path in paths]
     )

@@ -58,7 +58,8 @@ def reset_params_at(
       init_fn: function of a typed key that returns fresh params.
       layers: paths of layers or leaves that are drawn, with all leaves below them:
         `"head"`, or `("dense_1", "head")` for the last two layers; None for all params.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `EventState`; its update needs the params.

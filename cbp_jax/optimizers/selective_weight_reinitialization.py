@@ -67,7 +67,8 @@ def selective_weight_reinitialization(
         f times the mean of their tensor.
       exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
         alone.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `EventState`; its update needs the params.

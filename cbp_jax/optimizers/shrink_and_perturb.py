@@ -14,6 +14,7 @@ from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_choice, check_params
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class PerturbState(NamedTuple):
@@ -31,7 +32,8 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     update.
 
     Args:
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       shape: of the result.
       dtype: of the result.
 
@@ -42,7 +44,7 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Arra
     num_rows = math.prod(leading)
     # One word for 32 rows of a column: a flat layout takes XLA on a CPU twice the time.
     words = jax.random.bits(key, (-(-num_rows // 32), 1, num_columns), jnp.uint32)
-    bits = words >> jnp.arange(32, dtype=jnp.uint32)[:, None] & 1
+    bits = words >> jnp.arange(32, dtype=jnp.uint32)[None, :, None] & 1
     signs = 2 * bits.astype(jnp.int32) - 1
     return signs.reshape(-1, num_columns)[:num_rows].reshape(shape).astype(dtype)
 
@@ -68,7 +70,8 @@ def perturb(
     Args:
       noise_scale: :math:`\sigma`, standard deviation of the noise; 0 leaves the
         updates as they are, bit for bit.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       noise: "normal", or "signs" for random signs of that size, whose sum over some
         dozens of updates cannot be told from it and which are many times faster.
 
@@ -90,17 +93,23 @@ def perturb(
         params: PyTree | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, PerturbState]:
-        del params, extra_args
+        del extra_args
         next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
 
-        def add_noise(update: jax.Array, key: jax.Array) -> jax.Array:
+        def add_noise(update: jax.Array, param: jax.Array, key: jax.Array) -> jax.Array:
+            update = widen(update, param)
             dtype = at_least_float32(update.dtype)
             drawn = NOISES[noise](key, update.shape, dtype)
             sigma = jnp.asarray(noise_scale, dtype)
             return (update.astype(dtype) + sigma * drawn).astype(update.dtype)
 
-        keys = optax.tree.split_key_like(noise_key, updates)
-        return jax.tree.map(add_noise, updates, keys), PerturbState(key_bits(next_key))
+        updates = jax.tree.map(
+            add_noise,
+            updates,
+            updates if params is None else params,
+            optax.tree.split_key_like(noise_key, updates),
+        )
+        return updates, PerturbState(key_bits(next_key))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -123,7 +132,8 @@ def shrink_and_perturb(
       weight_decay: L2 factor, times the params added to the gradient.
       noise_scale: standard deviation of the noise. With both 0 the updates are those of
         the base optimizer, bit for bit.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
       noise: see `perturb`.
 
     Returns:
@@ -150,6 +160,7 @@ def _add_l2(
     check_params("shrink_and_perturb", params)
 
     def add(update: jax.Array, param: jax.Array) -> jax.Array:
+        update = widen(update, param)
         dtype = at_least_float32(update.dtype)
         pull = jnp.asarray(weight_decay, dtype) * param.astype(dtype)
         return (update.astype(dtype) + pull).astype(update.dtype)

@@ -46,7 +46,8 @@ def shrink_and_perturb_at_events(
       shrink: :math:`\lambda`, published 0.4 to 0.9 and as default of the authors' code.
       perturb: :math:`\gamma`, published 0.01 to 0.1. With `shrink` 1 and `perturb` 0
         the updates are left as they are, bit for bit; 0 and 1 reset all params.
-      key: typed PRNG key.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `EventState`; its update needs the params.

@@ -1,5 +1,6 @@
 """Spectral regularization: the largest singular value of each kernel stays near 1."""
 
+from collections.abc import Sequence
 import math
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params, check_range
-from cbp_jax.optimizers.paths import leaf_paths
+from cbp_jax.optimizers.paths import is_kernel
+from cbp_jax.resets.leaves import LeafPath, leaf_paths
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class SpectralRegularizationState(NamedTuple):
@@ -25,7 +28,7 @@ def spectral_regularization(
     strength: float | jax.Array,
     *,
     exponent: float | jax.Array = 2,
-    gain_name: str = "scale",
+    gain_name: str | Sequence[str] = ("scale", "weight"),
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds the gradient of a penalty on the spectral norms of all layers.
@@ -58,9 +61,10 @@ def spectral_regularization(
       strength: :math:`\lambda`, published 1e-4 to 1e-3; 0 leaves the updates as they
         are, bit for bit.
       exponent: k, at least 1; published 2.
-      gain_name: last key of the path of a gain; all other leaves of fewer than two axes
-        are biases.
-      key: typed PRNG key of the first v.
+      gain_name: last key of the path of a gain, or several; by default those of flax
+        and Haiku, and of Equinox. All other leaves that are no kernels are biases.
+      key: PRNG key of the first v. Under `vmap` keys of "rbg" make a lane depend on
+        those beside it, see `cbp_jax.continual_backprop`.
 
     Returns:
       An optax transformation of state `SpectralRegularizationState`; its update needs
@@ -74,12 +78,15 @@ def spectral_regularization(
       <https://arxiv.org/abs/2406.06811>`_, 2024.
     """
     check_range("exponent", exponent, 1, math.inf)
+    gains = (gain_name,) if isinstance(gain_name, str) else tuple(gain_name)
 
     def init(params: PyTree) -> SpectralRegularizationState:
         leaves, treedef = jax.tree.flatten(params)
         vectors = [
-            _first_vector(jax.random.fold_in(key, index), leaf)
-            for index, leaf in enumerate(leaves)
+            _first_vector(jax.random.fold_in(key, index), path, leaf)
+            for index, (path, leaf) in enumerate(
+                zip(leaf_paths(params), leaves, strict=True)
+            )
         ]
         return SpectralRegularizationState(treedef.unflatten(vectors))
 
@@ -93,13 +100,14 @@ def spectral_regularization(
         check_params("spectral_regularization", params)
 
         def add_penalty(
-            path: str, update: jax.Array, param: jax.Array, vector: jax.Array
+            path: LeafPath, update: jax.Array, param: jax.Array, vector: jax.Array
         ) -> tuple[jax.Array, jax.Array]:
             dtype = vector.dtype
+            update = widen(update, param)
             k, param = jnp.asarray(exponent, dtype), param.astype(dtype)
-            if param.ndim >= 2:
+            if is_kernel(path, param):
                 grad, vector = _kernel_gradient(param, vector, k)
-            elif path.rpartition("/")[2] == gain_name:
+            elif path.last_key in gains:
                 grad = 2 * (param - 1)
             else:
                 grad = 2 * k * jnp.sum(jnp.square(param)) ** (k - 1) * param
@@ -124,9 +132,9 @@ def spectral_regularization(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _first_vector(key: jax.Array, leaf: jax.Array) -> jax.Array:
+def _first_vector(key: jax.Array, path: LeafPath, leaf: jax.Array) -> jax.Array:
     dtype = at_least_float32(leaf.dtype)
-    if leaf.ndim < 2:
+    if not is_kernel(path, leaf):
         return jnp.zeros(1, dtype)
     vector = jax.random.normal(key, leaf.shape[-1:], dtype)
     return vector / jnp.linalg.norm(vector)

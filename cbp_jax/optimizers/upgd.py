@@ -12,6 +12,7 @@ from cbp_jax.checks import check_params
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.optimizers.shrink_and_perturb import NOISES
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import widen
 
 
 class UPGDState(NamedTuple):
@@ -63,7 +64,8 @@ def upgd(
         :math:`\hat U`, as the authors' code does: in the first :math:`1 / (1 - \beta)`
         updates utilities then are nearer to 0 and 1. The paper divides by that of
         :math:`\hat U`.
-      key: typed PRNG key of the noise.
+      key: PRNG key of the noise. Under `vmap` keys of "rbg" make a lane depend on those
+        beside it, see `cbp_jax.continual_backprop`.
       noise: "normal" or "signs", see `cbp_jax.optimizers.perturb`.
 
     Returns:
@@ -120,7 +122,7 @@ def upgd(
             else:
                 direction = wide_grad + sigma * drawn * openness
             shrinkage = alpha * decay * param.astype(dtype)
-            return (-alpha * direction - shrinkage).astype(grad.dtype)
+            return (-alpha * direction - shrinkage).astype(widen(grad, param).dtype)
 
         updates = jax.tree.map(step, updates, params, ratio, drawn)
         return updates, UPGDState(count, utility, key_bits(next_key))

@@ -10,8 +10,10 @@ import optax
 
 from cbp_jax.averages import at_least_float32
 from cbp_jax.checks import check_params, check_range
-from cbp_jax.optimizers.paths import are_named, leaf_paths
+from cbp_jax.optimizers.paths import are_named, is_kernel
+from cbp_jax.resets.leaves import LeafPath, leaf_paths
 from cbp_jax.resets.units import PyTree
+from cbp_jax.steps import lead_to
 
 Bounds = Callable[[str, tuple[int, ...]], float]
 
@@ -65,8 +67,8 @@ def clip_weights(
         bit for bit, as an update that leads to no clipped entry is.
       bounds: function of a leaf's path and of the shape of its kernel, which gives
         :math:`s`, infinity to leave the leaf alone; None for `uniform_fan_in_bound`. A
-        bias's kernel is the only one in the same layer; a leaf without one comes with
-        its own shape.
+        bias's kernel is the only one in the same layer; a bias or scale without one
+        comes with its own shape, `[N]`.
       exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
         alone.
 
@@ -104,11 +106,10 @@ def clip_weights(
             if is_excluded or bound == math.inf:
                 return update
             dtype = at_least_float32(param.dtype)
-            param = param.astype(dtype)
-            new = param + update.astype(dtype)
+            new = param.astype(dtype) + update.astype(dtype)
             limit = jnp.asarray(kappa, dtype) * bound
-            clipped = (jnp.clip(new, -limit, limit) - param).astype(update.dtype)
-            return jnp.where(jnp.abs(new) > limit, clipped, update)
+            clipped = jnp.clip(new, -limit, limit)
+            return lead_to(clipped, jnp.abs(new) > limit, update, param)
 
         updates = jax.tree.map(
             clip,
@@ -127,18 +128,16 @@ def _bounds_of_leaves(params: PyTree, bounds: Bounds) -> PyTree:
     leaves, treedef = jax.tree.flatten(params)
     kernels: dict[str, list[tuple[int, ...]]] = {}
     for path, leaf in zip(paths, leaves, strict=True):
-        if leaf.ndim >= 2:
-            kernels.setdefault(_layer(path), []).append(leaf.shape)
+        if is_kernel(path, leaf):
+            kernels.setdefault(path.layer, []).append(leaf.shape)
 
-    def bound(path: str, leaf: jax.Array) -> float:
-        beside = kernels.get(_layer(path), [])
-        is_bias = leaf.ndim < 2 and len(beside) == 1
-        return bounds(path, beside[0] if is_bias else leaf.shape)
+    def bound(path: LeafPath, leaf: jax.Array) -> float:
+        if is_kernel(path, leaf):
+            return bounds(path.name, leaf.shape)
+        beside = kernels.get(path.layer, [])
+        own = leaf.shape if leaf.ndim < 2 else (leaf.size,)
+        return bounds(path.name, beside[0] if len(beside) == 1 else own)
 
     return treedef.unflatten(
         [bound(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
     )
-
-
-def _layer(path: str) -> str:
-    return path.rpartition("/")[0]

@@ -3,9 +3,12 @@
 from collections.abc import Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 
+from cbp_jax.checks import check_numbers
 from cbp_jax.resets.leaves import COLLECTION
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
+from cbp_jax.resets.rule import Choice
 from cbp_jax.resets.units import PyTree, UnitGroup
 
 
@@ -17,6 +20,27 @@ def check_transferable(groups: Sequence[ResolvedGroup]) -> None:
                 f"transfer_mean needs the biases of the consumers of unit group "
                 f"{group.name!r}; give them as outgoing_bias."
             )
+
+
+def check_choice_of_units(
+    group: ResolvedGroup, choice: Choice, needs_mean: bool
+) -> None:
+    """Raises ValueError if what a rule returned for a group is not a `Choice`.
+
+    Args:
+      group: the resolved group.
+      choice: its arrays have the stack axes in front.
+      needs_mean: whether the rule must say the mean activations.
+    """
+    each = (*group.stack, group.num_units)
+    rule = f"The rule of unit group {group.name!r}"
+    meaning = "one for each unit"
+    check_numbers(f"{rule}: score", choice.score, each, meaning, jnp.floating)
+    meaning = "the number of units to reset"
+    check_numbers(f"{rule}: number", choice.number, group.stack, meaning, jnp.integer)
+    if needs_mean:
+        meaning, mean = "one for each unit", choice.mean_activation
+        check_numbers(f"{rule}: mean_activation", mean, each, meaning)
 
 
 def check_arguments(

@@ -41,7 +41,8 @@ def draw_columns(
     if draws_unit_by_unit(initializer):
 
         def draw_unit(slot: jax.Array) -> jax.Array:
-            return initializer(jax.random.fold_in(key, slot), (*leading, 1), dtype)
+            slot_key = jax.random.fold_in(key, slot)
+            return initializer(slot_key, (*leading, 1), dtype).astype(dtype)
 
         # A key for each unit makes its weights independent of the bound K.
         slots = jnp.arange(units.size, dtype=jnp.uint32)

@@ -1,7 +1,7 @@
 """The leaves of a params tree, found by path."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,23 +14,64 @@ COLLECTION = "params/"
 
 def path_string(path: Sequence[Any]) -> str:
     """Joins the keys of a pytree path by `/`: `dense_0/kernel`."""
-    return "/".join(_key_string(key) for key in path)
+    return "/".join(key_string(key) for key in path)
 
 
-def _key_string(key: Any) -> str:
+def key_string(key: Any) -> str:
+    """Returns one key of a pytree path as text."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
 
 
+class LeafPath(NamedTuple):
+    """Where a leaf is in a pytree."""
+
+    name: str  # `norm/var`: what the leaf is called, for all that looks at names.
+    keys: str  # `norm/var/value`: all keys, those of a wrapper around an array as well.
+
+    @property
+    def last_key(self) -> str:
+        """The last key of the name: `var`."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def layer(self) -> str:
+        """All keys of the name but the last: `norm`."""
+        return self.name.rpartition("/")[0]
+
+    def is_under(self, path: str) -> bool:
+        """Whether a path is that of the leaf, or of a subtree that it is in."""
+        return self.keys == path or self.keys.startswith(f"{path}/")
+
+
+def leaf_paths(tree: PyTree) -> list[LeafPath]:
+    """Returns the path of each leaf.
+
+    A variable of nnx, and a box of linen that keeps a sharding beside an array, hold it
+    as their attribute `value`. Where nothing else is in it, that is no part of a name.
+    """
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    keys = [tuple(key_string(key) for key in path) for path, _ in with_paths]
+    paths = []
+    for index, path in enumerate(keys):
+        wrapper = path[:-1]
+        neighbors = keys[max(index - 1, 0) : index] + keys[index + 1 : index + 2]
+        is_alone = all(other[: len(wrapper)] != wrapper for other in neighbors)
+        is_wrapped = path[-1:] == ("value",) and bool(wrapper) and is_alone
+        name = wrapper if is_wrapped else path
+        paths.append(LeafPath("/".join(name), "/".join(path)))
+    return paths
+
+
 class Leaves:
     """The leaves of a params tree, found by path, with or without its `params/`."""
 
     def __init__(self, params: PyTree):
-        with_paths, _ = jax.tree_util.tree_flatten_with_path(params)
-        self.names = [path_string(path) for path, _ in with_paths]
-        self.shapes = [jnp.shape(leaf) for _, leaf in with_paths]
+        self.paths = leaf_paths(params)
+        self.names = [path.name for path in self.paths]
+        self.shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
 
     def find(self, paths: Paths, group: str, field: str) -> list[int]:
         """Returns the index of the leaf of each path; ValueError if it has none."""
@@ -54,8 +95,4 @@ class Leaves:
         )
 
     def _matches(self, path: str) -> list[int]:
-        return [
-            index
-            for index, name in enumerate(self.names)
-            if name == path or name.startswith(f"{path}/")
-        ]
+        return [index for index, leaf in enumerate(self.paths) if leaf.is_under(path)]

@@ -12,6 +12,7 @@ from cbp_jax.resets.places import Place
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.selection import Replacement, replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
+from cbp_jax.steps import lead_to, widen
 
 
 def reset_units(
@@ -48,46 +49,61 @@ def reset_units(
         for place in group.places:
             leaf = leaves[place.leaf]
             value = 0 if fresh_leaves is None else fresh_leaves[place.leaf]
+            value = jnp.asarray(value, leaf.dtype)
             leaves[place.leaf] = jnp.where(place.spread(mask), value, leaf)
     return treedef.unflatten(leaves)
 
 
 def rewrite_updates(
-    group: ResolvedGroup,
-    replacement: Replacement,
+    groups: Sequence[ResolvedGroup],
+    replacements: Mapping[str, Replacement],
+    between_reset: str,
     leaves: Sequence[jax.Array],
     update_leaves: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Makes the updates lead the replaced units of a group to their new weights.
+    """Makes the updates lead the replaced units of all groups to their new weights.
 
     A select is fused into the update and costs no pass over memory; a scatter would
     have to write the updates out first.
 
     Args:
-      group: the resolved group.
-      replacement: its replaced units and their weights.
+      groups: the resolved groups, in the order of rewriting.
+      replacements: by group name the replaced units and their weights.
+      between_reset: see `reset_by_rule`.
       leaves: the params before the step, flattened.
       update_leaves: the updates, flattened.
 
     Returns:
-      The new updates, flattened.
+      The new updates, flattened; each has at least the dtype of its param.
     """
     update_leaves = list(update_leaves)
 
-    def lead_to(value: jax.Array, place: Place) -> None:
-        old, update = leaves[place.leaf], update_leaves[place.leaf]
-        update_leaves[place.leaf] = jnp.where(
-            place.spread(replacement.mask),
-            (value - old).astype(update.dtype),
-            update,
+    def lead(group: ResolvedGroup, place: Place, value: jax.Array) -> None:
+        update_leaves[place.leaf] = lead_to(
+            value,
+            place.spread(replacements[group.name].mask),
+            update_leaves[place.leaf],
+            leaves[place.leaf],
         )
 
-    for place, weights in zip(group.incoming, replacement.weights, strict=True):
-        lead_to(weights, place)
-    for place, value in zip(group.vectors, group.vector_values, strict=True):
-        lead_to(jnp.asarray(value, leaves[place.leaf].dtype), place)
-    for place in group.outgoing:
-        lead_to(jnp.zeros((), leaves[place.leaf].dtype), place)
+    def renew(group: ResolvedGroup) -> None:
+        fresh = replacements[group.name].weights
+        for place, weights in zip(group.incoming, fresh, strict=True):
+            lead(group, place, weights)
+        for place, value in zip(group.vectors, group.vector_values, strict=True):
+            lead(group, place, jnp.asarray(value, leaves[place.leaf].dtype))
+
+    def silence(group: ResolvedGroup) -> None:
+        for place in group.outgoing:
+            lead(group, place, jnp.zeros((), leaves[place.leaf].dtype))
+
+    for group in groups:
+        renew(group)
+        if between_reset == "fresh":
+            silence(group)
+    if between_reset == "zero":
+        for group in groups:
+            silence(group)
     return update_leaves
 
 
@@ -120,6 +136,6 @@ def transfer_means(
             if axis not in place.outputs
         )
         moved = jnp.sum(kernel * place.spread(lost), axis=others)
-        update = update_leaves[bias]
+        update = widen(update_leaves[bias], new_leaves[bias])
         update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
     return update_leaves

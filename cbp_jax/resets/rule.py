@@ -28,8 +28,10 @@ class Measurements(NamedTuple):
 class Choice(NamedTuple):
     """Whom to reset: the `number` units of the lowest `score`, of equals the first."""
 
-    score: jax.Array  # [N], +inf for units that must stay.
-    number: jax.Array  # int32 scalar, at most the units of finite score; 0 for nobody.
+    # Floating [N], the highest for units that must stay, as those of NaN do: +inf, or
+    # under `jax_debug_infs`, which takes it for a fault, the largest finite number.
+    score: jax.Array
+    number: jax.Array  # int32 scalar, at most the units that may go; 0 for nobody.
     mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
 
 
@@ -54,5 +56,18 @@ class Rule(NamedTuple):
 
 def choose_where(mask: jax.Array) -> Choice:
     """Returns the choice of all units of a mask, bool [N]."""
-    score = jnp.where(mask, 0.0, jnp.inf)
+    score = jnp.where(mask, 0.0, 1.0)
     return Choice(score, jnp.sum(mask, dtype=jnp.int32))
+
+
+def comparable(count: jax.Array, number: Any) -> tuple[jax.Array, jax.Array]:
+    """Returns a count and the number that it is compared with in one dtype.
+
+    Args:
+      count: int32 array.
+      number: integer or floating, may be traced.
+    """
+    number = jnp.asarray(number)
+    if not jnp.issubdtype(number.dtype, jnp.floating):
+        number = number.astype(count.dtype)
+    return count.astype(number.dtype), number

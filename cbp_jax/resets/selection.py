@@ -34,7 +34,8 @@ class Replacement(NamedTuple):
 def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
     """Turns indices int32 [*S, K], N where unused, into a mask bool [*S, N]."""
     indices = jnp.arange(num_units, dtype=replaced.dtype)
-    return jnp.any(indices[:, None] == replaced[..., None, :], axis=-1)
+    stack = (None,) * (replaced.ndim - 1)
+    return jnp.any(indices[*stack, :, None] == replaced[..., None, :], axis=-1)
 
 
 def nobody(group: ResolvedGroup) -> jax.Array:
@@ -152,10 +153,15 @@ def _any_due(due: Mapping[str, jax.Array]) -> jax.Array:
 
 
 def _lowest(score: jax.Array, number: jax.Array, bound: int) -> jax.Array:
-    """Finds the units of lowest score [N], among equals the lowest index: int32 [K]."""
-    _, indices = lax.top_k(-score, bound)
+    """Finds the units of lowest score [N], among equals the lowest index: int32 [K].
+
+    Those of score inf or NaN are never among them.
+    """
+    score = jnp.where(jnp.isnan(score), jnp.inf, score)
+    negative, indices = lax.top_k(-score, bound)
     indices = indices.astype(jnp.int32)
-    return jnp.where(jnp.arange(bound, dtype=jnp.int32) < number, indices, score.size)
+    is_chosen = jnp.arange(bound, dtype=jnp.int32) < number
+    return jnp.where(is_chosen & (negative > -jnp.inf), indices, score.size)
 
 
 def _replace(
@@ -188,7 +194,7 @@ def _lay_columns(
     slots = None
     if units.size > 1:
         indices = jnp.arange(group.num_units, dtype=units.dtype)
-        slots = jnp.argmax(indices[:, None] == units, axis=1)
+        slots = jnp.argmax(indices[:, None] == units[None], axis=1)
     return tuple(
         place.put(fresh, slots)
         for place, fresh in zip(group.incoming, columns, strict=True)

@@ -8,9 +8,14 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 
-from cbp_jax.resets.leaves import path_string
+from cbp_jax.resets.leaves import LeafPath, leaf_paths
 from cbp_jax.resets.selection import replaced_mask
 from cbp_jax.resets.units import PyTree, UnitGroup
+
+_VARIANCE_WORDS = {"var", "variance", "std"}
+# What Haiku's moving averages keep: `batch_norm/~/var_ema/average`, and before it is
+# corrected for its first steps, `hidden`.
+_AVERAGE_NAMES = ("average", "hidden")
 
 
 def reset_statistics(
@@ -34,54 +39,73 @@ def reset_statistics(
       replaced: for each group's name the indices of its replaced units, int32 [*S, K],
         with N where unused: the state's `replaced`. Groups not named are left.
       newborn: tree like `statistics` to take the new values from, such as the network's
-        `init` made it. None sets leaves whose path ends in `var` to 1, others to 0.
+        `init` made it. None sets variances to 1 and everything else to 0. Variances are
+        known by `var`, `variance` or `std` in the last key of their path, between `_`:
+        `norm/var`, `norm/running_var`; in Haiku `norm/~/var_ema/average` and `hidden`.
+        The state of Equinox has no names and needs `newborn`.
 
     Returns:
       A tree like `statistics`.
 
     Raises:
-      ValueError: a path that is not in the statistics, or leaves of one group that do
-        not have the same number of units.
+      ValueError: a path that is not in the statistics, leaves of one group that do not
+        have the same number of units, or a leaf whose path does not tell what it is.
     """
-    with_paths, treedef = jax.tree_util.tree_flatten_with_path(statistics)
-    names = [path_string(path) for path, _ in with_paths]
-    leaves = [leaf for _, leaf in with_paths]
-    if newborn is None:
-        values = [1 if name.split("/")[-1] == "var" else 0 for name in names]
-    else:
-        values = treedef.flatten_up_to(newborn)
+    leaves, treedef = jax.tree.flatten(statistics)
+    paths = leaf_paths(statistics)
+    newborn_leaves = None if newborn is None else treedef.flatten_up_to(newborn)
     for group in units:
         if group.name not in replaced:
             continue
-        for index in _find(group, names, leaves):
+        for index in _find(group, paths, leaves):
             leaf = leaves[index]
             mask = replaced_mask(replaced[group.name], leaf.shape[-1])
-            fresh = jnp.asarray(values[index], leaf.dtype)
-            leaves[index] = jnp.where(mask, fresh, leaf)
+            if newborn_leaves is None:
+                value = _newborn_value(group, paths[index], paths)
+            else:
+                value = newborn_leaves[index]
+            leaves[index] = jnp.where(mask, jnp.asarray(value, leaf.dtype), leaf)
     return treedef.unflatten(leaves)
 
 
+def _newborn_value(
+    group: UnitGroup, path: LeafPath, paths: Sequence[LeafPath]
+) -> float:
+    """Returns what a statistic begins with, by its name."""
+    name, above = path.last_key, path.layer.rpartition("/")[2]
+    is_indexed = name.isdigit()
+    if is_indexed or name in _AVERAGE_NAMES:
+        name = above
+    words = set(name.split("_"))
+    if words & _VARIANCE_WORDS:
+        return 1
+    has_siblings = sum(other.layer == path.layer for other in paths) > 1
+    if is_indexed and has_siblings and "mean" not in words:
+        raise ValueError(
+            f"Unit group {group.name!r}: the path {path.name!r} does not tell whether "
+            "the statistic is a mean, which is born as 0, or a variance, which is born "
+            "as 1. Pass newborn, the statistics of a new network."
+        )
+    return 0
+
+
 def _find(
-    group: UnitGroup, names: Sequence[str], leaves: Sequence[jax.Array]
+    group: UnitGroup, among: Sequence[LeafPath], leaves: Sequence[jax.Array]
 ) -> list[int]:
     """Returns the indices of a group's leaves, checked."""
     paths = group.statistics or ()
     paths = (paths,) if isinstance(paths, str) else tuple(paths)
     found = []
     for path in paths:
-        matches = [
-            index
-            for index, name in enumerate(names)
-            if name == path or name.startswith(f"{path}/")
-        ]
+        matches = [index for index, leaf in enumerate(among) if leaf.is_under(path)]
         if not matches:
             raise ValueError(
                 f"Unit group {group.name!r}: statistics path {path!r} is not in the "
-                f"statistics, whose leaves are {list(names)}. Pass all collections of "
-                "the network but the params."
+                f"statistics, whose leaves are {[leaf.name for leaf in among]}. "
+                "Pass all collections of the network but the params."
             )
         found += matches
-    shapes = {names[index]: jnp.shape(leaves[index]) for index in found}
+    shapes = {among[index].name: jnp.shape(leaves[index]) for index in found}
     if len({shape[-1:] for shape in shapes.values()}) > 1 or () in shapes.values():
         raise ValueError(
             f"Unit group {group.name!r}: its statistics must all have its units as "

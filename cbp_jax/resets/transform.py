@@ -16,15 +16,16 @@ from cbp_jax.checks import check_choice
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.keys import key_bits, key_of
 from cbp_jax.resets import rewriting, selection
-from cbp_jax.resets.arguments import check_arguments, check_transferable
+from cbp_jax.resets.arguments import (
+    check_arguments,
+    check_choice_of_units,
+    check_transferable,
+)
+from cbp_jax.resets.bases import check_base, takes, tolerant
 from cbp_jax.resets.drawing import check_initializer
 from cbp_jax.resets.measuring import measure
 from cbp_jax.resets.meshes import in_auto_mode
-from cbp_jax.resets.moments import (
-    check_counts_updates,
-    check_resettable,
-    reset_moments,
-)
+from cbp_jax.resets.moments import check_resettable, forget_loss, reset_moments
 from cbp_jax.resets.resolution import ResolvedGroup, resolve_units
 from cbp_jax.resets.rule import Rule
 from cbp_jax.resets.selection import over_stack
@@ -52,6 +53,7 @@ def reset_by_rule(
     moments: str = "zero",
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
+    between_reset: str = "fresh",
     frozen: Callable[[UnitGroup], bool] = lambda group: group.replacement_rate == 0,
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
@@ -64,20 +66,33 @@ def reset_by_rule(
 
     The returned updates are those of the base optimizer, except on reset entries, where
     they lead to the new value. Nothing that scales updates may be chained after it.
+    An update of a narrower dtype than its param is returned in one that holds both, so
+    that gradients of bfloat16 reset params of float32 exactly.
 
     Args:
-      base_optimizer: any optax transformation. The update passes it `features`,
-        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
-        arguments, if it takes extra arguments.
+      base_optimizer: an optax transformation that moves the params at every call,
+        since units age at every call. `apply_every`, `MultiSteps`,
+        `conditionally_mask` and the transparent mode of `contrib.sam` are refused, and
+        so is what is seen to do the like in a trial on params of one entry a leaf;
+        `apply_if_finite` is not, whose refused updates count as updates. With `moments`
+        "zero" a base is refused, too, if in such a trial its steps after a reset are
+        more than ten times as long as any before, such as those of `contrib.acprop`,
+        which divides by a moment that is 0 then. The update passes it `features`,
+        `unit_ages` and other extra arguments, see `continual_backprop`.
       units: groups of hidden units, or the names of a chain's layers, see
         `sequential_units`.
       rule: the rule of every group, or a function that gives a group's.
       initializer: see `continual_backprop`.
-      key: typed PRNG key of fresh weights and of random choices.
+      key: PRNG key of fresh weights and of random choices. Under `vmap` keys of "rbg"
+        make a lane depend on those beside it, see `continual_backprop`.
       moments: see `continual_backprop`.
       keep_state: see `continual_backprop`.
       transfer_mean: see `continual_backprop`; the rule's choices must hold
         `mean_activation`.
+      between_reset: what a weight from one reset unit to another becomes that is reset
+        in the same update: "fresh" if its reader's group comes later in `units`, as in
+        continual backprop's code, which rewrites layer after layer; or "zero", where
+        all incoming weights are drawn first and all outgoing ones zeroed then.
       frozen: whether it is known in advance that a group never loses a unit. By default
         groups of `replacement_rate` 0; other rates mean nothing here.
 
@@ -86,11 +101,13 @@ def reset_by_rule(
       needs `params` and the keyword `features`, see `continual_backprop`.
 
     Raises:
-      ValueError: as `continual_backprop`.
+      ValueError: as `continual_backprop`; a score, a number or a mean activation of
+        the rule's choice has a wrong shape or dtype, at `update`.
     """
     units = as_groups(units)
     initializer = kaiming_uniform("relu") if initializer is None else initializer
     check_choice("moments", moments, ("zero", "keep"))
+    check_choice("between_reset", between_reset, ("fresh", "zero"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
 
     def rule_of(group: UnitGroup) -> Rule:
@@ -120,13 +137,13 @@ def reset_by_rule(
         if transfer_mean:
             check_transferable(groups)
         if moments == "zero":
-            check_resettable(base_optimizer, params)
+            check_resettable(base_optimizer, params, keep_state)
         leaves = jax.tree.leaves(params)
         for group in groups:
             if not frozen(group.group):
                 check_initializer(initializer_of(group), group, leaves)
         base_state = base_optimizer.init(params)
-        check_counts_updates(base_state)
+        check_base(base_optimizer, base_state, params, moments, keep_state)
         return UnitResetState(
             base_state=base_state,
             units={group.name: newborn(group, leaves) for group in groups},
@@ -181,6 +198,7 @@ def reset_by_rule(
             unit_states[name], choices[name] = update_rule(
                 unit_state._replace(age=age), measured
             )
+            check_choice_of_units(group, choices[name], transfer_mean)
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not frozen(group.group)]
@@ -196,22 +214,22 @@ def reset_by_rule(
         )
         update_leaves = treedef.flatten_up_to(updates)
         for group in live:
-            replacement = replacements[group.name]
+            mask = replacements[group.name].mask
             if transfer_mean:
                 mean = choices[group.name].mean_activation
                 update_leaves = rewriting.transfer_means(
-                    group, replacement.mask, mean, new_leaves, update_leaves
+                    group, mask, mean, new_leaves, update_leaves
                 )
-            update_leaves = rewriting.rewrite_updates(
-                group, replacement, leaves, update_leaves
-            )
             unit_states[group.name] = _reborn(
-                unit_states[group.name], newborn(group, leaves), replacement.mask
+                unit_states[group.name], newborn(group, leaves), mask
             )
+        update_leaves = rewriting.rewrite_updates(
+            live, replacements, between_reset, leaves, update_leaves
+        )
         updates = treedef.unflatten(update_leaves)
-        base_state = state.base_state
+        masks = {name: found.mask for name, found in replacements.items()}
+        base_state = forget_loss(state.base_state, masks)
         if moments == "zero":
-            masks = {name: found.mask for name, found in replacements.items()}
             new_params = optax.apply_updates(params, updates)
             base_state = reset_moments(
                 base_optimizer, base_state, new_params, live, masks, keep_state
@@ -243,13 +261,16 @@ def reset_by_rule(
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
         groups, activations = check_arguments(units, params, features)
+        own_args = {
+            "features": features,
+            "unit_ages": {name: unit.age for name, unit in state.units.items()},
+        }
+        if "value_fn" in extra_args:
+            value_fn = tolerant(extra_args["value_fn"], list(own_args))
+            extra_args = extra_args | {"value_fn": value_fn}
+        taken = {n: arg for n, arg in own_args.items() if takes(base_optimizer, n)}
         updates, base_state = base_optimizer.update(
-            updates,
-            state.base_state,
-            params,
-            features=features,
-            unit_ages={name: unit.age for name, unit in state.units.items()},
-            **extra_args,
+            updates, state.base_state, params, **taken, **extra_args
         )
         before = updates, state._replace(base_state=base_state)
         return in_auto_mode(functools.partial(reset, groups), before)(

@@ -11,10 +11,22 @@ import jax
 import optax
 
 from cbp_jax import utility
+from cbp_jax.averages import at_least_float32
+from cbp_jax.resets.resolution import resolve_units
 from cbp_jax.resets.transform import UnitResetState, reset_by_rule
 from cbp_jax.resets.units import Initializer, UnitGroup, as_groups
 from cbp_jax.rules.continual_backprop_settings import Rate, Settings
-from cbp_jax.rules.low_utility import low_utility
+from cbp_jax.rules.low_utility import low_utility, warn_of_nan
+
+_UTILITIES = (  # Known to be finite wherever their measurements are.
+    utility.contribution,
+    utility.mean_corrected_contribution,
+    utility.adaptation,
+    utility.overall,
+    utility.weight_magnitude,
+    utility.activation_over_input,
+    utility.random,
+)
 
 ContinualBackpropState = UnitResetState
 """State of `continual_backprop` and `replace_units`; its groups hold `UnitState`."""
@@ -71,9 +83,11 @@ def continual_backprop(
       params = optax.apply_updates(params, updates)
 
     Args:
-      base_optimizer: any optax transformation. The update passes it `features`,
-        `unit_ages` (see `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra
-        arguments, if it takes extra arguments.
+      base_optimizer: an optax transformation that moves the params at every call, see
+        `reset_by_rule`. The update passes it `features`, `unit_ages` (see
+        `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra arguments, as
+        far as it takes them. A `value_fn`, the loss that a line search calls, is given
+        the first two only if it names them.
       units: groups of hidden units, or the names of a chain's layers, see
         `UnitGroup` and `sequential_units`.
       replacement_rate: fraction of eligible units replaced per update, in [0, 1]. 0 is
@@ -81,12 +95,19 @@ def continual_backprop(
         far, int32, as those of optax.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
       maturity_threshold: :math:`m`, in updates; infinity replaces nobody.
-      utility_fn: instantaneous utility, see `cbp_jax.utility`.
+      utility_fn: instantaneous utility, see `cbp_jax.utility`. A unit whose utility is
+        not finite is not replaced at this update; if it has been NaN since the unit was
+        born, so is the average in the state.
       initializer: `jax.nn.initializers`-style function of fresh incoming weights; give
         the one that the network was initialized with. It draws a whole kernel
         `[..., fan_in, N]`, of which a reborn unit takes its column, unless it is marked
         by `cbp_jax.initializers.unit_by_unit`. None is `kaiming_uniform("relu")`.
-      key: typed PRNG key of fresh weights and random utilities.
+      key: PRNG key of fresh weights and random utilities, typed or of
+        `jax.random.PRNGKey`. Under `vmap` it must be of "threefry2x32", JAX's default,
+        if a lane is to be what it is alone: for batched keys of "rbg" and "unsafe_rbg"
+        JAX draws all numbers by the first lane's key, so that the same seed gives other
+        ones beside other seeds. `jax.random.key(seed, impl="threefry2x32")` is right
+        whatever `JAX_DEFAULT_PRNG_IMPL` says.
       budget: "accumulate" carries the fraction of a unit that is due over to the next
         step, "bernoulli" replaces one more unit with that probability. Whole units that
         are due but cannot be replaced, because fewer are eligible or because of
@@ -98,12 +119,15 @@ def continual_backprop(
         schedule.
       bias_correction: rank by the age-corrected utility; False ranks by :math:`u`
         itself, which makes units that have just matured look bad unless the maturity
-        threshold is long against 1 / (1 - decay_rate).
+        threshold is long against 1 / (1 - decay_rate): there is a warning below three
+        times that.
       moments: "zero" resets the base optimizer's moments of reborn units, to what its
         `init` gives; "keep" leaves them. Arrays of the base state that are not shaped
         like a param (step counts, Adafactor's factors, Shampoo's matrices) are always
         left. A global step count then makes Adam's first steps of a reborn unit too
-        long: `cbp_jax.optimizers.adam_with_unit_counts` does not have this fault.
+        long: `cbp_jax.optimizers.adam_with_unit_counts` does not have this fault. A
+        base with L-BFGS starts anew as a whole. Line searches forget the loss of the
+        params from before a reset in either case.
       keep_state: names of fields of the base state not to reset although they are
         shaped like the params, for example `("init_params",)` of `optax.contrib.dog`.
       transfer_mean: add a replaced unit's mean activation times its outgoing weights to
@@ -122,8 +146,14 @@ def continual_backprop(
 
     Raises:
       ValueError: an option out of range or unknown, when built; a group that does not
-        fit the params, at `init`; missing params or features, or features of a wrong
-        shape, at `update`.
+        fit the params, a base optimizer that `reset_by_rule` refuses, or a field of
+        `keep_state` that its state does not have, at `init`; missing params or
+        features, or features or utilities of a wrong shape, at `update`.
+
+    Warns:
+      UserWarning: averages are ranked that have hardly begun, see `bias_correction`,
+        when built; a `utility_fn` of one's own gives NaN for made-up units, of which
+        some are never active or have no weights, at `init`.
 
     References:
       Dohare et al., `Loss of plasticity in deep continual learning
@@ -143,7 +173,7 @@ def continual_backprop(
         axis_name=axis_name,
     )
     settings.check(units)
-    return reset_by_rule(
+    transformation = reset_by_rule(
         base_optimizer,
         units,
         functools.partial(low_utility, settings),
@@ -154,6 +184,20 @@ def continual_backprop(
         transfer_mean=transfer_mean,
         frozen=settings.never_replaces,
     )
+
+    def init(params: Any) -> ContinualBackpropState:
+        leaves = jax.tree.leaves(params)
+        if leaves and utility_fn not in _UTILITIES:
+            for group in resolve_units(units, params):
+                if settings.never_replaces(group.group):
+                    continue
+                dtype = at_least_float32(leaves[group.incoming[0].leaf].dtype)
+                warn_of_nan(
+                    utility_fn, group.name, group.num_units, group.positions, dtype
+                )
+        return transformation.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, transformation.update)
 
 
 def replace_units(
@@ -166,7 +210,9 @@ def replace_units(
       tx = optax.chain(optax.adam(1e-3), cbp_jax.replace_units(units, key=key))
       updates, state = tx.update(grads, state, params, features=features)
 
-    The links before it cannot be reached from here, so no moments are reset.
+    The links before it cannot be reached from here, so no moments are reset. A line
+    search among them hands all extra arguments on to its loss: give that a parameter
+    `features`, or make the chain the base of `continual_backprop`, which needs none.
 
     Args:
       units: as for `continual_backprop`.

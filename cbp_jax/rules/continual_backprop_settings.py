@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 import math
 from typing import Any, NamedTuple
+import warnings
 
 import jax
 import numpy as np
@@ -10,6 +11,9 @@ import numpy as np
 from cbp_jax.checks import check_choice, check_range, is_known, is_traced
 from cbp_jax.resets.units import UnitGroup
 from cbp_jax.utility import UtilityFn
+
+# After so many times 1 / (1 - decay) updates an average has all but 5 % of its weight.
+_SHORT = 3
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 
@@ -50,6 +54,20 @@ class Settings(NamedTuple):
             return min(self.max_per_step, num_units)
         return max(1, math.ceil(float(self.rate_of(group)) * num_units))
 
+    @property
+    def ranks_too_early(self) -> bool:
+        """Whether it is known that averages are ranked that have hardly begun."""
+        if self.bias_correction or is_traced(self.maturity_threshold):
+            return False
+        if is_traced(self.utility_decay):
+            return False
+        memory = 1 / (1 - np.asarray(self.utility_decay, float))
+        maturity = np.asarray(self.maturity_threshold, float)
+        # 0 asks for no protection, and without memory there is nothing to correct.
+        return bool(
+            np.any((maturity > 0) & (maturity < _SHORT * memory) & (memory > 1))
+        )
+
     def check(self, units: Sequence[UnitGroup]) -> None:
         """Raises ValueError for an option out of range or unknown."""
         if not callable(self.replacement_rate):
@@ -74,3 +92,12 @@ class Settings(NamedTuple):
                     "the number of units replaced in a step has no static bound. Pass "
                     "max_per_step: 1, or ceil(largest rate x units)."
                 )
+        if self.ranks_too_early and not all(map(self.never_replaces, units)):
+            warnings.warn(
+                f"maturity_threshold is {self.maturity_threshold} and decay_rate "
+                f"{self.decay_rate}, without bias_correction: the utilities of units "
+                "that have just matured are still near 0, so that mostly newborn units "
+                "are replaced. Pass bias_correction=True, or a maturity_threshold of "
+                f"at least {_SHORT} / (1 - decay_rate).",
+                stacklevel=3,
+            )

@@ -13,7 +13,13 @@ import optax
 
 from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
-from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
+from cbp_jax.resets.rule import (
+    Choice,
+    Measurements,
+    Rule,
+    choose_where,
+    comparable,
+)
 from cbp_jax.resets.transform import reset_by_rule
 from cbp_jax.resets.units import UnitGroup
 
@@ -35,6 +41,7 @@ def redo(
     threshold: float | jax.Array = 0.1,
     reset_every: int | jax.Array = 1000,
     over_interval: bool = False,
+    between_reset: str = "zero",
     axis_name: Any = None,
     key: jax.Array,
     **options: Any,
@@ -50,6 +57,11 @@ def redo(
     and all with :math:`s_i \le \tau` are reset. In a group that is dead altogether all
     units are.
 
+    A weight from one reset unit to another becomes 0, as in the authors' code, which
+    draws the incoming weights of all layers and then zeroes the outgoing ones; the
+    paper does not say. A unit that is reset together with all units it reads therefore
+    stays silent until the next look.
+
     Example::
 
       tx = cbp_jax.redo(optax.adam(1e-3), units, threshold=0.025, key=key)
@@ -64,6 +76,8 @@ def redo(
       over_interval: take the means of |h| over all examples since the last look, False
         over the batch of this update, as published. A stream that shows one example at
         a time needs True.
+      between_reset: see `reset_by_rule`; "fresh" gives weights from one reset unit to
+        another fresh values, as continual backprop does.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
@@ -95,7 +109,8 @@ def redo(
             jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
         )
         total, clock = state.total + magnitude, state.clock + 1
-        is_due = clock >= reset_every
+        reached, wanted = comparable(clock, reset_every)
+        is_due = reached >= wanted
         if not over_interval:
             # Of the sum only the last term counts, so the sum need not be kept.
             total = magnitude
@@ -116,5 +131,6 @@ def redo(
         Rule(init, update),
         key=key,
         frozen=lambda group: is_off or group.replacement_rate == 0,
+        between_reset=between_reset,
         **options,
     )

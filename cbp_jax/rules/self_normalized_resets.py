@@ -15,7 +15,13 @@ import optax
 from cbp_jax.averages import over_replicas
 from cbp_jax.checks import check_range, is_known
 from cbp_jax.resets.batching import cond_any_lane
-from cbp_jax.resets.rule import Choice, Measurements, Rule, choose_where
+from cbp_jax.resets.rule import (
+    Choice,
+    Measurements,
+    Rule,
+    choose_where,
+    comparable,
+)
 from cbp_jax.resets.transform import reset_by_rule
 from cbp_jax.resets.units import UnitGroup
 
@@ -52,7 +58,9 @@ def self_normalized_resets(
     A unit fires in an update if its activation is positive for any example of the
     batch, at any position. Each unit keeps the distribution of its own silences, the
     runs of updates without firing (of at least one). It is reset when its present
-    silence exceeds the :math:`1 - \eta` percentile of these.
+    silence exceeds the :math:`1 - \eta` percentile of these. A weight from one reset
+    unit to another becomes fresh, as in the authors' code, which rewrites layer after
+    layer.
 
     Example::
 
@@ -71,7 +79,8 @@ def self_normalized_resets(
       refresh_every: updates after which percentiles are found anew. Static.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
-      **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
+      **options: `initializer`, `moments`, `keep_state` and `between_reset` of
+        `reset_by_rule`.
 
     Returns:
       As `reset_by_rule`; `state.units` holds a `SelfNormalizedState` for each group.
@@ -126,7 +135,8 @@ def self_normalized_resets(
             longest=longest,
             clock=jnp.where(is_due, 0, clock),
         )
-        too_long = silence > jnp.maximum(longest, lowest_threshold)
+        limit = jnp.maximum(*comparable(longest, lowest_threshold))
+        too_long = silence.astype(limit.dtype) > limit
         return state, choose_where(too_long & (rates > 0))
 
     return reset_by_rule(

@@ -6,17 +6,18 @@ sometimes many times faster: it is measured. An accelerator takes all lanes that
 
 from collections.abc import Callable
 import math
+import sys
 import time
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 import numpy as np
-from tqdm import tqdm
 
 from experiments.engine import distributed, memory
 from experiments.engine.cases import Case, CompiledCase
 from experiments.engine.lanes import Lane, LaneGrid
+from experiments.engine.messages import say
 from experiments.learning.problem import Problem
 
 _CANDIDATES = (1, 8, 64)
@@ -52,9 +53,10 @@ def choose_block(case: Case, make_problem: Callable[[Any], Problem]) -> int:
     best = max(rates, key=rates.get)
     if distributed.is_first():
         measured = ", ".join(f"{rate:,.0f} ({block})" for block, rate in rates.items())
-        tqdm.write(
+        say(
             f"{case.name}: updates per second (lanes per block): {measured}; taking "
-            f"{best}. --config.lanes_per_block={best} skips this measurement."
+            f"{best}. --config.lanes_per_block={best} skips this measurement.",
+            sys.stdout,
         )
     return best
 

@@ -5,6 +5,7 @@ Shapes: L lanes.
 
 from collections.abc import Callable, Collection
 import math
+import time
 from typing import Any, NamedTuple
 
 import jax
@@ -22,19 +23,23 @@ from experiments.engine.lanes import (
     make_grid,
 )
 from experiments.learning.checks import ConfigError
+from experiments.learning.measured import Measured
 from experiments.learning.problem import Problem
-from experiments.learning.replacement_log import ReplacementLog, empty_log
+from experiments.learning.replacement_log import ReplacementLog
 
 # Least and most of the fields that count something, where a problem has them.
 _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
     "examples_per_task": (1, 2**31 - 1),
     "checkpoint_every": (1, 2**31 - 1),
+    "checkpoint_seconds": (0, 2**31 - 1),
     "hidden_layers": (0, 1000),  # Each is compiled on its own.
     "lanes_per_block": (0, 2**31 - 1),
     "rank_every": (0, 2**31 - 1),
     "replacement_log": (0, 2**31 - 1),
 }
+
+_LONG_TASK = 0.1  # Seconds, during which signals may wait.
 
 
 class Case(NamedTuple):
@@ -54,6 +59,17 @@ class Case(NamedTuple):
     def steps_per_task(self) -> int:
         """Updates in one task, over all lanes."""
         return self.problem.steps_per_task * self.num_lanes
+
+    def check_lanes(self, saved: int) -> None:
+        """Raises CheckpointError unless a checkpoint is of the lanes of this case."""
+        if saved != self.num_lanes:
+            raise checkpoints.CheckpointError(
+                f"The checkpoint of case {self.name!r} holds {saved} lanes, but this "
+                f"run has {self.num_lanes} of it. Earlier versions of cbp_jax also "
+                "trained a case once for each value in config.sweep of what it does "
+                "not take. Go on with that version, pass --overwrite to start anew, or "
+                "another --workdir."
+            )
 
 
 class LaneState(NamedTuple):
@@ -109,6 +125,7 @@ class CompiledCase:
             _run_lane(case.config, case.problem), num_shared=2, donate=True
         )
         self._to_data = jax.jit(checkpoints.keys_to_data)
+        self._is_long = True  # Whether the last task was; the first one compiles.
 
     def start(self, saved: dict[str, np.ndarray] | None) -> Any:
         """Initializes all lanes, or takes them from a checkpoint."""
@@ -128,13 +145,19 @@ class CompiledCase:
           task: number of the task.
 
         Returns:
-          The new state; the metrics, arrays [L, ...]; and the log of replacements, with
-          a leading axis of L lanes, if it is switched on.
+          The new state; the metrics, arrays [L, ...], NaN where a lane has diverged or
+          nothing was measured; and the log of replacements, with a leading axis of L
+          lanes, if it is switched on.
         """
+        start = time.perf_counter()
         state, metrics, log = self._run_task(
             state, self._lanes, np.int32(task), self._data
         )
-        return state, *self._map.get((metrics, log))
+        if self._is_long:
+            _wait(metrics)
+        metrics, log = self._map.get((metrics, log))
+        self._is_long = time.perf_counter() - start > _LONG_TASK
+        return state, {name: np.asarray(found) for name, found in metrics.items()}, log
 
     def compile_task(self, state: Any) -> jax.stages.Compiled:
         """Compiles a task ahead, so that `run_task` need not.
@@ -153,6 +176,15 @@ class CompiledCase:
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""
         return checkpoints.to_dict(self._map.get(self._to_data(state)))
+
+
+def _wait(tree: Any) -> None:
+    """Waits for arrays, as JAX would, but lets Python handle signals meanwhile."""
+    start = time.perf_counter()
+    leaves = jax.tree.leaves(tree)
+    while not all(leaf.is_ready() for leaf in leaves):
+        passed = time.perf_counter() - start
+        time.sleep(min(max(passed / 200, 1e-4), 0.05))
 
 
 def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:
@@ -175,23 +207,29 @@ def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:
 
 
 def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
-    """Runs one task of one lane; its metrics are NaN from where it diverges."""
+    """Runs one task of one lane, whose metrics end where it diverges."""
 
     def run_task(
         state: LaneState, lane: Lane, task: jax.Array, data: Any
-    ) -> tuple[LaneState, dict[str, jax.Array], ReplacementLog | None]:
+    ) -> tuple[LaneState, dict[str, Measured], ReplacementLog | None]:
         learner = state.learner
         if learner.log is not None:
-            learner = learner._replace(log=empty_log(config.replacement_log))
+            learner = learner._replace(log=jax.tree.map(jnp.zeros_like, learner.log))
         learner, metrics = problem.run_task(
             lane_settings(config, lane), learner, lane_key(lane), task, data
         )
         is_finite = all_finite((learner.params, metrics["loss"]))
         has_diverged = state.has_diverged | ~is_finite
         metrics = {
-            name: jnp.where(has_diverged, jnp.nan, value)
-            for name, value in metrics.items()
+            name: _unless_diverged(found, has_diverged)
+            for name, found in metrics.items()
         }
         return LaneState(learner, has_diverged), metrics, learner.log
 
     return run_task
+
+
+def _unless_diverged(metric: jax.Array | Measured, has_diverged: jax.Array) -> Measured:
+    if not isinstance(metric, Measured):
+        metric = Measured(metric, jnp.ones(metric.shape, bool))
+    return Measured(metric.values, metric.is_measured & ~has_diverged)

@@ -1,7 +1,8 @@
 """Checkpoints of a run: all that it takes to go on as if nothing had happened."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 import hashlib
+import json
 import os
 import pathlib
 import re
@@ -13,11 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
 from experiments.engine import distributed
+from experiments.engine.messages import say
+from experiments.engine.records import RecordError, RecordFile
+from experiments.learning.keys import PRNG_IMPL
 
 CHECKPOINTS_FOLDER = "checkpoints"
+RECORDS_FILE = "records"
+_NUM_BYTES_FILE = "records.json"
 _CHECKSUMS_FILE = "SHA256SUMS"
 
 
@@ -32,6 +37,9 @@ class Checkpointer:
     SHA-256 sums of its files, as `sha256sum -c` reads it, makes it whole: a process may
     be killed before, and Orbax does not notice every bit that has flipped since.
 
+    What only grows is not written anew each time, but appended to a file of records
+    beside the checkpoints; each of these knows how many of its bytes belong to it.
+
     Args:
       folder: the run folder.
       case: name of the case.
@@ -41,22 +49,38 @@ class Checkpointer:
         self._case = case
         self._folder = (folder / CHECKPOINTS_FOLDER / case).absolute()
         self._manager: ocp.CheckpointManager | None = None
+        self._records = RecordFile(self._folder / RECORDS_FILE)
+        self._num_bytes = 0  # Of the records that belong to the last checkpoint.
 
-    def save(self, tasks_done: int, tree: dict[str, Any]) -> None:
+    def save(
+        self,
+        tasks_done: int,
+        tree: dict[str, Any],
+        record: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         """Writes a checkpoint; of those before, one is kept.
 
         Args:
           tasks_done: by the case; must grow.
           tree: nested dict of NumPy arrays.
+          record: what has come to the records since the checkpoint before.
 
         Raises:
           CheckpointError: it cannot be written, for example because the disk is full.
         """
+        step = self._folder / str(tasks_done)
         try:
+            num_bytes = self._num_bytes
+            if record is not None and distributed.is_first():
+                num_bytes = self._records.append(num_bytes, record)
             self._open().save(tasks_done, args=ocp.args.StandardSave(tree))
             self._open().wait_until_finished()
             if distributed.is_first():
-                _write_checksums(self._folder / str(tasks_done))
+                if num_bytes:
+                    content = json.dumps({"bytes": num_bytes})
+                    (step / _NUM_BYTES_FILE).write_text(content)
+                _write_checksums(step)
+            self._num_bytes = num_bytes
         except Exception as error:
             steps = _steps(self._folder)
             whole = next((step for step in steps if _is_listed(step)), None)
@@ -64,14 +88,16 @@ class Checkpointer:
             if whole is not None:
                 start = f"goes on from the one after {whole.name} tasks, which is whole"
             raise CheckpointError(
-                f"Cannot write a checkpoint to {self._folder}: {_reason(error)}. Once "
-                f"it can be written, the same command {start}."
+                f"Cannot write a checkpoint to {self._folder}: "
+                f"{write_failure(error)}. Once it can be written, the same command "
+                f"{start}."
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
         """Reads the last whole checkpoint; None if there is none.
 
-        One that is damaged is named, and the one before is read.
+        One that is damaged is named, and the one before is read. Saved records are in
+        the list `tree["records"]`.
 
         Raises:
           CheckpointError: all are damaged.
@@ -89,7 +115,11 @@ class Checkpointer:
         if not found:
             return None
         tree = self._open().restore(found, args=ocp.args.StandardRestore())
-        return jax.tree.map(np.asarray, tree)
+        tree = jax.tree.map(np.asarray, tree)
+        self._num_bytes = _num_bytes(self._folder / str(found))
+        if self._num_bytes:
+            tree["records"] = self._records.read(self._num_bytes)
+        return tree
 
     def close(self) -> None:
         """Releases the folder."""
@@ -115,14 +145,13 @@ class Checkpointer:
             if not _is_listed(step):
                 unfinished.append(step)
                 continue
-            wrong = next(_wrong_files(step), None)
+            wrong = next(_wrong_files(step), None) or self._wrong_records(step)
             if wrong is None:
                 for other, reason in damaged.items():
-                    tqdm.write(
+                    say(
                         f"The checkpoint of case {self._case!r} after {other.name} "
                         f"tasks is damaged ({reason}); going on from the one after "
-                        f"{step.name} tasks.",
-                        file=sys.stderr,
+                        f"{step.name} tasks."
                     )
                 for other in (*damaged, *unfinished):
                     shutil.rmtree(other)
@@ -133,6 +162,18 @@ class Checkpointer:
         for other in unfinished:
             shutil.rmtree(other)
         return 0
+
+    def _wrong_records(self, step: pathlib.Path) -> str | None:
+        """Names the file of records if those of a checkpoint are damaged.
+
+        Those of which one copy is whole are repaired.
+        """
+        try:
+            for path in self._records.repair(_num_bytes(step)):
+                say(f"{path} was damaged, and is written anew from its copy.")
+        except (RecordError, OSError) as error:
+            return str(error)
+        return None
 
 
 def ignore_late_callbacks() -> None:
@@ -154,16 +195,24 @@ def ignore_late_callbacks() -> None:
     sys.unraisablehook = hook
 
 
-def _reason(error: Exception) -> str:
+def write_failure(error: Exception) -> str:
     """Says in a few words why a write has failed.
 
     TensorStore puts what the system said before a page of its own settings.
     """
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     code = re.search(r"\[os_error_code='?(\d+)", str(error))
     if code:
         return os.strerror(int(code[1]))
     said = re.search(r": ([^:]+) \[tensorstore_spec=", str(error))
     return said[1] if said else str(error).rstrip(".")
+
+
+def _num_bytes(step: pathlib.Path) -> int:
+    """Returns how many bytes of the records belong to a whole checkpoint."""
+    path = step / _NUM_BYTES_FILE
+    return json.loads(path.read_text())["bytes"] if path.exists() else 0
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -237,11 +286,46 @@ def from_dict(saved: dict[str, np.ndarray], like: Any, case: str) -> Any:
     )
     if held != wanted:
         raise CheckpointError(
-            f"The checkpoint of case {case!r} holds the state of another version of "
-            f"cbp_jax ({len(held)} arrays, {len(wanted)} are needed here). Go on with "
-            "that version, pass --overwrite to start anew, or another --workdir."
+            f"The checkpoint of case {case!r} holds {_what_differs(held, wanted)}, "
+            "pass --overwrite to start anew, or another --workdir."
         )
     return treedef.unflatten(found)
+
+
+Leaves = Sequence[tuple[tuple[int, ...], np.dtype]]
+
+
+def _what_differs(held: Leaves, wanted: Leaves) -> str:
+    """Says what state a checkpoint holds, and how to go on with it.
+
+    Args:
+      held: shapes of a lane and dtypes in the checkpoint.
+      wanted: those of the state here, in which something differs.
+    """
+    if len(held) == len(wanted):
+        pairs = zip(held, wanted, strict=True)
+        differing = [(old, new) for old, new in pairs if old != new]
+        words = {(*old[0][-1:], *new[0][-1:]) for old, new in differing}
+        dtypes = {dtype for pair in differing for _, dtype in pair}
+        if words == {(4, 2)} and dtypes == {np.dtype(np.uint32)}:
+            return (
+                "keys of the generators rbg or unsafe_rbg, which earlier versions of "
+                "cbp_jax took if JAX_DEFAULT_PRNG_IMPL named one; this version draws "
+                f"all random numbers by {PRNG_IMPL}. Go on with that version and "
+                "that setting"
+            )
+        if all(
+            (old[0], old[1].kind) == (new[0], new[1].kind) for old, new in differing
+        ):
+            wide = any(dtype.itemsize == 8 for _, dtype in held)
+            return (
+                f"numbers of {64 if wide else 32} bits where this run has others. Set "
+                f"JAX_ENABLE_X64={wide} to go on"
+            )
+    return (
+        f"the state of another version of cbp_jax ({len(held)} arrays, {len(wanted)} "
+        "are needed here). Go on with that version"
+    )
 
 
 def keys_to_data(tree: Any) -> Any:
@@ -255,7 +339,9 @@ def data_to_keys(tree: Any, like: Any) -> Any:
     """Undoes `keys_to_data` for a tree of the dtypes of `like`."""
 
     def restore(leaf: Any, like: Any) -> Any:
-        return jax.random.wrap_key_data(leaf) if _is_key(like) else leaf
+        if not _is_key(like):
+            return leaf
+        return jax.random.wrap_key_data(leaf, impl=PRNG_IMPL)
 
     return jax.tree.map(restore, tree, like)
 

@@ -1,43 +1,61 @@
 """The command line that all problems share."""
 
 from collections.abc import Callable
+import contextlib
 import errno
 import os
 import pathlib
-import re
+import signal
 import sys
 from typing import Any
 
 from absl import app, flags, logging
 import jax
-from ml_collections import config_flags
 import threadpoolctl
 
-from experiments.engine import checkpoints, distributed, run_folder, runner
+from experiments.engine import (
+    checkpoints,
+    distributed,
+    provenance,
+    run_folder,
+    runner,
+)
 from experiments.engine.compilation import keep_compiled_programs
 from experiments.engine.configuration import check_has_effect
+from experiments.engine.cores import available_cores
+from experiments.engine.messages import say
+from experiments.engine.overrides import define_config_flag, overridden
 from experiments.learning.problem import Problem
 from experiments.reporting import plots, run_results, survival, tables
+
+_XLA_DEVICES = "--xla_force_host_platform_device_count"
+# What the libraries that LAPACK may come from are told their threads by.
+_LAPACK_THREADS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"),
+    *("MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+)
 
 
 def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
-    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE`, `--workdir=DIR`,
-    `--overwrite`; on several hosts `--distributed`, where JAX cannot find the processes
-    by itself with `--address`, `--num_processes` and `--process_index`.
+    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
+    `overrides.define_config_flag` describes, `--workdir=DIR`, `--overwrite`,
+    `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the
+    processes by itself with `--address`, `--num_processes` and `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
       make_problem: builds the problem from the config of a case.
     """
-    config = config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a preset after a colon."
-    )
+    config = define_config_flag()
     workdir = flags.DEFINE_string(
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
     overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    allow_changed_code = flags.DEFINE_bool(
+        "allow_changed_code", False, "Go on with a run that other code has begun."
+    )
     join = flags.DEFINE_bool(
         "distributed", False, "Join other processes, found by JAX or by these flags:"
     )
@@ -56,7 +74,18 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         keep_compiled_programs(folder)
         if join.value:
             distributed.start(address.value, count.value, index.value)
-        sys.exit(train(config.value, folder, make_problem, overwrite.value))
+        try:
+            sys.exit(
+                train(
+                    config.value,
+                    folder,
+                    make_problem,
+                    overwrite.value,
+                    allow_changed_code.value,
+                )
+            )
+        except KeyboardInterrupt:
+            _end_at_once()
 
     app.run(main, flags_parser=parse_flags)
 
@@ -71,10 +100,12 @@ def parse_flags(arguments: list[str]) -> list[str]:
             sys.exit(2)
     try:
         rest = flags.FLAGS(arguments)
-        for argument in arguments:
-            override = re.match(r"--config\.(\w+)(=|$)", argument)
-            if override:
-                check_has_effect(flags.FLAGS.config, override[1])
+        for path in overridden(arguments):
+            match path:
+                case (str(field),):
+                    check_has_effect(flags.FLAGS.config, field)
+                case ("cases", name, str(field)):
+                    check_has_effect(flags.FLAGS.config, field, name)
         return rest
     except flags.Error as error:
         # A config file that raises is reported with its whole traceback.
@@ -84,11 +115,6 @@ def parse_flags(arguments: list[str]) -> list[str]:
         while isinstance(reason, Exception):
             reason = reason.args[0]
         message = f"The config has no such field: {reason}"
-        if any(argument.startswith("--config.sweep.") for argument in arguments):
-            message += (
-                "\nWhat is not in config.sweep changes the compiled program: make its "
-                "values cases of config.cases."
-            )
     except (TypeError, ValueError, OSError) as error:
         message = str(error)
     print(f"{message}\nPass --help for the flags.", file=sys.stderr)
@@ -100,6 +126,7 @@ def train(
     folder: pathlib.Path,
     make_problem: Callable[[Any], Problem],
     overwrite: bool = False,
+    allow_changed_code: bool = False,
 ) -> int:
     """Runs a config, prints its table and draws its figures.
 
@@ -108,15 +135,22 @@ def train(
       folder: the run folder.
       make_problem: builds a problem from the config of a case.
       overwrite: see `runner.run`.
+      allow_changed_code: see `runner.run`.
 
     Returns:
       The exit status: 0, or 1 after a message that says what is wrong.
     """
     # Orbax logs the whole traceback of a failed write, told in a sentence below.
-    logging.set_verbosity(logging.FATAL)
+    quiet_logs()
     checkpoints.ignore_late_callbacks()
     try:
-        dataset = runner.run(config, folder, make_problem, overwrite=overwrite)
+        dataset = runner.run(
+            config,
+            folder,
+            make_problem,
+            overwrite=overwrite,
+            allow_changed_code=allow_changed_code,
+        )
     except (ValueError, OSError, ImportError, runner.Interrupted) as error:
         return _failed(error, folder)
     except jax.errors.JaxRuntimeError as error:
@@ -125,18 +159,19 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
-    print(tables.summary_table(dataset))
-    print(tables.INTERVALS)
-    for line in tables.diverged_lanes(dataset):
-        print(line)
+    say(tables.summary_table(dataset), sys.stdout)
+    say(tables.INTERVALS, sys.stdout)
+    for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
+        say(line, sys.stdout)
     written = [folder / run_results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
+    written.append(folder / provenance.CODE_FILE)
     if (folder / survival.LOG_FILE).exists():
         written.append(folder / survival.LOG_FILE)
     try:
         written += plots.draw_run(dataset, folder)
     except OSError as error:
         return _failed(error, folder)
-    print("Written:", *written, sep="\n  ")
+    say("\n  ".join(map(str, ("Written:", *written))), sys.stdout)
     return 0
 
 
@@ -155,18 +190,41 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
             "\nLower what is large in the config, such as examples_per_task, "
             "hidden_units or lanes_per_block."
         )
-    print(f"{message}{cure}", file=sys.stderr)
+    say(f"{message}{cure}")
     return 1
+
+
+def _end_at_once() -> None:
+    """Ends the process as a Ctrl-C does that no one handles.
+
+    Python would wait for the task that is still running, since XLA can stop none.
+    """
+    say("Stopped at once. The same command goes on from the last checkpoint.")
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            file.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
 
 
 def use_all_cores() -> None:
     """Makes each core an XLA device, since one device uses little more than one.
 
-    JAX_NUM_CPU_DEVICES in the environment sets another number. LAPACK, which finds
-    ranks, gets one thread: more would spin for a while on cores that devices need.
+    In the environment JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
+    --xla_force_host_platform_device_count, sets another number. LAPACK, which finds
+    ranks, gets one thread, if OPENBLAS_NUM_THREADS or the like does not set another
+    number: more would spin for a while on cores that devices need.
     """
-    threadpoolctl.threadpool_limits(1, user_api="blas")
-    if "JAX_NUM_CPU_DEVICES" in os.environ:
+    if os.environ.keys().isdisjoint(_LAPACK_THREADS):
+        threadpoolctl.threadpool_limits(1, user_api="blas")
+    # A config file may have set what JAX itself reads from the environment.
+    is_set = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices >= 0
+    if is_set or _XLA_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
-    jax.config.update("jax_num_cpu_devices", cores)
+    jax.config.update("jax_num_cpu_devices", available_cores())
+
+
+def quiet_logs() -> None:
+    """Hides what absl logs, if the flag --verbosity does not ask for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)

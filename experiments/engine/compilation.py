@@ -1,6 +1,7 @@
 """Keeps compiled programs, so that a second start of a run is quick."""
 
 import hashlib
+import os
 import pathlib
 import platform
 
@@ -11,12 +12,14 @@ COMPILED_FOLDER = ".compiled"
 
 # Programs that take less to compile are not worth a file.
 _LEAST_SECONDS = 0.3
+_SECONDS_FIELD = "jax_persistent_cache_min_compile_time_secs"
 
 
 def keep_compiled_programs(folder: pathlib.Path) -> None:
     """Lets JAX keep the programs of a run beside its folder, and look for them there.
 
-    What JAX itself is told, by JAX_COMPILATION_CACHE_DIR, goes first.
+    What JAX itself is told, by JAX_COMPILATION_CACHE_DIR and
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, goes first.
 
     Args:
       folder: the run folder.
@@ -24,7 +27,8 @@ def keep_compiled_programs(folder: pathlib.Path) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         place = folder.absolute().parent / COMPILED_FOLDER / _processor()
         jax.config.update("jax_compilation_cache_dir", str(place))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", _LEAST_SECONDS)
+        if _SECONDS_FIELD.upper() not in os.environ:
+            jax.config.update(_SECONDS_FIELD, _LEAST_SECONDS)
 
 
 def _processor() -> str:

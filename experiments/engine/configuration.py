@@ -1,7 +1,6 @@
 """From a config to its cases, with every mistake found before anything runs."""
 
 from collections.abc import Iterator, Mapping
-import difflib
 import json
 import re
 from typing import Any
@@ -9,16 +8,26 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import cbp_jax
-from experiments.learning.checks import ConfigError
-from experiments.learning.methods import parameters_of
+from experiments.engine import numerics
+from experiments.learning.checks import ConfigError, did_you_mean
+from experiments.learning.hyper_parameters import (
+    OPTIMIZER_PARAMETERS,
+    optimizer_parameters,
+)
+from experiments.learning.methods import HYPER_PARAMETERS, METHODS, parameters_of
 
 VERSION_FIELD = "cbp_jax"
 """The field of a written config that tells the version, and that a run wrote it."""
 
+NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
+"""Fields of a config that hold for all cases."""
+
+_NUMERICS_FIELD = "numerics"  # Of a written config, see `numerics.environment`.
+
 # Fields that say how a run is carried out and leave its results as they are.
 _NOT_RESULTS = (
-    *("checkpoint_every", "lanes_per_block", "probe", "tensorboard"),
-    "tasks_per_bin",
+    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    *("tensorboard", "tasks_per_bin"),
 )
 # Every task follows from the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")
@@ -36,7 +45,8 @@ def complete(config: ConfigDict) -> ConfigDict:
     completed = ConfigDict(config.to_dict())
     for case in config.cases.values():
         fields = config.to_dict() | case.to_dict()
-        for name, parameter in parameters_of(fields).items():
+        taken = OPTIMIZER_PARAMETERS | parameters_of(fields)
+        for name, parameter in taken.items():
             if name not in completed:
                 completed[name] = parameter.default
     return completed
@@ -52,7 +62,8 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
       The config of each case, in alphabetical order, which is that of a ConfigDict.
 
     Raises:
-      ConfigError: no cases, an override of an unknown field or of a wrong type.
+      ConfigError: no cases, an override of an unknown field or of a wrong type, or a
+        sweep of what no case takes.
     """
     if not config.cases:
         raise ConfigError("config.cases is empty; name at least one case.")
@@ -62,28 +73,57 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
                 f"config.cases holds {name!r}; the name of a case is that of a folder: "
                 "letters, digits, '_', '-', '+', '.' and spaces."
             )
-    return {name: _make_case(config, name) for name in config.cases}
+    cases = {name: _make_case(config, name) for name in config.cases}
+    for field, values in config.sweep.items():
+        if values and field in HYPER_PARAMETERS:
+            _check_is_taken(f"sweep.{field}", cases)
+    return cases
 
 
-def check_has_effect(config: ConfigDict, field: str) -> None:
-    """Raises ConfigError if the sweep or all cases set a field of their own."""
+def check_has_effect(config: ConfigDict, field: str, case: str | None = None) -> None:
+    """Raises ConfigError if setting a field does nothing.
+
+    No case may take it, or the sweep or all cases that do have their own.
+
+    Args:
+      config: the whole config.
+      field: its name.
+      case: the case that it was set for, None for all.
+    """
+    cases = {
+        name: ConfigDict(config.to_dict() | overrides.to_dict())
+        for name, overrides in config.cases.items()
+        if case in (None, name)
+    }
+    if field in HYPER_PARAMETERS:
+        _check_is_taken(field if case is None else f"cases.{case}.{field}", cases)
+        cases = {
+            name: one
+            for name, one in cases.items()
+            if field in parameters_of(one.to_dict())
+        }
+    if case is not None:
+        return
     if config.sweep.get(field):
         raise ConfigError(
             f"config.{field} has no effect, because it is swept here: set "
             f"--config.sweep.{field}='(VALUE, ...)'."
         )
-    if config.cases and all(field in case for case in config.cases.values()):
-        flags = [f"--config.cases.{name}.{field}" for name in config.cases]
+    if cases and all(field in config.cases[name] for name in cases):
+        flags = [f"--config.cases.{name}.{field}" for name in cases]
         raise ConfigError(
-            f"config.{field} has no effect, because every case sets its own: set "
-            f"{', '.join(flags)}."
+            f"config.{field} has no effect, because every case that takes it sets its "
+            f"own: set {', '.join(flags)}."
         )
 
 
 def to_json(config: ConfigDict) -> str:
-    """Writes a config and the version of the package as JSON."""
-    fields = {VERSION_FIELD: cbp_jax.__version__} | config.to_dict()
-    return json.dumps(fields, indent=2, default=list)
+    """Writes a config, the version of the package and what else numbers depend on."""
+    fields = {
+        VERSION_FIELD: cbp_jax.__version__,
+        _NUMERICS_FIELD: numerics.environment(),
+    }
+    return json.dumps(fields | config.to_dict(), indent=2, default=list)
 
 
 def differences(old: str, new: str) -> list[str]:
@@ -95,11 +135,15 @@ def differences(old: str, new: str) -> list[str]:
 
     Returns:
       One line for each field that differs, but for those that do not change results:
-      how a run is carried out, and a number of tasks that has grown.
+      how a run is carried out, and a number of tasks that has grown. And one for each
+      setting of JAX that differs and changes numbers.
     """
-    old_fields, new_fields = (dict(_flatten(json.loads(text))) for text in (old, new))
+    old_config, new_config = json.loads(old), json.loads(new)
+    found = numerics.differences(
+        old_config.pop(_NUMERICS_FIELD, None), new_config.pop(_NUMERICS_FIELD, {})
+    )
+    old_fields, new_fields = map(dict, map(_flatten, (old_config, new_config)))
     missing = "(not there)"
-    found = []
     for name in (*old_fields, *(new_fields.keys() - old_fields.keys())):
         before, after = old_fields.get(name, missing), new_fields.get(name, missing)
         if before == after or name.partition(".")[0] in _NOT_RESULTS:
@@ -118,10 +162,8 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
     for field, value in config.cases[name].items():
         if field == "sweep":
             continue
-        if field in ("cases", "num_seeds", "first_seed") or field not in config:
-            fields = sorted(set(config) - {"cases", "num_seeds", "first_seed"})
-            close = difflib.get_close_matches(field, fields, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"choose from {fields}."
+        if field in NOT_OF_A_CASE or field not in config:
+            hint = did_you_mean(field, sorted({*config} - {*NOT_OF_A_CASE}))
             raise ConfigError(
                 f"config.cases.{name} overrides {field!r}, which no case can: {hint}"
             )
@@ -142,15 +184,45 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
 
 
 def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
-    """Puts a case's own sweep beside that of the config, or in its place."""
+    """Puts a case's own sweep beside that of the config, or in its place.
+
+    Of the config's sweep a case has what it takes, or else its lanes would be trained
+    several times alike. What is no hyper-parameter at all stays, for `make_grid` to
+    name.
+    """
     parameters = parameters_of(case.to_dict())
+    # A method that is an optimizer itself says why it takes nothing of the other.
+    known = parameters | optimizer_parameters(case.optimizer)
     for field, values in sweep.items():
-        if values and field not in parameters:
+        if values and field not in known:
             raise ConfigError(
                 f"config.cases.{name}.sweep holds {field!r}, which its method does not "
-                f"take: choose from {list(parameters)}."
+                f"take: {did_you_mean(field, list(parameters), list_all=True)}"
             )
-    case.sweep = case.sweep.to_dict() | dict(sweep)
+    shared = {
+        field: values
+        for field, values in case.sweep.items()
+        if field in parameters or field not in HYPER_PARAMETERS
+    }
+    case.sweep = shared | dict(sweep)
+
+
+def _check_is_taken(path: str, cases: Mapping[str, ConfigDict]) -> None:
+    """Raises ConfigError for a hyper-parameter that none of some cases takes."""
+    field = path.rpartition(".")[2]
+    taken: dict[str, Any] = {}
+    for case in cases.values():
+        taken |= parameters_of(case.to_dict())
+    if cases and field not in taken:
+        who = f"case {next(iter(cases))!r} does" if len(cases) == 1 else "the cases do"
+        takers = [
+            name for name, method in METHODS.items() if field in method.hyper_parameters
+        ]
+        hint = f" It goes with config.method {', '.join(takers)}." if takers else ""
+        raise ConfigError(
+            f"config.{path} has no effect, because {who} not take it: "
+            f"{did_you_mean(field, list(taken), list_all=True)}{hint}"
+        )
 
 
 def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 import contextlib
-import errno
 import fcntl
 import os
 import pathlib
@@ -10,8 +9,6 @@ import socket
 from typing import TextIO
 
 LOCK_FILE = "run.lock"
-
-_NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class LockedError(OSError):
@@ -26,7 +23,8 @@ def hold_lock(folder: pathlib.Path) -> Iterator[None]:
     however it ends, so neither a file that is left over nor a process that got the
     number of a dead one can keep a run out. On a shared file system it holds for all
     hosts, if locks of one host are known to the others (NFS; Lustre with `flock`, not
-    with `localflock`). Where there are no such locks, the file itself is the lock.
+    with `localflock`). Where there are no such locks, whatever the system calls that,
+    the file itself is the lock: who creates it holds it.
 
     Args:
       folder: where the lock file is made, and removed at the end.
@@ -41,8 +39,9 @@ def hold_lock(folder: pathlib.Path) -> Iterator[None]:
         file = None
         # The file may have been removed by the one who held it a moment ago.
         while file is None or not _is_at(path, file):
-            file = stack.enter_context(path.open("a+"))
-            _lock(file, folder)
+            file, is_new = _open(path)
+            stack.callback(file.close)
+            _lock(file, is_new, folder)
         stack.callback(path.unlink, missing_ok=True)
         file.truncate(0)
         file.write(f"process {os.getpid()} on host {socket.gethostname()}")
@@ -50,20 +49,26 @@ def hold_lock(folder: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: TextIO, folder: pathlib.Path) -> None:
+def _open(path: pathlib.Path) -> tuple[TextIO, bool]:
+    """Opens the lock file, and tells whether this process has created it."""
+    while True:
+        with contextlib.suppress(FileExistsError):
+            return path.open("x+"), True
+        with contextlib.suppress(FileNotFoundError):
+            return path.open("r+"), False
+
+
+def _lock(file: TextIO, is_new: bool, folder: pathlib.Path) -> None:
     reason = None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return
     except BlockingIOError:
-        file.seek(0)
         holder = file.read() or "another process"
         reason = f"{folder} is in use by {holder}. Wait until it is done"
-    except OSError as error:
-        if error.errno not in _NO_LOCKS_HERE:
-            raise
-        file.seek(0)
-        if holder := file.read():
+    except OSError:
+        # Systems say ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, or 524 of the Linux kernel.
+        if not is_new:
+            holder = file.read() or "another process"
             reason = (
                 f"{folder} is in use by {holder}, or was when that was killed: the "
                 "file system has no locks, which would tell. Delete "

@@ -17,14 +17,18 @@ class LogFile:
 
     Columns: case, task, each swept hyper-parameter, seed, then `step` (updates since
     the start of the task), `layer`, `unit`, `age` (updates since its birth) and
-    `utility` (age-corrected, of the step before).
+    `utility` (age-corrected, of the step before; nan if the rule keeps none).
+
+    A hyper-parameter that a case does not sweep is empty in its lines.
 
     Args:
       folder: the run folder.
+      swept: the hyper-parameters that any case of the run sweeps.
     """
 
-    def __init__(self, folder: pathlib.Path):
+    def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
         self._path = folder / LOG_FILE
+        self._swept = swept
 
     def append(
         self,
@@ -48,17 +52,24 @@ class LogFile:
         """
         is_new = not self._path.exists()
         capacity = log.step.shape[1]
+        events = log
+        if log.utility is None:
+            events = log._replace(utility=np.full(log.step.shape, np.nan))
+        names = [name for name in (*self._swept, *coordinates) if name != "seed"]
+        names = [*dict.fromkeys(names), "seed"]
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
-                writer.writerow(("case", "task", *coordinates, *EVENT_FIELDS))
+                writer.writerow(("case", "task", *names, *EVENT_FIELDS))
             for lane, point in enumerate(itertools.product(*coordinates.values())):
+                values = dict(zip(coordinates, point, strict=True))
+                place = [values.get(name, "") for name in names]
                 columns = [
-                    getattr(log, field)[lane, : log.count[lane]].tolist()
+                    getattr(events, field)[lane, : log.count[lane]].tolist()
                     for field in EVENT_FIELDS
                 ]
                 for step, layer, *event in zip(*columns, strict=True):
-                    writer.writerow((case, task, *point, step, layers[layer], *event))
+                    writer.writerow((case, task, *place, step, layers[layer], *event))
         return int(np.maximum(log.count - capacity, 0).sum())
 
     def forget_after(self, tasks_done: Mapping[str, int]) -> None:

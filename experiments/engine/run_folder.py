@@ -8,9 +8,10 @@ import pathlib
 import re
 import shutil
 
-from experiments.engine import configuration
-from experiments.engine.checkpoints import CHECKPOINTS_FOLDER
+from experiments.engine import configuration, provenance
+from experiments.engine.checkpoints import CHECKPOINTS_FOLDER, RECORDS_FILE
 from experiments.engine.lock import LOCK_FILE, LockedError, hold_lock
+from experiments.engine.provenance import CODE_FILE
 from experiments.engine.tensorboard import TENSORBOARD_FOLDER
 from experiments.reporting import comparison, plots, run_results, survival
 
@@ -23,10 +24,12 @@ _WRITTEN_BY_RUNS = re.compile(
     "|".join(
         (
             rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
-            rf"\.?{re.escape(survival.LOG_FILE)}|{re.escape(LOCK_FILE)}",
+            rf"\.?({re.escape(CODE_FILE)}|{re.escape(survival.LOG_FILE)})",
+            re.escape(LOCK_FILE),
             rf"{plots.FIGURES_FOLDER}/({'|'.join(map(re.escape, plots.FIGURE_FILES))})",
             rf"{comparison.FOLDER}/({'|'.join(map(re.escape, _COMPARISON_FILES))})",
             rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
+            rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
         )
     )
@@ -38,7 +41,13 @@ class RunFolderError(ValueError):
 
 
 @contextlib.contextmanager
-def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[None]:
+def open_folder(
+    folder: pathlib.Path,
+    config: str,
+    overwrite: bool,
+    code: provenance.Code | None = None,
+    allow_changed_code: bool = False,
+) -> Iterator[None]:
     """Makes a run folder ready, and keeps other runs out of it while this one lasts.
 
     The folder is a new one, an emptied one, or that of the same run or a shorter one.
@@ -47,9 +56,11 @@ def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[
       folder: the run folder.
       config: the run's config, from `configuration.to_json`.
       overwrite: delete the run that the folder holds.
+      code: what computes the run, to be recorded, from `provenance.current_code`.
+      allow_changed_code: go on with a run of other code, or of another version.
 
     Raises:
-      RunFolderError: the folder holds a run of another config, a run that is not over,
+      RunFolderError: the folder holds a run of another config or code, one not over,
         or something else; or, with `overwrite`, a file that no run has written.
       OSError: it cannot be written.
     """
@@ -62,19 +73,61 @@ def open_folder(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[
             raise RunFolderError(str(error)) from error
         path = folder / CONFIG_FILE
         # Another run may have come and gone since the first look.
-        if _check_contents(folder):
-            if overwrite:
-                _delete_run(folder)
-            elif changed := configuration.differences(path.read_text(), config):
-                raise RunFolderError(
-                    f"{folder} holds a run of another config:\n  "
-                    + "\n  ".join(changed)
-                    + "\nPass another --workdir, or --overwrite to delete that run."
-                )
+        holds_run = _check_contents(folder)
+        if holds_run and overwrite:
+            _delete_run(folder)
+        elif holds_run:
+            _check_config(folder, path.read_text(), config, allow_changed_code)
+        if code is not None:
+            goes_on = holds_run and not overwrite
+            _record_code(folder, goes_on, code, allow_changed_code)
         temporary = folder / f".{CONFIG_FILE}"
         temporary.write_text(config)
         os.replace(temporary, path)
         yield
+
+
+def _check_config(
+    folder: pathlib.Path, old: str, new: str, allow_other_version: bool
+) -> None:
+    """Raises RunFolderError unless a run of one config can go on from the other."""
+    changed = configuration.differences(old, new)
+    if allow_other_version:
+        is_version = f"{configuration.VERSION_FIELD}: "
+        changed = [line for line in changed if not line.startswith(is_version)]
+    if changed:
+        raise RunFolderError(
+            f"{folder} holds a run of another config or other settings of JAX:\n  "
+            + "\n  ".join(changed)
+            + "\nPass another --workdir, or --overwrite to delete that run."
+        )
+
+
+def _record_code(
+    folder: pathlib.Path, goes_on: bool, code: provenance.Code, allow_changed: bool
+) -> None:
+    """Notes what computes the run from here on; see `open_folder` for errors."""
+    codes = []
+    if goes_on:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        try:
+            codes = provenance.read_codes(folder)
+        except ValueError as error:
+            raise RunFolderError(str(error)) from error
+        codes = codes or [
+            provenance.unrecorded_code(config[configuration.VERSION_FIELD])
+        ]
+        changed = provenance.differences(codes[-1], code)
+        if changed and not allow_changed:
+            raise RunFolderError(
+                f"{folder} holds a run of other code, which may compute other numbers:"
+                "\n  "
+                + "\n  ".join(changed)
+                + "\nGo on with the code of then; or pass "
+                "--allow_changed_code to go on with this one (the results will name "
+                "both), --overwrite to delete that run, or another --workdir."
+            )
+    provenance.write_codes(folder, provenance.add_code(codes, code))
 
 
 def _check_contents(folder: pathlib.Path) -> bool:
@@ -86,7 +139,7 @@ def _check_contents(folder: pathlib.Path) -> bool:
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file; pass another --workdir.")
     # A run that was killed at once has left no more than these.
-    begun = {LOCK_FILE, f".{CONFIG_FILE}"}
+    begun = {LOCK_FILE, CODE_FILE, f".{CODE_FILE}", f".{CONFIG_FILE}"}
     if folder.is_dir() and any(entry.name not in begun for entry in folder.iterdir()):
         raise RunFolderError(
             f"{folder} is not empty and holds no run; pass another --workdir."

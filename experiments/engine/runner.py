@@ -5,7 +5,7 @@ import contextlib
 import json
 import pathlib
 import platform
-import signal
+import sys
 import time
 from typing import Any
 
@@ -15,16 +15,29 @@ from tqdm import tqdm
 import xarray as xr
 
 import cbp_jax
-from experiments.engine import configuration, distributed, tensorboard
+from experiments.engine import (
+    configuration,
+    distributed,
+    numerics,
+    provenance,
+    storage,
+    tensorboard,
+)
 from experiments.engine.blocks import choose_block
 from experiments.engine.cases import Case, CompiledCase, prepare_cases
 from experiments.engine.checkpoints import Checkpointer
 from experiments.engine.log_file import LogFile
+from experiments.engine.messages import say
 from experiments.engine.progress import CaseProgress
 from experiments.engine.run_folder import RunFolderError, open_folder
+from experiments.engine.stopping import SaveClock, StopRequest, stop_signals
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog
 from experiments.reporting import run_results
+
+# Between writes of unfinished results, and as a multiple of the time that one takes.
+_LEAST_SECONDS = 10
+_TIMES_A_WRITE = 20
 
 
 class Interrupted(RuntimeError):
@@ -37,34 +50,47 @@ def run(
     make_problem: Callable[[Any], Problem],
     *,
     overwrite: bool = False,
+    allow_changed_code: bool = False,
 ) -> xr.Dataset:
     """Trains all cases, or goes on where a killed or shorter run of the config stopped.
 
     Args:
       config: the run's config.
-      folder: the run folder; holds `results.nc`, `config.json`, `checkpoints/`, and
-        what `config.replacement_log` and `config.tensorboard` switch on. With several
-        processes it must be the same folder for all.
+      folder: the run folder; holds `results.nc`, from the first checkpoints on,
+        `config.json`, `code.json`, `checkpoints/`, and what `config.replacement_log`
+        and `config.tensorboard` switch on. With several processes it must be the same
+        folder for all.
       make_problem: builds a problem from the config of a case.
       overwrite: delete the run that the folder holds and start anew.
+      allow_changed_code: go on with a run that other code has begun; the results name
+        both.
 
     Returns:
       The results, see `run_results.case_dataset`.
 
     Raises:
       ValueError: a config that cannot be run.
-      RunFolderError: the folder holds a run of another config or version, one that is
-        not over, or something else.
+      RunFolderError: the folder holds a run of another config, version or code, one
+        that is not over, or something else.
       CheckpointError: a checkpoint cannot be written, and the last one is whole; or all
         of a case are damaged.
-      Interrupted: SIGINT or SIGTERM came; the same call goes on from there.
+      Interrupted: a signal asked the run to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1,
+        SIGUSR2 or SIGXCPU); the same call goes on from there. Signals are not taken in
+        other threads than the main one.
+      KeyboardInterrupt: a second SIGINT came inside a task, which is lost; the same
+        call goes on from the last checkpoint.
     """
     config = configuration.complete(config)
     cases = prepare_cases(config, make_problem)
     if config.tensorboard:
         tensorboard.check_installed()
-    with _opened(folder, configuration.to_json(config), overwrite):
-        one_run = _Run(config, folder, cases, make_problem)
+    code = provenance.current_code(make_problem)
+    as_json = configuration.to_json(config)
+    with (
+        stop_signals() as stop,
+        _opened(folder, as_json, overwrite, code, allow_changed_code),
+    ):
+        one_run = _Run(config, folder, cases, make_problem, stop)
         try:
             return one_run.run()
         finally:
@@ -72,13 +98,14 @@ def run(
 
 
 @contextlib.contextmanager
-def _opened(folder: pathlib.Path, config: str, overwrite: bool) -> Iterator[None]:
+def _opened(folder: pathlib.Path, *options: Any) -> Iterator[None]:
     """Opens the run folder in the first process; all fail if it cannot."""
     with contextlib.ExitStack() as stack:
         error = None
         if distributed.is_first():
             try:
-                stack.enter_context(open_folder(folder, config, overwrite))
+                stack.enter_context(open_folder(folder, *options))
+                stack.enter_context(storage.writable_checkpoints(folder))
             except (OSError, ValueError) as caught:
                 error = caught
         if distributed.any_process(error is not None):
@@ -95,17 +122,22 @@ class _Run:
         folder: pathlib.Path,
         cases: list[Case],
         make_problem: Callable[[Any], Problem],
+        stop: StopRequest,
     ):
         self._config = config
         self._folder = folder
         self._cases = cases
         self._make_problem = make_problem
-        self._log_file = LogFile(folder)
+        self._stop = stop
+        swept = (name for case in cases for name in case.grid.coordinates)
+        self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
             case.name: Checkpointer(folder, case.name) for case in cases
         }
         self._saved_states: dict[str, dict[str, np.ndarray]] = {}
+        self._codes = provenance.as_attribute(provenance.read_codes(folder))
+        self._results_due = time.monotonic() + _LEAST_SECONDS
 
     def close(self) -> None:
         for checkpointer in self._checkpointers.values():
@@ -115,34 +147,37 @@ class _Run:
         self._restore()
         done = [self._tasks_done(case) * case.steps_per_task for case in self._cases]
         total = [case.config.num_tasks * case.steps_per_task for case in self._cases]
-        with (
-            _stop_signals() as stop,
-            tqdm(
-                total=sum(total),
-                initial=sum(done),
-                unit="step",
-                unit_scale=True,
-                dynamic_ncols=True,
-                mininterval=0.5,
-                disable=not distributed.is_first(),
-            ) as bar,
-        ):
+        with tqdm(
+            total=sum(total),
+            initial=sum(done),
+            unit="step",
+            unit_scale=True,
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=not distributed.is_first(),
+        ) as bar:
             for case in self._cases:
                 if self._tasks_done(case) < case.config.num_tasks:
-                    self._run_case(case, bar, stop)
+                    self._run_case(case, bar)
         return self._save_results()
 
-    def _run_case(self, case: Case, bar: tqdm, stop: list[int]) -> None:
+    def _run_case(self, case: Case, bar: tqdm) -> None:
         bar.set_description(case.name)
         progress = self._progress[case.name]
         first_task = progress.num_tasks
-        progress.block = progress.block or choose_block(case, self._make_problem)
-        compiled = CompiledCase(case, progress.block)
-        state = compiled.start(self._saved_states.pop(case.name, None))
+        clock = SaveClock(case.name, first_task, self._config.checkpoint_seconds)
+        self._stop.outlook = clock.outlook
+        with self._stop.at_once():
+            progress.block = progress.block or choose_block(case, self._make_problem)
+            compiled = CompiledCase(case, progress.block)
+            state = compiled.start(self._saved_states.pop(case.name, None))
+        if distributed.any_process(bool(self._stop)):
+            raise Interrupted(_goes_on(f"before task {first_task}", case))
         with self._event_writer(case, first_task) as events:
             for task in range(first_task, case.config.num_tasks):
                 start = time.perf_counter()
-                state, metrics, log = compiled.run_task(state, task)
+                with self._stop.at_once(), clock.task():
+                    state, metrics, log = compiled.run_task(state, task)
                 if task > first_task:
                     progress.timed_seconds += time.perf_counter() - start
                     progress.timed_steps += case.steps_per_task
@@ -150,15 +185,20 @@ class _Run:
                 self._write(case, task, metrics, log, events)
                 _show(bar, metrics)
                 bar.update(case.steps_per_task)
-                must_stop = distributed.any_process(bool(stop))
+                must_stop = distributed.any_process(bool(self._stop))
+                is_last = task + 1 == case.config.num_tasks
                 is_due = (task + 1) % self._config.checkpoint_every == 0
-                if must_stop or is_due or task + 1 == case.config.num_tasks:
-                    self._save(case, compiled.fetch(state))
+                if (
+                    must_stop
+                    or is_last
+                    or is_due
+                    or distributed.any_process(clock.is_due())
+                ):
+                    with clock.save():
+                        self._save(case, compiled.fetch(state))
+                    self._save_unfinished_results(at_once=must_stop or is_last)
                 if must_stop:
-                    raise Interrupted(
-                        f"Stopped after task {task} of case {case.name!r}. The same "
-                        "command goes on from there."
-                    )
+                    raise Interrupted(_goes_on(f"after task {task}", case))
 
     def _write(
         self,
@@ -177,9 +217,10 @@ class _Run:
                 case.name, task, case.grid.coordinates, hidden, log
             )
             if lost:
-                tqdm.write(
+                say(
                     f"{case.name}, task {task}: {lost} replacements did not fit into "
-                    "the log; raise config.replacement_log."
+                    "the log; raise config.replacement_log.",
+                    sys.stdout,
                 )
 
     @contextlib.contextmanager
@@ -196,14 +237,19 @@ class _Run:
     def _save(self, case: Case, state: dict[str, np.ndarray]) -> None:
         progress = self._progress[case.name]
         tree = {"state": state, "progress": progress.to_tree()}
-        self._checkpointers[case.name].save(progress.num_tasks, tree)
+        checkpointer = self._checkpointers[case.name]
+        checkpointer.save(progress.num_tasks, tree, progress.unsaved())
+        progress.mark_saved()
 
     def _restore(self) -> None:
         for case in self._cases:
             saved = self._checkpointers[case.name].restore()
             if saved is None:
                 continue
-            progress = CaseProgress.from_tree(saved["progress"])
+            progress = CaseProgress.from_tree(
+                saved["progress"], saved.get("records", ())
+            )
+            case.check_lanes(progress.num_lanes)
             self._progress[case.name] = progress
             if progress.num_tasks < case.config.num_tasks:
                 self._saved_states[case.name] = saved["state"]
@@ -215,7 +261,39 @@ class _Run:
     def _tasks_done(self, case: Case) -> int:
         return self._progress[case.name].num_tasks
 
+    def _save_unfinished_results(self, at_once: bool) -> None:
+        """Writes what is done so far, so seldom that it takes a small share of the run.
+
+        A checkpoint holds it, so that a run does not end when it cannot be written.
+
+        Args:
+          at_once: as soon as the run is not over.
+        """
+        start = time.monotonic()
+        is_over = all(
+            self._tasks_done(case) == case.config.num_tasks for case in self._cases
+        )
+        is_due = at_once or start >= self._results_due
+        if is_over or not is_due or not distributed.is_first():
+            return
+        try:
+            run_results.save(self._dataset(), self._folder)
+        except OSError as error:
+            say(
+                f"The results so far are not in {self._folder}: {error}. The run goes "
+                "on, and tries again later."
+            )
+        end = time.monotonic()
+        self._results_due = end + max(_LEAST_SECONDS, _TIMES_A_WRITE * (end - start))
+
     def _save_results(self) -> xr.Dataset:
+        dataset = self._dataset()
+        if distributed.is_first():
+            run_results.save(dataset, self._folder)
+        return dataset
+
+    def _dataset(self) -> xr.Dataset:
+        """Labels what is done so far."""
         datasets = [
             run_results.case_dataset(
                 case.name,
@@ -231,17 +309,27 @@ class _Run:
             for case in self._cases
         ]
         versions = {"jax": jax.__version__, "python": platform.python_version()}
-        dataset = run_results.join_cases(
+        tasks = {
+            case.name: (self._tasks_done(case), case.config.num_tasks)
+            for case in self._cases
+        }
+        return run_results.join_cases(
             datasets,
-            {
+            run_results.task_attributes(tasks)
+            | {
                 "config": configuration.to_json(self._config),
+                "code": self._codes,
                 "versions": json.dumps({"cbp_jax": cbp_jax.__version__} | versions),
+                "numerics": json.dumps(numerics.environment()),
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
             },
         )
-        if distributed.is_first():
-            run_results.save(dataset, self._folder)
-        return dataset
+
+
+def _goes_on(where: str, case: Case) -> str:
+    return (
+        f"Stopped {where} of case {case.name!r}. The same command goes on from there."
+    )
 
 
 def _show(bar: tqdm, metrics: dict[str, np.ndarray]) -> None:
@@ -249,24 +337,3 @@ def _show(bar: tqdm, metrics: dict[str, np.ndarray]) -> None:
     score = metrics.get("accuracy", metrics.get("error"))
     if np.isfinite(score).any():
         bar.set_postfix(score=f"{np.nanmean(score):.4f}", refresh=False)
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM in a list; a second SIGINT interrupts at once."""
-    received: list[int] = []
-
-    def stop(number: int, frame: Any) -> None:
-        del frame
-        if number == signal.SIGINT and received:
-            raise KeyboardInterrupt
-        received.append(number)
-        tqdm.write("Stopping after this task. Press Ctrl-C again to stop at once.")
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    old = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)

@@ -1,6 +1,7 @@
 """Checks of config fields, made before anything runs."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+import difflib
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -11,6 +12,15 @@ class ConfigError(ValueError):
 
 
 _LARGEST_INTEGER = 2**31 - 1
+
+
+def did_you_mean(name: str, known: Sequence[str], *, list_all: bool = False) -> str:
+    """Suggests the known name that another is close to; without one, lists all."""
+    close = difflib.get_close_matches(name, known, n=1)
+    if close and not list_all:
+        return f"did you mean {close[0]!r}?"
+    suggestion = f"did you mean {close[0]!r}, or " if close else "choose "
+    return f"{suggestion}one of {list(known)}{'?' if close else '.'}"
 
 
 def check_positive(config: ConfigDict, *names: str) -> None:

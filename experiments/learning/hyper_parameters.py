@@ -80,4 +80,21 @@ OPTIMIZER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
         ),
     }
 )
-"""What every learner takes, whatever its method."""
+"""What learners take whatever their method, by `optimizer_parameters`."""
+
+_OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
+_OF_ANY_UPDATE = ("step_size", "dropout_rate")
+
+
+def optimizer_parameters(optimizer: str | None) -> dict[str, HyperParameter]:
+    """Returns what a learner takes by its optimizer.
+
+    Args:
+      optimizer: its name, or None for a method that is an optimizer itself.
+    """
+    return {
+        name: parameter
+        for name, parameter in OPTIMIZER_PARAMETERS.items()
+        if name in _OF_ANY_UPDATE
+        or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+    }

@@ -17,6 +17,7 @@ import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
 from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
+from experiments.learning.keys import make_key
 from experiments.learning.methods import METHODS, Ingredients
 from experiments.learning.optimizers import (
     OPTIMIZERS,
@@ -115,7 +116,7 @@ def make_learner(
         network_state, params = pop(network.init(key, inputs_like), "params")
         return params, network_state
 
-    params, _ = jax.eval_shape(init_network, jax.random.key(0))
+    params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
     max_replaced = _max_replaced(config, max(layer_sizes["num_units"]))
 
@@ -136,18 +137,23 @@ def make_learner(
         )
         return optax.with_extra_args_support(method.build(ingredients))
 
+    def new_log(state: cbp_jax.UnitResetState) -> ReplacementLog:
+        has_utility = all(hasattr(unit, "utility") for unit in state.units.values())
+        return empty_log(config.replacement_log, has_utility=has_utility)
+
     def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
+        optimizer_state = make_optimizer(settings, key).init(params)
         return LearnerState(
             params=params,
             network_state=network_state,
-            optimizer_state=make_optimizer(settings, key).init(params),
+            optimizer_state=optimizer_state,
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
             num_resets={name: jnp.zeros((), jnp.int32) for name in layers[:-1]},
-            log=empty_log(config.replacement_log) if has_log else None,
+            log=new_log(optimizer_state) if has_log else None,
         )
 
     def compute_update(
@@ -177,7 +183,7 @@ def make_learner(
             loss_of
         )(state.params, state.network_state)
         # The key only matters to init; the state carries it from there.
-        optimizer = make_optimizer(settings, jax.random.key(0))
+        optimizer = make_optimizer(settings, make_key(0))
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
@@ -188,7 +194,7 @@ def make_learner(
             )
         if method.resets_network:
             is_new = num_updates % updates_per_task == 0
-            _, newborn = init_network(jax.random.key(0))
+            _, newborn = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), newborn, network_state
             )

@@ -1,16 +1,17 @@
 """Measures of a learner before a task, one entry for each of its layers."""
 
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from cbp_jax import metrics
 from experiments.learning.learners import Learner, LearnerState
+from experiments.learning.measured import Measured
 
 # The values that a bounded activation approaches.
 _ASYMPTOTES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -19,7 +20,6 @@ _RANKS = {
     "stable_rank": metrics.stable_rank,
     "approximate_rank": metrics.approximate_rank,
 }
-_NAN = np.float32(np.nan)  # A `jax.Array` here would start JAX too early.
 
 
 def layer_measures(
@@ -30,7 +30,7 @@ def layer_measures(
     inputs: jax.Array,
     targets: jax.Array,
     task: jax.Array,
-) -> dict[str, jax.Array]:
+) -> dict[str, jax.Array | Measured]:
     """Measures a learner on some examples, without teaching it.
 
     Args:
@@ -44,10 +44,10 @@ def layer_measures(
       task: int32 scalar.
 
     Returns:
-      Float32 arrays with one entry for each layer. Of the hidden layers, NaN for the
+      Float32 numbers, one for each layer. Measured of the hidden layers, not of the
       head: `dead_units`, `dormant_units` (ReDo's, threshold 0.1) and `saturated_units`
-      (fractions; the last NaN for unbounded activations), `effective_rank`,
-      `stable_rank` and `approximate_rank` (NaN where not measured), `mean_age`
+      (fractions; the last of bounded activations only), `effective_rank`,
+      `stable_rank` and `approximate_rank` (at the tasks of `rank_every`), `mean_age`
       (updates since birth). Of all layers: `gradient_norm` (L2, of the mean loss over
       the examples) and `update_to_weight` (norm of the update that the examples would
       make as one batch, over the norm of the params).
@@ -57,12 +57,17 @@ def layer_measures(
     per_layer = {
         "dead_units": [metrics.dead_units(layer) for layer in hidden],
         "dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
-        "saturated_units": [_saturated(config.activation, layer) for layer in hidden],
         "mean_age": [
             jnp.mean(age.astype(jnp.float32)) for age in learner.unit_ages(state)
         ],
     }
-    measures = {name: jnp.stack([*found, _NAN]) for name, found in per_layer.items()}
+    per_layer["saturated_units"] = [None] * len(hidden)
+    if config.activation in _ASYMPTOTES:
+        per_layer["saturated_units"] = [
+            metrics.saturated_units(layer, *_ASYMPTOTES[config.activation])
+            for layer in hidden
+        ]
+    measures = {name: _measured([*found, None]) for name, found in per_layer.items()}
     grads, updates = learner.probe(settings, state, inputs, targets)
     return (
         measures
@@ -77,12 +82,12 @@ def layer_measures(
 
 def task_measures(
     learner: Learner, before: LearnerState, after: LearnerState
-) -> dict[str, jax.Array]:
+) -> dict[str, jax.Array | Measured]:
     """Measures what a task has done to a learner.
 
     Returns:
-      Float32 arrays with one entry for each layer: `weight_magnitude`, the mean |w| of
-      before and after the task, and `units_reset` since the first task, NaN for the
+      Float32 numbers, one for each layer: `weight_magnitude`, the mean |w| of before
+      and after the task, and `units_reset` since the first task, not measured of the
       head.
     """
 
@@ -96,13 +101,23 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": jnp.stack(
-            [
-                after.num_resets.get(name, _NAN).astype(jnp.float32)
-                for name in learner.layers
-            ]
+        "units_reset": _measured(
+            [after.num_resets.get(name) for name in learner.layers]
         ),
     }
+
+
+def _measured(per_layer: Sequence[jax.Array | None]) -> Measured:
+    """Stacks a number for each layer, None where there is none to measure."""
+    return Measured(
+        jnp.stack(
+            [
+                jnp.asarray(0 if number is None else number, jnp.float32)
+                for number in per_layer
+            ]
+        ),
+        jnp.array([number is not None for number in per_layer]),
+    )
 
 
 def _outputs(learner: Learner, features: dict[str, jax.Array]) -> list[jax.Array]:
@@ -116,28 +131,22 @@ def _outputs(learner: Learner, features: dict[str, jax.Array]) -> list[jax.Array
 
 def _ranks(
     config: Any, hidden: list[jax.Array], task: jax.Array
-) -> dict[str, jax.Array]:
-    def measured() -> dict[str, jax.Array]:
+) -> dict[str, Measured]:
+    def measured() -> dict[str, Measured]:
         # Equal subexpressions are compiled once, so all share one decomposition.
         return {
-            name: jnp.stack(
-                [*(rank(layer, method=config.rank_method) for layer in hidden), _NAN]
+            name: _measured(
+                [*(rank(layer, method=config.rank_method) for layer in hidden), None]
             )
             for name, rank in _RANKS.items()
         }
 
-    def not_measured() -> dict[str, jax.Array]:
-        return dict.fromkeys(_RANKS, jnp.full(len(hidden) + 1, _NAN))
+    def not_measured() -> dict[str, Measured]:
+        return dict.fromkeys(_RANKS, _measured([None] * (len(hidden) + 1)))
 
     if config.rank_every == 0 or not hidden:
         return not_measured()
     return lax.cond(task % config.rank_every == 0, measured, not_measured)
-
-
-def _saturated(activation: str, features: jax.Array) -> jax.Array:
-    if activation not in _ASYMPTOTES:
-        return _NAN
-    return metrics.saturated_units(features, *_ASYMPTOTES[activation])
 
 
 def _norms(learner: Learner, tree: Any) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 
 from experiments.learning.learners import Learner, LearnerState
+from experiments.learning.measured import Measured
 
 
 class Problem(NamedTuple):
@@ -18,7 +19,7 @@ class Problem(NamedTuple):
         function of one lane. `task` is an int32 scalar; everything about the task
         follows from it and the key, so any task can be replayed alone. Metrics are a
         dict of scalars, `loss` among them, and of arrays with one entry for each of
-        `learner.layers`.
+        `learner.layers`; what is not always measured is a `Measured`, never NaN.
       steps_per_task: updates of the learner in a task.
       examples_per_task: examples that a task shows.
     """
@@ -27,7 +28,7 @@ class Problem(NamedTuple):
     data: Any
     run_task: Callable[
         [Any, LearnerState, jax.Array, jax.Array, Any],
-        tuple[LearnerState, dict[str, jax.Array]],
+        tuple[LearnerState, dict[str, jax.Array | Measured]],
     ]
     steps_per_task: int
     examples_per_task: int

@@ -24,18 +24,24 @@ class ReplacementLog(NamedTuple):
     layer: jax.Array  # int32 [C], index of the hidden layer.
     unit: jax.Array  # int32 [C]
     age: jax.Array  # int32 [C], at the replacement.
-    utility: jax.Array  # float32 [C], age-corrected, of the step before, or NaN.
+    # float32 [C], age-corrected, of the step before; None if the rule keeps none.
+    utility: jax.Array | None
     count: jax.Array  # int32 scalar, events so far, also those beyond C.
     clock: jax.Array  # int32 scalar, updates since the start of the task.
 
 
-def empty_log(capacity: int) -> ReplacementLog:
-    """Returns a log of C = capacity events, at the start of a task."""
+def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
+    """Returns a log of C = capacity events, at the start of a task.
+
+    Args:
+      capacity: C.
+      has_utility: whether the rule keeps utilities.
+    """
     integers = jnp.zeros(capacity, jnp.int32)
     zero = jnp.zeros((), jnp.int32)
     return ReplacementLog(
         *(integers, integers, integers, integers),
-        utility=jnp.zeros(capacity, jnp.float32),
+        utility=jnp.zeros(capacity, jnp.float32) if has_utility else None,
         count=zero,
         clock=zero,
     )
@@ -70,18 +76,17 @@ def record(
         place = jnp.where(is_event, place, capacity)
         unit = jnp.where(is_event, replaced, 0)
         age = jnp.maximum(units.age[unit], 1)
-        utility = jnp.full(unit.shape, jnp.nan)
-        if hasattr(units, "utility"):
-            dtype = units.utility.dtype
-            weight = average_weight(age, settings.decay_rate, dtype)
-            utility = units.utility[unit] / weight
         event = {
             "step": jnp.broadcast_to(log.clock, unit.shape),
             "layer": jnp.full_like(unit, index),
             "unit": unit,
             "age": age + 1,
-            "utility": utility.astype(jnp.float32),
         }
+        if log.utility is not None:
+            dtype = units.utility.dtype
+            weight = average_weight(age, settings.decay_rate, dtype)
+            utility = units.utility[unit] / weight
+            event["utility"] = utility.astype(jnp.float32)
         log = log._replace(
             count=log.count + jnp.sum(is_event, dtype=jnp.int32),
             **{

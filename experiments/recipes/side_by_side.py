@@ -71,8 +71,11 @@ def run(
     def main(arguments: list[str]) -> None:
         if len(arguments) > 1:
             raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
-        logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
-        keys = jax.random.split(jax.random.key(0), seeds.value)
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
+        # Of other generators, vmap would let all seeds draw by the key of the first.
+        key = jax.random.key(0, impl="threefry2x32")
+        keys = jax.random.split(key, seeds.value)
         cases = {ALONE: None, WITH: Settings(rate.value, maturity.value)}
         try:
             if rounds.value:

@@ -193,11 +193,7 @@ def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
 
 def _settings(dataset: xr.Dataset) -> Settings:
     """Returns the settings that were run, without labels that tell none apart."""
-    settings = [
-        (labels, setting)
-        for labels, setting in statistics.settings_of(dataset)
-        if statistics.has_run(setting)
-    ]
+    settings = list(statistics.settings_of(dataset))
     seen: dict[tuple[str, str], set[Any]] = {}
     for labels, _ in settings:
         for name, value in labels.items():

@@ -4,11 +4,16 @@ Dimensions: case, each swept hyper-parameter, seed, task, layer; and epoch, for 
 measured after each epoch of a task. Where cases sweep different hyper-parameters there
 is one dimension `point` in the place of theirs: point p of a case is the p-th
 combination of its own values, coordinates (case, point).
+
+Results of an unfinished run are NaN where a task is not done yet, its `examples` too.
+The attributes `tasks_done` and `tasks_planned` tell how far each case has come, `code`
+which code has computed the results; all three are JSON.
 """
 
 from collections.abc import Mapping, Sequence
 import io
 import itertools
+import json
 import os
 import pathlib
 from typing import Any
@@ -74,7 +79,7 @@ def case_dataset(
         are all combinations.
       layers: names of the learner's layers.
       metrics: arrays [L, tasks], [L, tasks, layers] or, if their names end in
-        `_by_epoch`, [L, tasks, epochs].
+        `_by_epoch`, [L, tasks, epochs]; none of a case that has not begun.
       layer_sizes: `num_weights`, `num_units` and `num_features` of each layer.
       examples_per_task: examples that a task shows to a lane.
       steps_per_task: updates that a lane makes in a task.
@@ -91,7 +96,7 @@ def case_dataset(
         last = "epoch" if metric.endswith(BY_EPOCH) else "layer"
         dims = (*coordinates, "task", last)[: len(lane_shape) + values.ndim - 1]
         variables[metric] = (dims, values.reshape(*lane_shape, *values.shape[1:]))
-    num_tasks = next(iter(metrics.values())).shape[1]
+    num_tasks = next((values.shape[1] for values in metrics.values()), 0)
     tasks_done = np.arange(num_tasks) + 1
     variables["examples"] = ("task", tasks_done * examples_per_task)
     variables["steps"] = ("task", tasks_done * steps_per_task)
@@ -150,7 +155,8 @@ def join_cases(
     for name, description in DESCRIPTIONS.items():
         if name in dataset:
             dataset[name].attrs["description"] = description
-    return dataset.assign_attrs(attributes)
+    # What a case lacks that has not begun would come in another order.
+    return dataset.transpose("case", ...).assign_attrs(attributes)
 
 
 def _to_points(cases: Sequence[xr.Dataset]) -> list[xr.Dataset]:
@@ -183,6 +189,59 @@ def _to_point_dimension(case: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
     )
 
 
+def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
+    """Returns attributes that tell how many tasks of each case are done, of how many.
+
+    Args:
+      tasks: both numbers of each case.
+    """
+    done, planned = (
+        json.dumps({case: numbers[index] for case, numbers in tasks.items()})
+        for index in range(2)
+    )
+    return {"tasks_done": done, "tasks_planned": planned}
+
+
+def unfinished(dataset: xr.Dataset) -> str:
+    """Says how far a run has come that is not finished; "" of one that is."""
+    done, planned = (
+        json.loads(dataset.attrs.get(name, "{}"))
+        for name in ("tasks_done", "tasks_planned")
+    )
+    if done == planned:
+        return ""
+    shown = [f"{case} {done[case]} of {number}" for case, number in planned.items()]
+    return f"tasks done: {', '.join(shown)}"
+
+
+def remarks(dataset: xr.Dataset) -> list[str]:
+    """Says what a reader of the results must know: unfinished, or of several codes."""
+    found = []
+    if how_far := unfinished(dataset):
+        found.append(
+            f"This run is unfinished ({how_far}). Its command, started again, goes on "
+            "with it."
+        )
+    codes = json.loads(dataset.attrs.get("code", "[]"))
+    if len(codes) > 1:
+        found.append(
+            "The code changed during this run: "
+            + "; then ".join(map(describe_code, codes))
+            + "."
+        )
+    return found
+
+
+def describe_code(code: Mapping[str, Any]) -> str:
+    """Names the code of a run: its versions, its commit and the hash of its sources."""
+    parts = [f"cbp_jax {code['cbp_jax']}"]
+    parts += [f"{name} {code[name]}" for name in ("jax", "jaxlib") if name in code]
+    if code.get("commit"):
+        changes = " with changes" if code.get("dirty") else ""
+        parts.append(f"commit {code['commit'][:12]}{changes}")
+    return ", ".join([*parts, f"sources {code['sources'][:12]}"])
+
+
 def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
     """Writes `results.nc` so that it is always either the old file or the new one.
 
@@ -207,17 +266,24 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
 
     Raises:
       FileNotFoundError: there are none.
-      OSError: the file is damaged or of another kind.
+      OSError: the file is locked, damaged or of another kind.
     """
     path = pathlib.Path(folder)
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; give the folder that a run has named."
+            f"{path} does not exist; give the folder that a run has named. A run "
+            "writes its results from its first checkpoints on."
         )
     try:
         return xr.load_dataset(path, engine="h5netcdf")
     except OSError as error:
+        if "unable to lock file" in str(error):
+            raise OSError(
+                f"{path} is locked by another program, or its file system has no locks "
+                f"({error}). Close the file there (in a notebook, `dataset.close()`), "
+                "or set HDF5_USE_FILE_LOCKING=FALSE in the environment of this command."
+            ) from error
         raise OSError(
             f"{path} cannot be read: {error}. The command of the run writes it anew "
             "from the last checkpoint."

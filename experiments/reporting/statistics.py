@@ -47,12 +47,13 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
     """
     varying = set(NOT_SWEPT) - {"case"}
     swept = [name for name in dataset.dims if name not in varying]
+    swept.sort(key=lambda name: name != "case")  # The order of the others stays.
     for point in itertools.product(*(dataset[name].values for name in swept)):
         labels = dict(zip(swept, point, strict=True))
         setting = dataset.sel(labels)
+        if not has_run(setting):
+            continue
         if "point" in labels:
-            if not has_run(setting):
-                continue
             del labels["point"]
             values = {name: setting[name].item() for name in swept_names(dataset)}
             labels |= {n: value for n, value in values.items() if not np.isnan(value)}

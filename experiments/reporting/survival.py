@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from experiments.reporting.run_results import NOT_SWEPT
+from experiments.reporting.run_results import swept_names
 
 LOG_FILE = "replacements.csv"
 FIGURE_FILE = "survival.png"
@@ -28,28 +28,43 @@ def read_lives(
       For each case and layer with a replacement the ages at death, and the ages of the
       units that were alive at the end, both integer arrays over all lanes.
     """
-    lane_names = [
-        name for name in dataset.dims if name == "seed" or name not in NOT_SWEPT
-    ]
+    lane_names = [*swept_names(dataset), "seed"]
+    steps = {str(case): _steps(dataset, str(case)) for case in dataset.case.values}
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
+            if int(row["task"]) >= len(steps[row["case"]]):
+                continue  # The run goes on, and the results do not hold it yet.
             group = row["case"], row["layer"]
-            steps_per_task = float(dataset.steps.sel(case=row["case"], task=0))
             lane = (row[name] for name in lane_names)
-            time = int(row["task"]) * steps_per_task + int(row["step"]) + 1
+            time = int(row["task"]) * steps[row["case"]][0] + int(row["step"]) + 1
             deaths.setdefault(group, []).append(int(row["age"]))
             last.setdefault(group, {})[*lane, row["unit"]] = int(time)
-    lanes = math.prod(dataset.sizes[name] for name in lane_names)
     lives = {}
     for (case, layer), ages in deaths.items():
-        end = int(dataset.steps.sel(case=case).max())
+        lanes, end = _num_lanes(dataset, case), int(steps[case][-1])
         num_units = int(dataset.num_units.sel(case=case, layer=layer)) * lanes
         births = np.zeros(num_units, int)
         births[: len(last[case, layer])] = list(last[case, layer].values())
         lives[case, layer] = np.array(ages), end - births
     return lives
+
+
+def _steps(dataset: xr.Dataset, case: str) -> np.ndarray:
+    """Returns the updates that a lane of a case has made by each task that is done."""
+    steps = dataset.steps.sel(case=case)
+    steps = steps.max([name for name in steps.dims if name != "task"])
+    return steps.dropna("task").values
+
+
+def _num_lanes(dataset: xr.Dataset, case: str) -> int:
+    """Counts the lanes of a case; others may have more points than it."""
+    if "point" in dataset.dims:
+        has_run = dataset.steps.sel(case=case).notnull().any("task")
+        return int(has_run.sum()) * dataset.sizes["seed"]
+    lane_names = (*swept_names(dataset), "seed")
+    return math.prod(dataset.sizes[name] for name in lane_names)
 
 
 def survival(deaths: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -19,7 +19,8 @@ from experiments.reporting import run_results, statistics
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
-    *("checkpoint_every", "lanes_per_block", "probe", "tensorboard", "data_dir"),
+    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    *("tensorboard", "data_dir"),
 }
 
 
@@ -90,9 +91,15 @@ def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
       The trials, those of a method one after the other, by their strength.
 
     Raises:
-      ValueError: trials of different numbers or lengths of tasks, or a case that was
-        not run yet.
+      ValueError: trials of different numbers or lengths of tasks, or a run that is not
+        finished.
     """
+    for run in (*runs, *beside):
+        if how_far := run_results.unfinished(run.dataset):
+            raise ValueError(
+                f"{run.name} is unfinished ({how_far}), and methods are compared by "
+                "whole runs: the command of the run, started again, goes on with it."
+            )
     parameters = _parameters([*runs, *beside])
     names = _differing_parameters([*runs, *beside], parameters)
     found: dict[tuple[str, tuple[tuple[str, float], ...]], list[xr.Dataset]] = {}
@@ -191,8 +198,6 @@ def _settings(
     config = run.config
     missing = dict.fromkeys(map(str, run.dataset.case.values))
     for labels, setting in statistics.settings_of(run.dataset):
-        if not statistics.has_run(setting):
-            continue
         case = str(labels["case"])
         missing.pop(case, None)
         fields = config | config["cases"][case] | labels

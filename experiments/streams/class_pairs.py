@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.learning.checks import ConfigError, check_choice, check_positive
+from experiments.learning.keys import make_key
 from experiments.learning.learners import STREAM
 from experiments.streams import class_images, textures
 
@@ -146,7 +147,7 @@ def _texture_stream(config: Any) -> PairStream:
     def draw_pair(lane_key: jax.Array, task: jax.Array, data: Any) -> Pair:
         del data
         if config.num_classes:
-            classes_key = jax.random.key(_TEXTURES_KEY)
+            classes_key = make_key(_TEXTURES_KEY)
             classes = draw_classes(lane_key, task, config.num_classes)
         else:
             classes_key = jax.random.fold_in(_stream_key(lane_key), _NEW_CLASSES)

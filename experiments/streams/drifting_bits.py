@@ -81,7 +81,9 @@ def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
         constant = jnp.uint32(1 << (config.num_bits - 1))
         return slow | fast << config.slow_bits | constant
 
-    all_words = to_words(slow[:, None], jnp.arange(1 << num_fast, dtype=jnp.uint32))
+    all_words = to_words(
+        slow[:, None], jnp.arange(1 << num_fast, dtype=jnp.uint32)[None]
+    )
     table = network_outputs(network, unpack(all_words, config.num_bits))
     fast = _draw_small(jax.random.fold_in(fast_key, task), number, num_fast)
     row = periods - periods[0]
@@ -90,7 +92,8 @@ def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
 
 def unpack(words: jax.Array, num_bits: int) -> jax.Array:
     """Turns words uint32 `[...]` into their M lowest bits, float32 `[..., M]`."""
-    bits = words[..., None] >> jnp.arange(num_bits, dtype=jnp.uint32) & 1
+    places = jnp.arange(num_bits, dtype=jnp.uint32)[(None,) * words.ndim]
+    bits = words[..., None] >> places & 1
     return bits.astype(jnp.float32)
 
 
@@ -98,7 +101,7 @@ def _flip_one(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
     """Slow bits, uint32, of which a uniformly chosen one flips at each new period."""
 
     def flip(number: jax.Array, word: jax.Array) -> jax.Array:
-        chosen = jax.random.bits(jax.random.fold_in(key, number)) % slow_bits
+        chosen = _draw_word(jax.random.fold_in(key, number)) % slow_bits
         return word ^ (jnp.uint32(1) << chosen)
 
     first = _redraw_all(key, jnp.zeros_like(period), slow_bits)
@@ -107,7 +110,7 @@ def _flip_one(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
 
 def _redraw_all(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
     """Slow bits, uint32, that are all drawn anew at each new period."""
-    return jax.random.bits(jax.random.fold_in(key, period)) >> (WORD_BITS - slow_bits)
+    return _draw_word(jax.random.fold_in(key, period)) >> (WORD_BITS - slow_bits)
 
 
 DRIFTS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
@@ -115,9 +118,14 @@ DRIFTS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 )
 
 
+def _draw_word(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
+    """Draws words of `WORD_BITS` random bits, also where JAX computes in 64 bits."""
+    return jax.random.bits(key, shape, jnp.uint32)
+
+
 def _draw_small(key: jax.Array, number: int, num_bits: int) -> jax.Array:
     """Draws so many integers of so many bits, uint32, several from each random word."""
     per_word = WORD_BITS // max(num_bits, 1)
-    random = jax.random.bits(key, (-(-number // per_word), 1))
-    shifts = num_bits * jnp.arange(per_word, dtype=jnp.uint32)
+    random = _draw_word(key, (-(-number // per_word), 1))
+    shifts = num_bits * jnp.arange(per_word, dtype=jnp.uint32)[None]
     return (random >> shifts & ((1 << num_bits) - 1)).reshape(-1)[:number]

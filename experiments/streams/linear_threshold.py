@@ -33,7 +33,10 @@ def draw_network(
       The network, float32.
     """
     # One draw for all, since every draw takes half a second to compile.
-    signs = jax.random.rademacher(key, (num_bits + 1, num_units + 1), jnp.float32)
+    shape = num_bits + 1, num_units + 1
+    # As `jax.random.rademacher`, which draws other signs where JAX computes in 64 bits.
+    is_positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
+    signs = 2 * is_positive.astype(jnp.float32) - 1
     weights = signs[:-1, :-1]
     return LinearThresholdNetwork(
         weights=weights,
@@ -59,5 +62,6 @@ def unit_thresholds(weights: jax.Array, beta: float) -> jax.Array:
 
 def network_outputs(network: LinearThresholdNetwork, bits: jax.Array) -> jax.Array:
     """Maps inputs `[..., M]` of 0 and 1 to outputs `[...]`."""
-    fires = bits @ network.weights > network.thresholds
+    sums = bits @ network.weights
+    fires = sums > network.thresholds[(None,) * (sums.ndim - 1)]
     return fires.astype(bits.dtype) @ network.output_weights + network.output_bias

@@ -5,6 +5,7 @@ from types import MappingProxyType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from experiments.learning.learners import STREAM
 
@@ -41,7 +42,7 @@ def _without_replacement(key: jax.Array, num_images: int, number: int) -> jax.Ar
 
 
 def _with_replacement(key: jax.Array, num_images: int, number: int) -> jax.Array:
-    return jax.random.randint(key, (number,), 0, num_images)
+    return jax.random.randint(key, (number,), 0, num_images, jnp.int32)
 
 
 SAMPLING: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(

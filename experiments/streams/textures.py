@@ -38,7 +38,8 @@ class Texture(NamedTuple):
 def draw_texture(key: jax.Array) -> Texture:
     """Draws a class."""
     # One draw for all, since every draw takes half a second to compile.
-    numbers = jax.random.uniform(key, (_CLASS_GRATINGS * _PER_GRATING + 3,))
+    size = _CLASS_GRATINGS * _PER_GRATING + 3
+    numbers = jax.random.uniform(key, (size,), jnp.float32)
     gratings = _to_gratings(numbers[:-3].reshape(_CLASS_GRATINGS, _PER_GRATING))
     return Texture(gratings, _TINT * _to_unit_variance(numbers[-3:]))
 
@@ -68,11 +69,11 @@ def draw_images(
 
     cycles, direction, color = gratings[..., 0], gratings[..., 1], gratings[..., 2:]
     place = jnp.arange(num_pixels, dtype=jnp.float32)
-    down = (cycles * jnp.sin(direction))[..., None, None] * place[:, None]
-    across = (cycles * jnp.cos(direction))[..., None, None] * place
+    down = (cycles * jnp.sin(direction))[..., None, None] * place[None, None, :, None]
+    across = (cycles * jnp.cos(direction))[..., None, None] * place[None, None, None]
     waves = jnp.sin(2 * math.pi * (down + across + phase[..., None, None]))
     waves *= _between(contrast, _CONTRASTS)[..., None, None]
-    light = jnp.einsum("ngyx,ngc->nyxc", waves, color) + texture.tint
+    light = jnp.einsum("ngyx,ngc->nyxc", waves, color) + texture.tint[None, None, None]
     light += _NOISE * _to_unit_variance(noise)
     return jnp.round(MEAN_PIXEL * (1 + jnp.clip(light, -1, 1))).astype(jnp.uint8)
 
@@ -82,7 +83,7 @@ def _draw(
 ) -> list[jax.Array]:
     """Draws numbers from [0, 1), for each shape an array `[number, *shape]`."""
     sizes = [math.prod(shape) for shape in shapes]
-    numbers = jax.random.uniform(key, (number, sum(sizes)))
+    numbers = jax.random.uniform(key, (number, sum(sizes)), jnp.float32)
     ends = [sum(sizes[:index]) for index in range(1, len(sizes))]
     parts = jnp.split(numbers, ends, axis=1)
     return [

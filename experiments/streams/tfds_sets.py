@@ -17,6 +17,8 @@ import numpy as np
 
 from experiments.streams.dataset_errors import DatasetError, check_labels
 
+_FORMAT = "array_record"  # Of the formats of TFDS one that is read without TensorFlow.
+_INFO_FILE = "dataset_info.json"  # TFDS writes it last.
 _HOST_TIMEOUT_SECONDS = 5.0
 _CHUNK = 2048  # Examples in memory at a time, where not all are kept.
 
@@ -111,9 +113,14 @@ def _reading(name: str, folder: Path | None) -> Iterator[Any]:
     with _quiet_absl():
         builder = tfds.builder(name, data_dir=folder)
         if not builder.is_prepared():
+            _check_folder(builder, folder)
             _prepare(builder)
+        _check_features(builder)
         try:
             yield builder
+        # So TFDS says that the set is in a format that it cannot read from.
+        except NotImplementedError as error:
+            raise DatasetError(_wrong_format(builder)) from error
         # Storage formats raise what they like: RuntimeError, DecodeError, OSError ...
         except Exception as error:
             raise DatasetError(
@@ -146,11 +153,79 @@ def _quiet_absl() -> Iterator[None]:
     from absl import logging
 
     verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(min(verbosity, logging.ERROR))
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+
+
+def _check_folder(builder: Any, folder: Path | None) -> None:
+    """Raises DatasetError for a folder inside the one that should have been given.
+
+    Otherwise the set would be downloaded once more, into its own folder.
+    """
+    data_dir = Path(builder.data_dir).absolute()
+    if folder is None or not data_dir.is_relative_to(folder.absolute()):
+        return
+    place = data_dir.relative_to(folder.absolute())
+    for parent in folder.absolute().parents:
+        if (parent / place / _INFO_FILE).is_file():
+            raise DatasetError(
+                f"{builder.name}: data_dir {str(folder)!r} is a folder of the set "
+                f"itself; pass the one that holds all sets, --config.data_dir={parent}"
+            )
+
+
+def _check_features(builder: Any) -> None:
+    """Raises DatasetError for a set that is not one of labeled images."""
+    found = list(builder.info.features)
+    missing = [name for name in ("image", "label") if name not in found]
+    if missing:
+        raise DatasetError(
+            f"{builder.name}: the TFDS set in {builder.data_dir} has the features "
+            f"{found}, but needs 'image' and 'label'; move that folder away, then "
+            f"{_tfds_cure(builder)}"
+        )
+
+
+def _wrong_format(builder: Any) -> str:
+    found = builder.info.file_format
+    return (
+        f"{builder.name}: the TFDS set in {builder.data_dir} has the format "
+        f"{getattr(found, 'value', found)}, but {_FORMAT} is needed, which is read "
+        "without TensorFlow. On a machine with TensorFlow, `tfds convert_format "
+        f"--dataset_version_dir={builder.data_dir} --out_file_format={_FORMAT}` writes "
+        f"files of {_FORMAT} beside those that are there, and the folder stays as it "
+        "is otherwise. Or leave the folder and, with another FOLDER, "
+        f"{_tfds_cure(builder)}"
+    )
+
+
+def _what_is_there(builder: Any) -> str:
+    """Names what a folder holds in place of the prepared set, if it holds anything."""
+    wanted = Path(builder.data_dir)
+    names = sorted(path.name for path in wanted.parent.glob("*") if path.is_dir())
+    # So TFDS names the folder of a preparation that it has not finished.
+    unfinished = [name for name in names if name.startswith("incomplete.")]
+    versions = [
+        name
+        for name in names
+        if name not in unfinished and (wanted.parent / name / _INFO_FILE).is_file()
+    ]
+    found = []
+    if wanted.is_dir():
+        found.append(
+            f"a folder without {_INFO_FILE}, the rest of a copy or preparation"
+        )
+    if versions:
+        found.append(
+            f"only version {' and '.join(versions)}, while version {wanted.name} is "
+            "the one of the installed tensorflow-datasets"
+        )
+    if unfinished:
+        found.append(f"an unfinished preparation, {', '.join(unfinished)}")
+    return f" (there is {'; '.join(found)})" if found else ""
 
 
 def _prepare(builder: Any) -> None:
@@ -165,11 +240,12 @@ def _prepare(builder: Any) -> None:
     try:
         if problems:
             raise RuntimeError("; ".join(problems))
-        builder.download_and_prepare(file_format="array_record")
+        builder.download_and_prepare(file_format=_FORMAT)
     except Exception as error:
         raise DatasetError(
-            f"{builder.name}: the TFDS set is not prepared in {builder.data_dir} and "
-            f"cannot be prepared here ({error}); {_tfds_cure(builder)}"
+            f"{builder.name}: the TFDS set is not prepared in {builder.data_dir}"
+            f"{_what_is_there(builder)} and cannot be prepared here ({error}); "
+            f"{_tfds_cure(builder)}"
         ) from error
 
 
@@ -191,6 +267,6 @@ def _tfds_cure(builder: Any) -> str:
     return (
         "prepare it on a machine with a network and TensorFlow by "
         f'tfds.builder("{builder.name}", data_dir="FOLDER")'
-        '.download_and_prepare(file_format="array_record") '
+        f'.download_and_prepare(file_format="{_FORMAT}") '
         "and pass --config.data_dir=FOLDER"
     )

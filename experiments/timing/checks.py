@@ -8,7 +8,6 @@ import subprocess
 import sys
 from typing import Any, NamedTuple
 
-from absl import logging
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
@@ -17,7 +16,8 @@ import optax
 import xarray as xr
 
 import cbp_jax
-from experiments.engine import runner
+from experiments.engine import command_line, runner
+from experiments.learning.keys import make_key
 from experiments.learning.problem import Problem
 from experiments.reporting import run_results
 
@@ -72,7 +72,7 @@ def compare_with_cpu(
     )
     together = ConfigDict(config.to_dict())
     together.lanes_per_block = config.num_seeds
-    logging.set_verbosity(logging.FATAL)  # Of what Orbax does.
+    command_line.quiet_logs()  # Of what Orbax does.
     try:
         # An accelerator may shorten the factors of a product; here it must not.
         with jax.default_matmul_precision("highest"):
@@ -169,7 +169,7 @@ def _replay(trace: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[Any, 
         maturity_threshold=trace["maturity_threshold"],
         utility_fn=cbp_jax.utility.overall,
         initializer=fresh,
-        key=jax.random.key(0),
+        key=make_key(0),
     )
 
     def loss_of(params: Any, inputs: jax.Array, target: jax.Array) -> Any:

@@ -1,5 +1,6 @@
 """Checkpoints that are damaged, unfinished, or taken up by a longer run."""
 
+import json
 import random
 import shutil
 
@@ -14,6 +15,7 @@ from experiments import permuted_mnist
 from experiments.engine import checkpoints, runner
 from experiments.engine.cases import CompiledCase
 from experiments.engine.checkpoints import Checkpointer, CheckpointError
+from experiments.engine.progress import CaseProgress
 
 MAKE_PROBLEM = permuted_mnist.make_problem
 TIMES = ["steps_per_second"]
@@ -29,8 +31,8 @@ def tree_of(number):
     }
 
 
-def restore(folder):
-    checkpointer = Checkpointer(folder, "case")
+def restore(folder, case="case"):
+    checkpointer = Checkpointer(folder, case)
     try:
         return checkpointer.restore()
     finally:
@@ -194,6 +196,113 @@ def test_a_run_with_a_damaged_checkpoint_ends_with_the_same_numbers(
     assert f"{case!r} after 5 tasks is damaged" in capsys.readouterr().err
     xr.testing.assert_identical(again.drop_vars(TIMES), dataset.drop_vars(TIMES))
     assert (step / "SHA256SUMS").is_file()
+
+
+def test_a_checkpoint_costs_the_same_after_many_tasks(tmp_path, monkeypatch):
+    save, sizes = Checkpointer.save, []
+
+    def counted(self, tasks_done, *trees):
+        leaves = jax.tree.leaves(trees)
+        sizes.append((len(leaves), sum(leaf.nbytes for leaf in leaves)))
+        save(self, tasks_done, *trees)
+
+    monkeypatch.setattr(Checkpointer, "save", counted)
+    runner.run(
+        tiny_digits(num_tasks=9, checkpoint_every=3), tmp_path / "run", MAKE_PROBLEM
+    )
+    assert len(sizes) == 6
+    assert len(set(sizes[:3])) == len(set(sizes[3:])) == 1
+
+
+def records_of(folder, case):
+    folder = folder / "checkpoints" / case
+    return [folder / name for name in ("records", "records.copy")]
+
+
+@pytest.mark.parametrize("damage", ["one", "last of both", "first of both"])
+def test_damaged_records_are_taken_from_the_copy_or_the_checkpoint_before(
+    whole, tmp_path, damage, capsys
+):
+    dataset, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    config = tiny_digits(num_tasks=5, checkpoint_every=1)
+    paths = records_of(tmp_path / "run", "backprop")
+    for path in paths[:1] if damage == "one" else paths:
+        data = bytearray(path.read_bytes())
+        data[-5 if damage == "last of both" else 5] ^= 64
+        path.write_bytes(data)
+    if damage == "first of both":
+        with pytest.raises(CheckpointError, match="All checkpoints of case 'backprop'"):
+            runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+        return
+    again = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    said = {
+        "one": f"{paths[0]} was damaged, and is written anew from its copy",
+        "last of both": "after 5 tasks is damaged (records); going on from the one "
+        "after 4 tasks",
+    }
+    assert said[damage] in capsys.readouterr().err
+    xr.testing.assert_identical(again.drop_vars(TIMES), dataset.drop_vars(TIMES))
+    for path, other in zip(paths, records_of(folder, "backprop"), strict=True):
+        assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("stage", ["first copy", "both copies", "not listed"])
+def test_a_kill_between_the_records_and_their_checkpoint_loses_no_more(
+    whole, tmp_path, stage
+):
+    """The second case has recorded its fifth task; the checkpoint is unfinished."""
+    dataset, folder = whole
+    shutil.copytree(folder, tmp_path / "run")
+    case = tmp_path / "run" / "checkpoints" / CASES[1]
+    end = json.loads((case / "4" / "records.json").read_text())["bytes"]
+    if stage == "first copy":
+        first, copy = records_of(tmp_path / "run", CASES[1])
+        first.write_bytes(first.read_bytes()[: end + 100])
+        copy.write_bytes(copy.read_bytes()[:end])
+    if stage == "not listed":
+        (case / "5" / "SHA256SUMS").unlink()
+    else:
+        shutil.rmtree(case / "5")
+    config = tiny_digits(num_tasks=5, checkpoint_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        run_task, tasks = CompiledCase.run_task, []
+
+        def counted(self, state, task):
+            tasks.append(task)
+            return run_task(self, state, task)
+
+        patch.setattr(CompiledCase, "run_task", counted)
+        again = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
+    assert tasks == [4]
+    xr.testing.assert_identical(again.drop_vars(TIMES), dataset.drop_vars(TIMES))
+
+
+def test_a_run_of_checkpoints_that_hold_all_metrics_goes_on(whole, tmp_path):
+    """Those of version 0.2.0 until November 2026, without a record of the code."""
+    dataset, _ = whole
+    folder = tmp_path / "run"
+    runner.run(tiny_digits(num_tasks=3, checkpoint_every=1), folder, MAKE_PROBLEM)
+    for case in CASES:
+        checkpointer = Checkpointer(folder, case)
+        saved = checkpointer.restore()
+        checkpointer.close()
+        shutil.rmtree(folder / "checkpoints" / case)
+        progress = CaseProgress.from_tree(saved["progress"], saved.pop("records"))
+        saved["progress"]["metrics"] = progress.arrays()
+        checkpointer = Checkpointer(folder, case)
+        checkpointer.save(3, saved)
+        checkpointer.close()
+    (folder / "code.json").unlink()
+    longer = runner.run(
+        tiny_digits(num_tasks=5, checkpoint_every=1), folder, MAKE_PROBLEM
+    )
+    xr.testing.assert_equal(longer.drop_vars(TIMES), dataset.drop_vars(TIMES))
+    first, second = json.loads(longer.attrs["code"])
+    assert first["sources"] == "unknown"
+    assert [second] == json.loads(dataset.attrs["code"])
+    for case in CASES:
+        assert restore(folder, case)["records"][0]["loss"].shape == (2, 4)
 
 
 def test_a_longer_run_goes_on_where_a_finished_one_ended(whole, tmp_path, monkeypatch):

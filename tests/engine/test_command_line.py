@@ -214,6 +214,8 @@ def test_real_mnist_is_learned_within_one_task(tmp_path):
 
 def test_lapack_has_no_threads_beside_the_devices(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # Those of the tests stay.
+    for name in command_line._LAPACK_THREADS:
+        monkeypatch.delenv(name, raising=False)
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         command_line.use_all_cores()
         pools = threadpoolctl.threadpool_info()

@@ -33,6 +33,15 @@ def test_programs_are_kept_beside_the_run_folder(restored, tmp_path, monkeypatch
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_least_time_that_jax_is_told_stays(restored, tmp_path, monkeypatch):
+    seconds = "jax_persistent_cache_min_compile_time_secs"
+    monkeypatch.setenv(seconds.upper(), "7")
+    jax.config.update(seconds, 7.0)
+    jax.config.update(FIELD, None)
+    compilation.keep_compiled_programs(tmp_path / "runs" / "one")
+    assert getattr(jax.config, seconds) == 7
+
+
 def test_what_jax_is_told_goes_first(restored, tmp_path):
     jax.config.update(FIELD, str(tmp_path / "mine"))
     compilation.keep_compiled_programs(tmp_path / "runs" / "one")

@@ -50,7 +50,9 @@ def test_an_override_that_cases_or_sweep_override_again_has_no_effect():
 
 def test_differences_name_fields_and_pass_over_those_without_effect():
     old = tiny_digits()
-    new = tiny_digits(step_size=0.5, checkpoint_every=3, lanes_per_block=1)
+    new = tiny_digits(
+        step_size=0.5, checkpoint_every=3, checkpoint_seconds=9, lanes_per_block=1
+    )
     new.cases.backprop.method = "continual_backprop"
     found = configuration.differences(*map(configuration.to_json, (old, new)))
     assert found == [
@@ -107,3 +109,56 @@ def test_the_config_of_a_run_names_all_that_its_methods_take():
     assert completed.online_norm_forward_decay == 0.999
     assert "shrink" not in completed
     assert "redo_threshold" not in config
+
+
+def test_a_sweep_of_the_config_is_of_the_cases_that_take_it():
+    config = tiny_digits(
+        cases={
+            "plain": {"method": "backprop"},
+            "adam": {"method": "backprop", "optimizer": "adam"},
+            "own": {"method": "upgd"},
+            "replacing": {"method": "continual_backprop"},
+        }
+    )
+    config.sweep.update(
+        replacement_rate=(0.1, 0.2), b1=(0.5, 0.9), momentum=(0.0, 0.9), step_size=(1,)
+    )
+    cases = configuration.make_cases(configuration.complete(config))
+    swept = {
+        name: [field for field, values in sorted(case.sweep.items()) if values]
+        for name, case in cases.items()
+    }
+    assert swept == {
+        "plain": ["momentum", "step_size"],
+        "adam": ["b1", "step_size"],
+        "own": ["step_size"],
+        "replacing": ["momentum", "replacement_rate", "step_size"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("redo_threshold", r"sweep\.redo_threshold has no effect.*go.*method redo"),
+        ("b1", r"sweep\.b1 has no effect, because the cases do not take it"),
+        ("upgd_decay_rate", "did you mean 'decay_rate'"),
+    ],
+)
+def test_a_sweep_that_no_case_takes_is_an_error(field, message):
+    config = tiny_digits()
+    config.sweep[field] = (0.1, 0.2)
+    with pytest.raises(ConfigError, match=message):
+        configuration.make_cases(config)
+
+
+def test_an_override_that_no_case_takes_has_no_effect():
+    config = tiny_digits()
+    with pytest.raises(ConfigError, match=r"config\.b1 has no effect"):
+        configuration.check_has_effect(config, "b1")
+    configuration.check_has_effect(config, "replacement_rate")
+    with pytest.raises(ConfigError, match=r"cases\.backprop\.replacement_rate has no"):
+        configuration.check_has_effect(config, "replacement_rate", "backprop")
+    configuration.check_has_effect(config, "replacement_rate", "continual_backprop")
+    config.cases.continual_backprop.replacement_rate = 0.5
+    with pytest.raises(ConfigError, match=r"own: set --config\.cases\.continual_backp"):
+        configuration.check_has_effect(config, "replacement_rate")

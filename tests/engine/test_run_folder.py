@@ -22,7 +22,12 @@ ROOT = pathlib.Path(__file__).parents[2]
 CONFIG = configuration.to_json(tiny_digits())
 WRITTEN = (
     "results.nc",
+    "code.json",
     "replacements.csv",
+    "checkpoints/backprop/records",
+    "checkpoints/backprop/records.copy",
+    "checkpoints/backprop/.records.copy",
+    "checkpoints/backprop/4/records.json",
     "checkpoints/backprop/4/SHA256SUMS",
     "checkpoints/backprop/4/default/d/c4337be8e3da",
     "checkpoints/backprop/6.orbax-checkpoint-tmp/default/manifest.ocdbt",
@@ -179,7 +184,7 @@ def test_a_config_that_no_run_has_written_keeps_the_folder_safe(
 
 
 def test_a_run_killed_before_it_wrote_its_config_is_begun_anew(tmp_path):
-    write(tmp_path, LOCK_FILE, ".config.json")
+    write(tmp_path, LOCK_FILE, ".config.json", "code.json")
     open_and_close(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["cbp_jax"]
 
@@ -209,11 +214,16 @@ def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
         assert f"process {os.getpid()} " in (tmp_path / LOCK_FILE).read_text()
 
 
+@pytest.mark.parametrize(
+    "code",
+    # 524 is ENOTSUPP of the Linux kernel, which NFS without its lock daemon returns.
+    [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL, errno.EACCES, 524],
+)
 def test_without_locks_of_files_a_lock_file_that_is_left_is_a_lock(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, code
 ):
     def no_locks(file, operation):
-        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(fcntl, "flock", no_locks)
     open_and_close(tmp_path)
@@ -221,6 +231,9 @@ def test_without_locks_of_files_a_lock_file_that_is_left_is_a_lock(
         message = refused(tmp_path, f"in use by process {os.getpid()} on host")
     assert f"Delete {tmp_path / LOCK_FILE} if that process is gone" in message
     open_and_close(tmp_path)
+    # Another process has created the file and not written its name yet.
+    (tmp_path / LOCK_FILE).touch()
+    refused(tmp_path, "in use by another process, or was when")
 
 
 def test_a_run_can_be_made_longer_but_not_shorter(tmp_path):

@@ -14,20 +14,27 @@ from experiments.engine import runner
 from experiments.engine.log_file import LogFile
 from experiments.learning import replacement_log
 from experiments.learning.replacement_log import empty_log
-from experiments.reporting import plots, survival
+from experiments.reporting import (
+    comparison,
+    plots,
+    statistics,
+    survival,
+    tables,
+    trials,
+)
 
 ONLY_CONTINUAL = {"continual_backprop": {"method": "continual_backprop"}}
 
 
 def log_config(**overrides):
-    return tiny_digits(
-        cases=ONLY_CONTINUAL,
-        method="continual_backprop",
-        hidden_layers=2,
-        replacement_rate=0.03,
-        maturity_threshold=5,
-        **overrides,
-    )
+    fields = {
+        "cases": ONLY_CONTINUAL,
+        "method": "continual_backprop",
+        "hidden_layers": 2,
+        "replacement_rate": 0.03,
+        "maturity_threshold": 5,
+    }
+    return tiny_digits(**(fields | overrides))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +113,39 @@ def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
         assert alive.size == 2 * 5
         # The lives of all units together fill the run: 2 seeds x 5 units x 120 steps.
         assert deaths.sum() + alive.sum() == 2 * 5 * 120
+
+
+def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_path):
+    """Backprop takes no replacement rate, so it is trained once."""
+    config = log_config(num_tasks=1, replacement_log=50, hidden_layers=1)
+    config.cases.backprop = {"method": "backprop"}
+    config.cases.random = {
+        "method": "random_replacement",
+        "sweep": {"step_size": (0.1,)},
+    }
+    config.sweep.replacement_rate = (0.1, 0.2, 0.3)
+    dataset = runner.run(config, tmp_path, permuted_mnist.make_problem)
+    points = [labels for labels, _ in statistics.settings_of(dataset)]
+    assert [len(point) for point in points] == [1, 2, 2, 2, 3, 3, 3]
+    assert tables.summary_table(dataset).count("\n") == 1 + 7
+
+    with (tmp_path / "replacements.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        is_random = row["case"] == "random"
+        assert row["step_size"] == ("0.1" if is_random else "")
+        assert float(row["replacement_rate"]) in (0.1, 0.2, 0.3)
+        assert int(row["seed"]) in (0, 1)
+    lives = survival.read_lives(tmp_path / "replacements.csv", dataset)
+    assert {case for case, _ in lives} == {"continual_backprop", "random"}
+    for deaths, alive in lives.values():
+        # 3 rates x 2 seeds x 5 units x 40 steps.
+        assert deaths.sum() + alive.sum() == 3 * 2 * 5 * 40
+
+    choices, _ = comparison.choose_strengths([trials.Run("run", dataset)], None)
+    tried = {choice.method: len(choice.trials) for choice in choices}
+    assert tried == {"backprop": 1, "continual_backprop": 3, "random": 3}
+    assert not next(one for one in choices if one.method == "backprop").at_edge
 
 
 def test_events_that_do_not_fit_are_reported(tmp_path, capsys):

@@ -1,6 +1,7 @@
 """Corners of the algorithm, one test each, through one compiled step."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -150,6 +151,95 @@ def test_a_weight_that_is_not_finite_never_wins():
     params = with_leaf(PARAMS, "dense_0", "kernel", kernel)
     _, state = tiny.step(params, STATE, FEATURES, rate=1.0)
     assert replaced(state).tolist() == [0, 2, 3, 4, 5]
+
+
+def nan_in_silence(measured):
+    """0 / 0 for a unit that is never active."""
+    mean = jnp.mean(jnp.abs(measured.activation), axis=(0, 1))
+    return mean / mean
+
+
+def test_a_utility_that_is_nan_is_warned_of_and_seen_in_the_state():
+    tx = cbp_jax.continual_backprop(
+        optax.sgd(0.0),
+        tiny.UNITS[:1],
+        utility_fn=nan_in_silence,
+        replacement_rate=0.5,
+        maturity_threshold=0,
+        initializer=tiny.rows_initializer,
+        key=tiny.FAST_KEY,
+    )
+    message = "nan_in_silence of unit group 'dense_0' gives NaN for .* never active\\."
+    with pytest.warns(UserWarning, match=message):
+        state = tx.init(PARAMS)
+    step = tiny.still_step(tx)
+    features = {**FEATURES, "dense_0": FEATURES["dense_0"].at[:, 4].set(0.0)}
+    params, seen = PARAMS, []
+    for _ in range(3):
+        params, state = step(params, state, features)
+        utility = np.asarray(state.units["dense_0"].utility)
+        assert not np.isnan(np.delete(utility, 4)).any()
+        seen.append(bool(np.isnan(utility[4])))
+        assert 4 not in replaced(state)
+    assert seen == [False, True, True]
+    assert int(state.num_replaced["dense_0"]) > 0
+    # Active, it has a utility as if nothing had been.
+    _, state = step(params, state, FEATURES)
+    assert state.units["dense_0"].utility[4] == pytest.approx(0.01) or (
+        4 in replaced(state)
+    )
+
+
+def test_a_utility_is_only_tried_where_it_can_be():
+    """It may fit the batches of a program only, or close over traced arrays."""
+
+    def of_two_examples(measured):
+        return jnp.ones((2, 1)).T @ measured.activation[:, 0] @ jnp.eye(6)
+
+    def init(scale):
+        def utility_fn(measured):
+            return scale * measured.incoming_magnitude
+
+        for function in (utility_fn, of_two_examples):
+            cbp_jax.continual_backprop(
+                optax.sgd(0.1), tiny.UNITS, utility_fn=function, key=tiny.KEY
+            ).init(PARAMS)
+        return scale
+
+    jax.jit(jax.vmap(init))(jnp.array([jnp.nan, 1.0]))
+
+
+@pytest.mark.parametrize(
+    ("maturity", "decay", "is_short"),
+    [(100, 0.99, True), (290, 0.99, True), (1000, 0.99, False), (25, 0.9, True)],
+)
+def test_uncorrected_averages_that_have_hardly_begun_are_warned_of(
+    maturity, decay, is_short
+):
+    options = dict(cbp_jax.recipes.NATURE) | {"key": tiny.KEY}
+    options |= {"maturity_threshold": maturity, "decay_rate": decay}
+
+    def warned(**changes):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            cbp_jax.continual_backprop(optax.sgd(0.1), tiny.UNITS, **options | changes)
+        return [str(warning.message) for warning in caught]
+
+    messages = warned()
+    assert len(messages) == is_short
+    for message in messages:
+        assert f"maturity_threshold is {maturity} and decay_rate {decay}" in message
+        assert "bias_correction=True" in message and "at least 3 / (1 -" in message
+    # Nothing is wrong, or nothing is known.
+    assert not warned(bias_correction=True)
+    assert not warned(replacement_rate=0.0)
+    assert not warned(utility_fn=cbp_jax.utility.random)
+
+    @jax.jit
+    def traced(maturity):
+        assert not warned(maturity_threshold=maturity)
+
+    traced(maturity)
 
 
 def test_a_finite_utility_after_a_nan_is_ranked_by_its_own_average():

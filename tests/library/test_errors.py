@@ -1,5 +1,7 @@
 """Every error names what is wrong, where, and what would be right."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -213,6 +215,60 @@ def test_a_base_state_that_cannot_be_mapped_names_the_way_out():
     assert_names(message, "base optimizer", "replaced units", 'moments="keep"')
     state = make(base=base, moments="keep").init(PARAMS)
     assert jax.tree.structure(state.base_state) == jax.tree.structure(PARAMS)
+
+
+def total(measured):
+    return jnp.mean(measured.activation)
+
+
+@pytest.mark.parametrize(
+    ("utility_fn", "found"),
+    [
+        (total, "shape ()"),
+        (lambda m: m.outgoing_magnitude, "shape (1, 6)"),
+        (lambda m: m.activation, "shape (2, 1, 6)"),
+        (lambda m: m.incoming_magnitude.astype(complex), "dtype complex64"),
+        (lambda m: None, "returned None"),
+    ],
+    ids=["scalar", "positions", "batch", "complex", "none"],
+)
+def test_a_utility_is_one_real_number_a_unit(utility_fn, found):
+    name = utility_fn.__qualname__
+    message = message_of(update, make(utility_fn=utility_fn))
+    assert_names(message, name, "'dense_0'", found, "(6,)", "one number for each unit")
+
+
+def choose(**fields):
+    def rule_update(state, measured):
+        choice = cbp_jax.choose_where(measured.age > 1)
+        return state, choice._replace(**fields)
+
+    rule = cbp_jax.Rule(age_init, rule_update)
+    return cbp_jax.reset_by_rule(optax.sgd(0.1), tiny.UNITS, rule, key=tiny.KEY)
+
+
+def age_init(num_units, dtype):
+    del dtype
+    return Ages(jnp.zeros(num_units, jnp.int32))
+
+
+class Ages(NamedTuple):
+    age: jax.Array
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        ({"score": jnp.float32(1)}, ("score", "shape ()", "(6,)")),
+        ({"score": jnp.ones((1, 6))}, ("score", "shape (1, 6)", "(6,)")),
+        ({"score": jnp.arange(6)}, ("score", "dtype int32", "floating")),
+        ({"number": jnp.ones(6, jnp.int32)}, ("number", "shape (6,)", "()")),
+        ({"number": jnp.float32(1.5)}, ("number", "dtype float32", "integer")),
+    ],
+)
+def test_a_choice_of_another_shape_or_dtype(fields, parts):
+    message = message_of(update, choose(**fields))
+    assert_names(message, "rule of unit group 'dense_0'", *parts)
 
 
 def test_an_unknown_activation_lists_the_choices():

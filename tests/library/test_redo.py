@@ -96,11 +96,26 @@ def test_a_dead_layer_is_reborn_as_a_whole_and_stays_finite():
     np.testing.assert_array_equal(params["dense_0"]["bias"], 0)
     for column in params["dense_0"]["kernel"].T:
         np.testing.assert_allclose(column, [0.1, 0.2, 0.3, 0.4], rtol=1e-6)
-    # The next layer's own dormant units are redrawn after their inputs were zeroed.
-    kept = ~mask["dense_1"]
-    np.testing.assert_array_equal(params["dense_1"]["kernel"][:, kept], 0)
+    # All that it sends is 0, into the next layer's own dormant units as well.
+    assert mask["dense_1"].any()
+    np.testing.assert_array_equal(params["dense_1"]["kernel"], 0)
     np.testing.assert_array_equal(state.units["dense_0"].age, 0)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("between_reset", [None, "fresh"])
+def test_weights_between_units_that_are_reset_together(between_reset):
+    """0 as in the authors' code; fresh on request."""
+    options = {"between_reset": between_reset} if between_reset else {}
+    params, _, (mask,) = run(make(reset_every=1, **options), history_of(1))
+    first, second = mask["dense_0"], mask["dense_1"]
+    assert 0 < first.sum() < 6 and 0 < second.sum() < 5
+    kernel = params["dense_1"]["kernel"]
+    fresh = (np.arange(6)[:, None] + 1) / 10
+    is_fresh = np.ones((6, 1)) if between_reset else ~first[:, None]
+    wanted = np.broadcast_to(fresh * is_fresh, (6, 5))
+    np.testing.assert_allclose(kernel[:, second], wanted[:, second], rtol=1e-5)
+    np.testing.assert_array_equal(kernel[first][:, ~second], 0)
 
 
 def test_moments_of_reset_units_are_newborn():

@@ -108,6 +108,12 @@ def test_whoever_is_chosen_the_same_entries_are_reset(name):
         np.testing.assert_array_equal(params["head"]["kernel"][second], 0)
         kept = params["dense_1"]["kernel"][:, ~second]
         np.testing.assert_array_equal(kept[first], 0)
+        # Reset together, units are joined by fresh weights, in ReDo by none.
+        between = params["dense_1"]["kernel"][np.ix_(first, second)]
+        joined = 0 if name == "redo" else (np.nonzero(first)[0][:, None] + 1) / 10
+        np.testing.assert_allclose(
+            between, np.broadcast_to(joined, between.shape), rtol=1e-5
+        )
         moments = state.base_state[0].nu
         np.testing.assert_array_equal(moments["dense_0"]["kernel"][:, first], 0)
         np.testing.assert_array_equal(moments["head"]["kernel"][second], 0)
@@ -197,3 +203,26 @@ def test_where_all_units_may_go_fresh_weights_are_laid_only_when_one_does(
     work = {"top_k", "argmax", "gather"}
     assert work <= {primitive for primitive, is_inside in found if is_inside}
     assert not work & {primitive for primitive, is_inside in found if not is_inside}
+
+
+def test_scores_of_inf_and_nan_are_never_chosen():
+    """However many a rule asks for."""
+    score = jnp.array([jnp.nan, 2.0, jnp.inf, 1.0, -jnp.inf, jnp.nan])
+
+    def update(state, measurements):
+        del measurements
+        return state, cbp_jax.Choice(score, jnp.int32(5))
+
+    def init(num_units, dtype):
+        return OwnState(jnp.zeros(num_units, jnp.int32), jnp.zeros(num_units, dtype))
+
+    rule = cbp_jax.Rule(init, update)
+    tx = cbp_jax.reset_by_rule(
+        optax.sgd(0.1),
+        tiny.UNITS[:1],
+        rule,
+        initializer=tiny.rows_initializer,
+        key=tiny.FAST_KEY,
+    )
+    _, state = tiny.still_step(tx)(PARAMS, tx.init(PARAMS), tiny.at(FEATURES, 0))
+    assert state.replaced["dense_0"].tolist() == [4, 3, 1, 6, 6, 6]

@@ -231,3 +231,31 @@ def test_a_scale_may_be_born_silent():
     features = {"block": jnp.ones((1, 3))}
     new, _ = tiny.still_step(tx)(params, tx.init(params), features)
     np.testing.assert_array_equal(new["scale"], 0)
+
+
+def test_a_raw_key_is_as_good_as_a_typed_one():
+    raw, typed = (
+        make(key=key).init(PARAMS).rng_key
+        for key in (jax.random.PRNGKey(3), jax.random.key(3))
+    )
+    np.testing.assert_array_equal(raw, typed)
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        (0, r"a PRNG key, as jax\.random\.key\(seed\), got 0"),
+        (jax.random.split(jax.random.key(0), 3), r"a single.*got.*\(3,\): build.*vmap"),
+        (np.zeros((3, 2), np.uint32), r"a single PRNG key, got.*\(3,\)"),
+    ],
+)
+def test_what_is_not_one_key_is_refused(key, message):
+    with pytest.raises(ValueError, match=message):
+        make(key=key).init(PARAMS)
+
+
+def test_a_state_of_another_generator_is_refused():
+    state = make(key=jax.random.key(0, impl="rbg")).init(PARAMS)
+    tx = make(key=jax.random.key(0, impl="threefry2x32"))
+    with pytest.raises(ValueError, match="key of 4 words.*generator.*fry"):
+        tx.update(tiny.at(GRADS, 0), state, PARAMS, features=tiny.at(FEATURES, 0))

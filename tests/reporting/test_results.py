@@ -1,3 +1,4 @@
+import fcntl
 import pathlib
 import subprocess
 import sys
@@ -70,6 +71,18 @@ def test_a_damaged_file_is_named_with_the_way_to_get_it_back(tmp_path):
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(OSError, match=r"results.nc cannot be read: .*truncated.*anew"):
         run_results.load(tmp_path)
+
+
+def test_a_locked_file_is_named_with_what_helps(tmp_path):
+    path = run_results.save(run_results.join_cases([make_case()], {}), tmp_path)
+    with path.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(OSError, match=r"results\.nc is locked by another") as error:
+            run_results.load(tmp_path)
+        assert "HDF5_USE_FILE_LOCKING=FALSE" in str(error.value)
+        # Whoever writes is not kept from it.
+        run_results.save(run_results.join_cases([make_case(scale=2.0)], {}), tmp_path)
+    assert run_results.load(tmp_path).accuracy.max() == pytest.approx(0.64)
 
 
 @pytest.mark.parametrize(

@@ -159,3 +159,64 @@ def test_a_missing_shard_is_an_error(tmp_path):
             (copy / path.name).write_bytes(path.read_bytes())
     message = load_error("cifar100", tmp_path, "test")
     assert_names(message, copy, "cannot be read", "move that folder away")
+
+
+def copy_of_cifar100(folder, version=None, edit=lambda text: text):
+    """Links to the prepared set, whose description is edited."""
+    (source,) = (TFDS_DIR / "cifar100").iterdir()
+    copy = folder / "cifar100" / (version or source.name)
+    copy.mkdir(parents=True)
+    for path in source.iterdir():
+        if path.suffix == ".json":
+            (copy / path.name).write_text(edit(path.read_text()))
+        else:
+            (copy / path.name).symlink_to(path)
+    return copy, source.name
+
+
+@needs_cifar100
+def test_a_set_of_another_format_can_be_converted_where_it_is(tmp_path):
+    copy, _ = copy_of_cifar100(
+        tmp_path, edit=lambda text: text.replace("array_record", "tfrecord")
+    )
+    message = load_error("cifar100", tmp_path)
+    assert_names(message, copy, "has the format tfrecord, but array_record is needed")
+    assert_names(
+        message,
+        f"tfds convert_format --dataset_version_dir={copy} "
+        "--out_file_format=array_record",
+    )
+    assert "move that folder away" not in message
+
+
+@needs_cifar100
+def test_a_set_that_is_not_prepared_names_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "head", no_network)
+    copy, version = copy_of_cifar100(
+        tmp_path, "1.0.0", lambda text: text.replace('"3.0.2"', '"1.0.0"')
+    )
+    (copy.parent / f"incomplete.AB12_{version}").mkdir()
+    message = load_error("cifar100", tmp_path)
+    assert_names(message, f"only version 1.0.0, while version {version} is")
+    assert_names(message, f"an unfinished preparation, incomplete.AB12_{version}")
+    (copy.parent / version).mkdir()
+    message = load_error("cifar100", tmp_path)
+    assert_names(message, "a folder without dataset_info.json")
+
+
+@needs_cifar100
+def test_the_folder_of_a_set_is_not_the_folder_of_sets(tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "head", None)  # Nothing is to be downloaded into it.
+    copy, _ = copy_of_cifar100(tmp_path)
+    for folder in (copy, copy.parent):
+        message = load_error("cifar100", folder)
+        assert_names(message, folder, f"--config.data_dir={tmp_path}")
+
+
+def test_a_set_without_labels_is_an_error(tmp_path, monkeypatch):
+    builder = FakeBuilder()
+    features = {"image": FakeBuilder.info.features["image"], "fine": None}
+    builder.info = SimpleNamespace(features=features)
+    use_builder(monkeypatch, builder)
+    message = load_error("mnist", tmp_path)
+    assert_names(message, builder.data_dir, "['image', 'fine']", "'label'")

@@ -14,6 +14,7 @@ from typing import Any
 from experiments.learning.hyper_parameters import (
     OPTIMIZER_PARAMETERS,
     HyperParameter,
+    optimizer_parameters,
 )
 from experiments.learning.methods.events import EVENTS
 from experiments.learning.methods.method import Ingredients as Ingredients
@@ -45,11 +46,13 @@ def parameters_of(fields: Mapping[str, Any]) -> dict[str, HyperParameter]:
     """Returns the hyper-parameters that a case takes.
 
     Args:
-      fields: of its config, `method` and `normalization` among them. Unknown names have
-        none; the learner's checks name them.
+      fields: of its config, `method`, `optimizer` and `normalization` among them.
+        Unknown names have none; the learner's checks name them.
     """
-    found = dict(OPTIMIZER_PARAMETERS)
+    method = METHODS.get(fields["method"])
+    replaces_optimizer = method is not None and method.replaces_optimizer
+    found = optimizer_parameters(None if replaces_optimizer else fields["optimizer"])
     found |= NORMALIZATION_PARAMETERS.get(fields["normalization"], {})
-    if fields["method"] in METHODS:
-        found |= METHODS[fields["method"]].hyper_parameters
+    if method is not None:
+        found |= method.hyper_parameters
     return found
