@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
 from experiments.engine import distributed
-from experiments.learning.checks import ConfigError, did_you_mean
+from experiments.learning.checks import ConfigError
 from experiments.learning.keys import make_key
 from experiments.learning.methods import HYPER_PARAMETERS
 
@@ -69,11 +69,6 @@ def make_grid(config: Any) -> LaneGrid:
         )
     for name in config.sweep:
         if name not in HYPER_PARAMETERS:
-            if name not in config:
-                raise ConfigError(
-                    f"config.sweep holds {name!r}, which is no field: "
-                    f"{did_you_mean(name, list(HYPER_PARAMETERS))}"
-                )
             raise ConfigError(
                 f"config.sweep cannot hold {name!r}: it changes the compiled program. "
                 f"Make each value a case of config.cases. In one program sweep "
