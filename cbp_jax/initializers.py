@@ -16,6 +16,14 @@ import jax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+__all__ = [
+    "GAINS",
+    "draws_unit_by_unit",
+    "kaiming_uniform",
+    "uniform_fan_in",
+    "unit_by_unit",
+]
+
 GAINS: Mapping[str, float] = MappingProxyType(
     {
         "elu": math.sqrt(2),

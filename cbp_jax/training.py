@@ -10,6 +10,8 @@ import optax
 
 from cbp_jax._units import PyTree
 
+__all__ = ["TrainState"]
+
 
 class TrainState(train_state.TrainState):
     """flax's `TrainState` for optimizers that need more than gradients.

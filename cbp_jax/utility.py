@@ -15,11 +15,24 @@ P positions (1, except for a convolution that is flattened into a dense layer), 
 """
 
 from collections.abc import Callable
+import warnings
 
 import jax
 import jax.numpy as jnp
 
 from cbp_jax._resets import Measurements
+
+__all__ = [
+    "UtilityFn",
+    "activation_over_input",
+    "adaptation",
+    "contribution",
+    "inverted",
+    "mean_corrected_contribution",
+    "overall",
+    "random",
+    "weight_magnitude",
+]
 
 UtilityFn = Callable[[Measurements], jax.Array]
 
@@ -100,3 +113,15 @@ def _outgoing_signal(signal: jax.Array, measurements: Measurements) -> jax.Array
 def _reciprocal(magnitude: jax.Array) -> jax.Array:
     is_zero = magnitude == 0
     return jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, magnitude))
+
+
+def __getattr__(name: str) -> object:
+    """Finds a name that has changed, with a warning."""
+    if name == "UnitMeasurements":
+        warnings.warn(
+            "cbp_jax.utility.UnitMeasurements is now cbp_jax.Measurements.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return Measurements
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
