@@ -1,7 +1,6 @@
 """Continual backprop in JAX."""
 
 from importlib import metadata as _metadata
-from typing import Any as _Any
 import warnings as _warnings
 
 from cbp_jax import (
@@ -71,8 +70,8 @@ __all__ = [
 __version__ = _metadata.version("cbp_jax")
 
 
-def __getattr__(name: str) -> _Any:
-    """Finds names that have changed, with a warning."""
+def __getattr__(name: str) -> object:
+    """Finds a name that has changed, with a warning."""
     if name == "recipes":
         _warnings.warn(
             "cbp_jax.recipes is now cbp_jax.variants.", DeprecationWarning, stacklevel=2

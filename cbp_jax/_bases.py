@@ -4,19 +4,19 @@ What a base does is found by trying it on params of a single entry a leaf. That 
 moment, so it is tried only if its program could do what is looked for.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import inspect
 from typing import Any, NamedTuple
 
 import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var, jaxpr_as_fun
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 from cbp_jax._numbers import is_traced
 from cbp_jax._trees import owners_of, starts_anew
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 
 _NUM_UPDATES = 100
 _NUM_UPDATES_REBORN = 5
@@ -48,7 +48,9 @@ def accepted(
     return [name for name in names if takes_any or name in parameters]
 
 
-def tolerant(function: Any, names: Sequence[str]) -> Any:
+def tolerant(
+    function: Callable[..., PyTree], names: Sequence[str]
+) -> Callable[..., PyTree]:
     """Lets a function, such as a loss, ignore keyword arguments of these names.
 
     optax's line searches hand the loss all extra arguments of the update, and refuse
@@ -60,7 +62,7 @@ def tolerant(function: Any, names: Sequence[str]) -> Any:
         return function
     ignored = [name for name in names if name not in signature.parameters]
 
-    def without(*args: Any, **kwargs: Any) -> Any:
+    def without(*args: Any, **kwargs: Any) -> PyTree:
         kept = {name: value for name, value in kwargs.items() if name not in ignored}
         return function(*args, **kept)
 
@@ -70,7 +72,7 @@ def tolerant(function: Any, names: Sequence[str]) -> Any:
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None)
         for name in ignored
     ]
-    without.__signature__ = signature.replace(
+    without.__signature__ = signature.replace(  # pyrefly: ignore[missing-attribute]
         parameters=[p for p in parameters if p not in any_keyword] + added + any_keyword
     )
     return without
@@ -131,7 +133,7 @@ def check_base(
 def _check_kinds(base_state: PyTree) -> None:
     """Raises ValueError for transformations that are known by their state."""
 
-    def reason(node: Any) -> tuple[str, str] | None:
+    def reason(node: PyTree) -> tuple[str, str] | None:
         if isinstance(node, optax.MultiStepsState):
             return "optax.MultiSteps", _AROUND.format("k", name="MultiSteps")
         if isinstance(node, optax.ApplyEvery):
@@ -146,7 +148,7 @@ def _check_kinds(base_state: PyTree) -> None:
             )
         return None
 
-    def is_refused(node: Any) -> bool:
+    def is_refused(node: PyTree) -> bool:
         return reason(node) is not None
 
     for node in jax.tree.leaves(base_state, is_leaf=is_refused):
@@ -237,11 +239,15 @@ def _trial_of(
     return _Trial(tiny, state, program, has_clock, divides_by_state)
 
 
-def _run(trial: _Trial, state: PyTree, steps: Sequence[int]) -> Any:
+def _run(
+    trial: _Trial, state: PyTree, steps: Sequence[int]
+) -> tuple[np.ndarray, PyTree]:
     """Returns the longest entry of each update [T], and the state after the last."""
     update = jaxpr_as_fun(trial.program)
 
-    def step(params: Any, state: Any, grads: Any) -> Any:
+    def step(
+        params: list[jax.Array], state: list[jax.Array], grads: list[jax.Array]
+    ) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
         out = update(*grads, *state, *params)
         updates, state = out[: len(params)], out[len(params) :]
         longest = jnp.max(jnp.stack([jnp.max(jnp.abs(u)) for u in updates]))
@@ -261,7 +267,11 @@ def _run(trial: _Trial, state: PyTree, steps: Sequence[int]) -> Any:
     return np.asarray(lengths), treedef.unflatten(leaves)
 
 
-def _known(value: Any) -> Any:
+def _is_bool(variable: Var) -> bool:
+    return variable.aval.dtype == bool  # pyrefly: ignore[missing-attribute]
+
+
+def _known(value: jax.Array) -> jax.Array | np.ndarray:
     """Returns a value, one half for a number that is not known yet."""
     if not is_traced(value):
         return value
@@ -295,7 +305,7 @@ def _look_through(jaxpr: Jaxpr, inputs: Sequence[_Origin]) -> tuple[bool, bool]:
     def follow(jaxpr: Jaxpr, inputs: Sequence[_Origin]) -> list[_Origin]:
         origins = dict(zip(jaxpr.invars, inputs, strict=True))
 
-        def origin(variable: Any) -> _Origin:
+        def origin(variable: Var | Literal) -> _Origin:
             is_literal = isinstance(variable, Literal)
             return _Origin() if is_literal else origins.get(variable, _Origin())
 
@@ -306,7 +316,7 @@ def _look_through(jaxpr: Jaxpr, inputs: Sequence[_Origin]) -> tuple[bool, bool]:
             outputs = [
                 merged._replace(
                     gate=not merged.grads
-                    and (out.aval.dtype == bool or (merged.gate and name in _CASTS))
+                    and (_is_bool(out) or (merged.gate and name in _CASTS))
                 )
                 for out in equation.outvars
             ]

@@ -6,7 +6,7 @@ The rule of Dohare et al. (2024) and its options, as a transformation of
 Shapes: N units of a group, K units of a group replaced at most in one step.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 import functools
 import math
 from typing import Any, NamedTuple
@@ -14,6 +14,7 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import numpy as np
 import optax
 
@@ -32,16 +33,8 @@ from cbp_jax._numbers import (
     running_average,
 )
 from cbp_jax._resets import Choice, Measurements, Rule, UnitResetState, reset_by_rule
-from cbp_jax._units import (
-    Initializer,
-    PyTree,
-    ResolvedGroup,
-    UnitGroup,
-    as_groups,
-    resolve_units,
-)
-
-Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
+from cbp_jax._types import AxisName, Initializer, PyTree, Rate
+from cbp_jax._units import ResolvedGroup, UnitGroup, as_groups, resolve_units
 
 # The budget is counted in units of 2**-30 of a unit: integers carry a fraction without
 # the drift of float32, where adding 5e-6 near 1 is off by up to 0.6 %.
@@ -95,7 +88,7 @@ def continual_backprop(
     moments: str = "reset",
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by the replacement of mature units of low utility.
 
@@ -140,7 +133,7 @@ def continual_backprop(
         the base optimizer, bit for bit. Or a schedule, a function of the updates so
         far, int32, as those of optax.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
-      maturity_threshold: :math:`m`, in updates; infinity replaces nobody.
+      maturity_threshold: :math:`m`, in updates; infinity replaces no unit.
       utility_fn: instantaneous utility, see `cbp_jax.utility`. A unit whose utility is
         not finite is not replaced at this update; if it has been NaN since the unit was
         born, so is the average in the state.
@@ -225,7 +218,7 @@ def continual_backprop(
         never = is_known_zero(rate) or is_known(maturity_threshold, np.isposinf)
         return group._replace(replacement_rate=rate, frozen=group.frozen or never)
 
-    def init(num_units: int, dtype: Any) -> UnitState:
+    def init(num_units: int, dtype: DTypeLike) -> UnitState:
         # An array of its own for each field, so that the state can be donated.
         return UnitState(
             utility=jnp.zeros(num_units, dtype),
@@ -234,11 +227,12 @@ def continual_backprop(
             budget=jnp.zeros((), jnp.int32),
         )
 
-    def most(rate: Rate, num_units: int) -> int:
-        """Returns K."""
+    def most(rate: Rate | None, num_units: int) -> int:
+        """Returns K; rates without a value in advance come with max_per_step."""
         if max_per_step is not None:
             return min(max_per_step, num_units)
-        return max(1, math.ceil(float(rate) * num_units))
+        known = float(rate)  # pyrefly: ignore[bad-argument-type]
+        return max(1, math.ceil(known * num_units))
 
     def update(
         group: UnitGroup, state: UnitState, measured: Measurements
@@ -326,7 +320,9 @@ def continual_backprop(
 def replace_units(
     units: Sequence[UnitGroup], **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """The same algorithm as the last link of an `optax.chain`.
+    """Continual backprop as the last link of an `optax.chain`.
+
+    It is a transformation; `reset_units` resets replaced units in trees of your own.
 
     Example::
 
@@ -386,7 +382,9 @@ def _check_rate(name: str, rate: Rate, max_per_step: int | None) -> None:
         )
 
 
-def _warn_of_early_ranking(maturity_threshold: Any, utility_decay: Any) -> None:
+def _warn_of_early_ranking(
+    maturity_threshold: float | jax.Array, utility_decay: float | jax.Array
+) -> None:
     """Warns where it is known that averages are ranked that have hardly begun."""
     if is_traced(maturity_threshold) or is_traced(utility_decay):
         return
@@ -423,7 +421,7 @@ def _utility_of(
 
 
 def _try_utility(
-    utility_fn: utility.UtilityFn, group: ResolvedGroup, dtype: Any
+    utility_fn: utility.UtilityFn, group: ResolvedGroup, dtype: DTypeLike
 ) -> None:
     """Warns of a utility function that gives NaN for units such as networks have.
 
@@ -432,19 +430,17 @@ def _try_utility(
     """
     rng = np.random.default_rng(0)
     shape = (8, group.positions, group.num_units)
-    usual = Measurements(
-        activation=rng.exponential(size=shape).astype(dtype),
-        incoming_magnitude=np.ones(group.num_units, dtype),
-        outgoing_magnitude=np.ones(shape[1:], dtype),
-        age=np.arange(1, group.num_units + 1, dtype=np.int32),
-        count=np.asarray(group.num_units, np.int32),
-        key=None,
-        mean_activation=np.ones(group.num_units, dtype),
-    )
+    usual = {
+        "activation": rng.exponential(size=shape).astype(dtype),
+        "incoming_magnitude": np.ones(group.num_units, dtype),
+        "outgoing_magnitude": np.ones(shape[1:], dtype),
+        "age": np.arange(1, group.num_units + 1, dtype=np.int32),
+        "count": np.asarray(group.num_units, np.int32),
+        "mean_activation": np.ones(group.num_units, dtype),
+    }
 
-    def without(*fields: str) -> Measurements:
-        zeros = {field: np.zeros_like(getattr(usual, field)) for field in fields}
-        return usual._replace(**zeros)
+    def without(*fields: str) -> dict[str, np.ndarray]:
+        return usual | {field: np.zeros_like(usual[field]) for field in fields}
 
     kinds = {
         "usual units": usual,
@@ -453,10 +449,10 @@ def _try_utility(
         "units without outgoing weights": without("outgoing_magnitude"),
     }
 
-    def is_nan(measured: Measurements) -> bool:
+    def is_nan(measured: Mapping[str, np.ndarray]) -> bool:
         with jax.ensure_compile_time_eval(), jax.debug_nans(False):
-            measured = jax.tree.map(jnp.asarray, measured)
-            value = utility_fn(measured._replace(key=jax.random.key(0)))
+            arrays = {name: jnp.asarray(array) for name, array in measured.items()}
+            value = utility_fn(Measurements(**arrays, key=jax.random.key(0)))
             return not is_traced(value) and bool(jnp.isnan(value).any())
 
     try:

@@ -6,34 +6,37 @@ lead a param to a value.
 Shapes: N units.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Collection
+from typing import overload
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 import numpy as np
 
+from cbp_jax._types import AxisName, PyTree, Rate
 
-def is_traced(value: Any) -> bool:
+
+def is_traced(value: object) -> bool:
     """Whether a value is known only when the compiled program runs."""
     return isinstance(value, jax.core.Tracer)
 
 
-def is_known(value: Any, condition: Callable[[np.ndarray], Any]) -> bool:
+def is_known(value: ArrayLike, condition: Callable[[np.ndarray], ArrayLike]) -> bool:
     """Whether a value is known in advance and all of it fulfills a condition."""
     # Comparing a `jax.Array` under jit is traced, a NumPy array's is not.
     return not is_traced(value) and bool(np.all(condition(np.asarray(value))))
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+def check_choice(name: str, value: str, choices: Collection[str]) -> None:
     """Raises ValueError if the value is not one of the choices."""
     if value not in choices:
         raise ValueError(f"{name} must be one of {list(choices)}, got {value!r}.")
 
 
 def check_range(
-    name: str, value: Any, low: float, high: float, open_end: bool = False
+    name: str, value: ArrayLike, low: float, high: float, open_end: bool = False
 ) -> None:
     """Raises ValueError for a known number below `low`, or above or at the end."""
 
@@ -45,7 +48,7 @@ def check_range(
         raise ValueError(f"{name} must be in [{low}, {high}{end}, got {value}.")
 
 
-def check_params(name: str, params: Any) -> None:
+def check_params(name: str, params: PyTree | None) -> None:
     """Raises ValueError if an optax update that needs the params got none."""
     if params is None:
         raise ValueError(
@@ -54,7 +57,11 @@ def check_params(name: str, params: Any) -> None:
 
 
 def check_numbers(
-    name: str, value: Any, shape: tuple[int, ...], meaning: str, kind: Any = None
+    name: str,
+    value: object,
+    shape: tuple[int, ...],
+    meaning: str,
+    kind: type | None = None,
 ) -> None:
     """Raises ValueError for what is not an array of real numbers of this shape.
 
@@ -83,19 +90,23 @@ def check_numbers(
         )
 
 
-def name_of(function: Callable[..., Any]) -> str:
+def name_of(function: Callable[..., object]) -> str:
     """Returns the name of a function for errors."""
     return getattr(function, "__qualname__", None) or repr(function)
 
 
-def is_known_zero(value: Any) -> bool:
+def is_known_zero(value: Rate | None) -> bool:
     """Whether a number, schedule or None is known in advance to be the number 0."""
     if value is None or callable(value):
         return False
     return is_known(value, lambda value: value == 0)
 
 
-def over_replicas(value: jax.Array, axis_name: Any, reduce: Any = lax.pmean) -> Any:
+def over_replicas(
+    value: jax.Array,
+    axis_name: AxisName | None,
+    reduce: Callable[[jax.Array, AxisName], jax.Array] = lax.pmean,
+) -> jax.Array:
     """Reduces a statistic of a batch over the axis that the batch is split over.
 
     Args:
@@ -106,14 +117,18 @@ def over_replicas(value: jax.Array, axis_name: Any, reduce: Any = lax.pmean) -> 
     return value if axis_name is None else reduce(value, axis_name)
 
 
-def running_average(average: jax.Array, value: jax.Array, decay_rate: Any) -> jax.Array:
+def running_average(
+    average: jax.Array, value: jax.Array, decay_rate: float | jax.Array
+) -> jax.Array:
     """Averages in a new value [N]; where it is not finite the average stays."""
     decay_rate = jnp.asarray(decay_rate, average.dtype)
     new = decay_rate * average + (1 - decay_rate) * value
     return jnp.where(jnp.isfinite(value), new, average)
 
 
-def average_weight(age: jax.Array, decay_rate: Any, dtype: Any) -> jax.Array:
+def average_weight(
+    age: jax.Array, decay_rate: float | jax.Array, dtype: DTypeLike
+) -> jax.Array:
     """Returns 1 - decay**age, the weight of a running average that began at 0.
 
     Args:
@@ -127,11 +142,15 @@ def average_weight(age: jax.Array, decay_rate: Any, dtype: Any) -> jax.Array:
     return -jnp.expm1(age.astype(dtype) * log_decay)
 
 
-def at_least_float32(dtype: Any) -> Any:
+def at_least_float32(dtype: DTypeLike) -> DTypeLike:
     """Returns the dtype for statistics of params of a floating dtype."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
+@overload
+def key_bits(key: jax.Array) -> jax.Array: ...
+@overload
+def key_bits(key: None) -> None: ...
 def key_bits(key: jax.Array | None) -> jax.Array | None:
     """Returns the bits of a key, typed or raw, uint32 [words]; None for None.
 
@@ -156,6 +175,10 @@ def key_bits(key: jax.Array | None) -> jax.Array | None:
     return jnp.copy(bits)
 
 
+@overload
+def key_of(bits: jax.Array, like: jax.Array | None) -> jax.Array: ...
+@overload
+def key_of(bits: None, like: jax.Array | None) -> None: ...
 def key_of(bits: jax.Array | None, like: jax.Array | None) -> jax.Array | None:
     """Returns the typed key of some bits, of the same generator as another key.
 
@@ -164,7 +187,7 @@ def key_of(bits: jax.Array | None, like: jax.Array | None) -> jax.Array | None:
     """
     if bits is None:
         return None
-    impl = jax.random.key_impl(like)
+    impl = jax.random.key_impl(like)  # pyrefly: ignore[bad-argument-type]
     try:
         return jax.random.wrap_key_data(bits, impl=impl)
     except TypeError as error:
@@ -180,7 +203,7 @@ def as_float(array: jax.Array) -> jax.Array:
     return jnp.asarray(array, float_dtype(array))
 
 
-def float_dtype(*arrays: Any) -> jnp.dtype:
+def float_dtype(*arrays: ArrayLike) -> jnp.dtype:
     """Widest of float32 and the arrays' own types, whatever the promotion rules."""
     is_double = any(jnp.result_type(array) == jnp.float64 for array in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from cbp_jax._numbers import check_range, is_known, over_replicas
 from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._types import AxisName
 from cbp_jax._units import UnitGroup, as_groups
 
 _EPSILON = 1e-9
@@ -33,7 +35,7 @@ def redo(
     reset_every: int | jax.Array = 1000,
     over_interval: bool = False,
     between_reset: str = "zero",
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
     key: jax.Array,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,7 +63,7 @@ def redo(
     Args:
       base_optimizer: see `reset_by_rule`.
       units: see `reset_by_rule`.
-      threshold: :math:`\tau`. 0 resets units that are exactly 0; a negative one nobody,
+      threshold: :math:`\tau`. 0 resets units that are exactly 0; a negative one none,
         which is the base optimizer, bit for bit where it is not traced.
       reset_every: F, updates between two looks.
       over_interval: take the means of |h| over all examples since the last look, False
@@ -86,7 +88,7 @@ def redo(
     check_range("reset_every", reset_every, 1, math.inf)
     is_off = is_known(threshold, lambda threshold: threshold < 0)
 
-    def init(num_units: int, dtype: Any) -> ReDoState:
+    def init(num_units: int, dtype: DTypeLike) -> ReDoState:
         return ReDoState(
             age=jnp.zeros(num_units, jnp.int32),
             total=jnp.zeros(num_units, dtype),

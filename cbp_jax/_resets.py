@@ -18,6 +18,7 @@ import warnings
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from cbp_jax import _bases, _trees
@@ -30,10 +31,9 @@ from cbp_jax._numbers import (
     lead_to,
     widen,
 )
+from cbp_jax._types import Initializer, PyTree
 from cbp_jax._units import (
     COLLECTION,
-    Initializer,
-    PyTree,
     ResolvedGroup,
     UnitAxes,
     UnitGroup,
@@ -87,8 +87,8 @@ class Rule(NamedTuple):
         is known; None for all N. A choice of more is cut off.
     """
 
-    init: Callable[[int, Any], Any]
-    update: Callable[[Any, Measurements], tuple[Any, Choice]]
+    init: Callable[[int, DTypeLike], PyTree]
+    update: Callable[[PyTree, Measurements], tuple[PyTree, Choice]]
     most: Callable[[int], int] | None = None
 
 
@@ -96,7 +96,7 @@ class UnitResetState(NamedTuple):
     """State of `reset_by_rule`, and so of every rule's transformation."""
 
     base_state: PyTree  # The base optimizer's state.
-    units: dict[str, Any]  # The rule's state of each group, by name.
+    units: dict[str, PyTree]  # The rule's state of each group, by name.
     rng_key: jax.Array  # Bits of a key, uint32; others when a unit is reset.
     replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
     num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
@@ -182,7 +182,7 @@ def reset_by_rule(
     base_optimizer = optax.with_extra_args_support(base_optimizer)
     accepted = _bases.accepted(base_optimizer, ("features", "unit_ages"))
 
-    def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
+    def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> PyTree:
         state = rules[group.name].init(group.num_units, _state_dtype(group, leaves))
         return jax.tree.map(
             lambda leaf: jnp.broadcast_to(leaf, (*group.stack, *leaf.shape)), state
@@ -358,12 +358,14 @@ def reset_by_rule(
 # Measuring.
 
 
-def _state_dtype(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> Any:
+def _state_dtype(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> DTypeLike:
     """Returns the floating dtype of a group's measurements and of its rule's state."""
     return at_least_float32(leaves[group.incoming[0].leaf].dtype)
 
 
-def _activations(group: ResolvedGroup, feature: jax.Array, dtype: Any) -> jax.Array:
+def _activations(
+    group: ResolvedGroup, feature: jax.Array, dtype: DTypeLike
+) -> jax.Array:
     """Brings a feature `[*S, batch, ..., N]` into the form [*S, B, P, N]."""
     shape, stack, units = jnp.shape(feature), len(group.stack), len(group.sizes)
     name = f"Feature {group.name!r} has shape {shape}"
@@ -412,12 +414,12 @@ def _mean_magnitude(
     weights = sum(
         leaves[axes.leaf].size // (num_units * axes.positions) for axes in all_axes
     )
-    return total / weights
+    return jnp.asarray(total / weights)
 
 
 def _over_stack(
-    function: Callable[..., Any], group: ResolvedGroup
-) -> Callable[..., Any]:
+    function: Callable[..., PyTree], group: ResolvedGroup
+) -> Callable[..., PyTree]:
     """Lets a function of one slice of a group take arrays with its stack axes."""
     for _ in group.stack:
         function = jax.vmap(function)
@@ -488,7 +490,7 @@ def _draw_if_due(
         return {}, rng_key, dict(num_replaced)
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
 
-    def work(operand: Any) -> Any:
+    def work(operand: PyTree) -> PyTree:
         scores, due, rng_key, num_replaced = operand
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
         drawn, num_replaced = {}, dict(num_replaced)
@@ -511,7 +513,7 @@ def _draw_if_due(
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
         return drawn, jnp.where(_any_due(due), next_key, rng_key), num_replaced
 
-    def skip(operand: Any) -> Any:
+    def skip(operand: PyTree) -> PyTree:
         _, _, rng_key, num_replaced = operand
         drawn, _, _ = jax.eval_shape(work, operand)
         drawn = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
@@ -528,7 +530,7 @@ def _draw_if_due(
 def _draw_slice(
     group: ResolvedGroup,
     initializer: Initializer,
-    shapes: Sequence[tuple[tuple[int, ...], Any]],
+    shapes: Sequence[tuple[tuple[int, ...], DTypeLike]],
     most: int,
     score: jax.Array,
     number: jax.Array,
@@ -565,7 +567,7 @@ def _draw_columns(
     initializer: Initializer,
     axes: UnitAxes,
     shape: tuple[int, ...],
-    dtype: Any,
+    dtype: DTypeLike,
     key: jax.Array,
     units: jax.Array,
 ) -> jax.Array:
@@ -658,7 +660,7 @@ def _transfer_means(
     return update_leaves
 
 
-def _reborn(unit_state: Any, newborn: Any, mask: jax.Array) -> Any:
+def _reborn(unit_state: PyTree, newborn: PyTree, mask: jax.Array) -> PyTree:
     """Gives the units of a mask [*S, N] the state of newborn ones.
 
     Numbers of the group itself, [*S], stay.
@@ -704,7 +706,8 @@ def _check_arguments(
             "to arrays [batch, ..., units]: features=features. (flax's TrainState "
             "drops them in apply_gradients, that of cbp_jax.training does not.)"
         )
-    return groups, found
+    given = {name: array for name, array in found.items() if array is not None}
+    return groups, given
 
 
 def _check_transferable(group: ResolvedGroup) -> None:
@@ -724,7 +727,11 @@ def _check_initializer(
         leaf = leaves[axes.leaf]
         wanted = axes.kernel_shape(jnp.shape(leaf))
 
-        def draw(key: jax.Array, shape: Any = wanted, dtype: Any = leaf.dtype) -> Any:
+        def draw(
+            key: jax.Array,
+            shape: tuple[int, ...] = wanted,
+            dtype: DTypeLike = leaf.dtype,
+        ) -> jax.Array:
             return initializer(key, shape, dtype)
 
         asked = f"(key, {wanted}, {leaf.dtype})"

@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
 import optax
 
 from cbp_jax._numbers import check_range, is_known, over_replicas
 from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._types import AxisName
 from cbp_jax._units import UnitGroup, as_groups
 from cbp_jax._xla import cond_any_lane
 
@@ -40,7 +42,7 @@ def self_normalized_resets(
     first_threshold: int | jax.Array = 1000,
     lowest_threshold: int | jax.Array = 100,
     refresh_every: int = 100,
-    axis_name: Any = None,
+    axis_name: AxisName | None = None,
     key: jax.Array,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
@@ -61,7 +63,7 @@ def self_normalized_resets(
     Args:
       base_optimizer: see `reset_by_rule`.
       units: see `reset_by_rule`.
-      rejection_rate: :math:`\eta`, in [0, 1). 0 resets nobody, which is the base
+      rejection_rate: :math:`\eta`, in [0, 1). 0 resets no unit, which is the base
         optimizer, bit for bit where it is not traced.
       first_threshold: updates of silence allowed to a unit that has ended fewer than
         :math:`1 / \eta` silences since its birth, too few to know the percentile.
@@ -90,7 +92,7 @@ def self_normalized_resets(
     check_range("refresh_every", refresh_every, 1, math.inf)
     is_off = is_known(rejection_rate, lambda rate: rate == 0)
 
-    def init(num_units: int, dtype: Any) -> SelfNormalizedState:
+    def init(num_units: int, dtype: DTypeLike) -> SelfNormalizedState:
         del dtype
         return SelfNormalizedState(
             age=jnp.zeros(num_units, jnp.int32),
@@ -159,5 +161,5 @@ def _last_of_bin(index: jax.Array) -> jax.Array:
     return jnp.ceil(first_of_next * (1 - 1e-6)).astype(jnp.int32) - 1
 
 
-def _integer(value: Any) -> jax.Array:
+def _integer(value: ArrayLike) -> jax.Array:
     return jnp.asarray(value, jnp.int32)

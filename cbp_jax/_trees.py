@@ -5,15 +5,15 @@ Shapes: N units of a group, S stack axes, K units reset at most in one update.
 
 from collections.abc import Mapping, Sequence
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 import optax
 
+from cbp_jax._types import PyTree
 from cbp_jax._units import (
     LeafPath,
-    PyTree,
     ResolvedGroup,
     UnitGroup,
     key_string,
@@ -249,9 +249,10 @@ def reset_moments(
 
     def reset(owner: int, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
         is_like_param = owner >= 0 and jnp.shape(leaf) == shapes[owner]
-        if not is_like_param or spread[owner] is None:
+        mask = spread[owner] if is_like_param else None
+        if mask is None:
             return leaf
-        return jnp.where(spread[owner], fresh.astype(leaf.dtype), leaf)
+        return jnp.where(mask, fresh.astype(leaf.dtype), leaf)
 
     return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
 
@@ -270,7 +271,7 @@ def forget_loss(base_state: PyTree, masks: Masks) -> PyTree:
       update, if any unit was replaced.
     """
 
-    def forget(node: Any) -> Any:
+    def forget(node: PyTree) -> PyTree:
         if not isinstance(node, _LINE_SEARCHES):
             return node
         unknown = jnp.full_like(node.value, jnp.inf)
@@ -342,7 +343,7 @@ def owners_of(
         owners = _owners_by_structure(base_state, params, indices)
     param_paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
-    def keep_named(path: Sequence[Any], owner: int) -> int:
+    def keep_named(path: KeyPath, owner: int) -> int:
         # The params' own names do not count: a layer may be called `mu`.
         own = len(path) - len(param_paths[owner]) if owner >= 0 else len(path)
         fields = {key_string(key) for key in path[:own]}
@@ -355,7 +356,7 @@ def _owners_by_structure(base_state: PyTree, params: PyTree, indices: PyTree) ->
     """Takes subtrees of the structure and the shapes of the params for theirs."""
     treedef, shapes = jax.tree.structure(params), jax.tree.map(jnp.shape, params)
 
-    def is_like_params(node: Any) -> bool:
+    def is_like_params(node: PyTree) -> bool:
         return jax.tree.structure(node) == treedef and (
             jax.tree.map(jnp.shape, node) == shapes
         )
@@ -372,10 +373,10 @@ def starts_anew(base_state: PyTree) -> bool:
     return _has(optax.ScaleByLBFGSState, base_state)
 
 
-def _has(kinds: Any, state: PyTree) -> bool:
+def _has(kinds: type | tuple[type, ...], state: PyTree) -> bool:
     """Whether a node of any of these types is in a state."""
 
-    def is_one(node: Any) -> bool:
+    def is_one(node: PyTree) -> bool:
         return isinstance(node, kinds)
 
     return any(map(is_one, jax.tree.leaves(state, is_leaf=is_one)))
@@ -387,7 +388,7 @@ def _any(masks: Masks) -> jax.Array:
     )
 
 
-def _is_masked(leaf: Any) -> bool:
+def _is_masked(leaf: object) -> bool:
     return isinstance(leaf, optax.MaskedNode)
 
 

@@ -12,20 +12,21 @@ Shapes: N units of a group, S stack axes, P positions of a flattened map, K unit
 at most in one update.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.tree_util import KeyEntry, KeyPath
+from jax.typing import DTypeLike
 
 from cbp_jax._numbers import is_known_zero
+from cbp_jax._types import Initializer, PyTree, Rate
 from cbp_jax._xla import sum_magnitudes
 
-PyTree = Any
 Paths = str | Sequence[str] | None
-Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 
 class UnitGroup(NamedTuple):
@@ -94,7 +95,7 @@ class UnitGroup(NamedTuple):
     outgoing_bias: Paths = None
     norm_scale: Paths = None
     norm_bias: Paths = None
-    replacement_rate: float | jax.Array | Callable[..., jax.Array] | None = None
+    replacement_rate: Rate | None = None
     initializer: Initializer | None = None
     layout: str = "io"
     statistics: Paths = None
@@ -156,19 +157,21 @@ def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
     Raises:
       ValueError: no groups, or names among groups.
     """
-    units = (units,) if isinstance(units, str | UnitGroup) else tuple(units)
-    if not units:
+    given = (units,) if isinstance(units, str | UnitGroup) else tuple(units)
+    if not given:
         raise ValueError("units is empty; name at least one UnitGroup.")
-    if all(isinstance(group, str) for group in units):
-        return sequential_units(units)
-    if not all(isinstance(group, UnitGroup) for group in units):
+    names = [group for group in given if isinstance(group, str)]
+    if len(names) == len(given):
+        return sequential_units(names)
+    groups = [group for group in given if isinstance(group, UnitGroup)]
+    if len(groups) < len(given):
         raise ValueError(
             "units must be UnitGroups, or the names of a chain's layers, the head "
-            f"last; got {units}."
+            f"last; got {given}."
         )
     return tuple(
         group._replace(frozen=True) if is_known_zero(group.replacement_rate) else group
-        for group in units
+        for group in groups
     )
 
 
@@ -205,7 +208,7 @@ class UnitAxes(NamedTuple):
             *per_unit.shape[: self.stack], *(1,) * before, *self.sizes, *(1,) * after
         )
 
-    def sum_magnitude(self, leaf: jax.Array, dtype: Any) -> jax.Array:
+    def sum_magnitude(self, leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
         """Sums |leaf| over all axes but those of stack and units: [*S, P, N].
 
         No gradient flows through it.
@@ -287,7 +290,9 @@ class ResolvedGroup(NamedTuple):
         """All leaves with entries to reset, in the order of rewriting."""
         return (*self.incoming, *self.vectors, *self.outgoing)
 
-    def values(self, fresh: Sequence[Any]) -> tuple[Any, ...]:
+    def values(
+        self, fresh: Sequence[jax.Array]
+    ) -> tuple[jax.Array | float | None, ...]:
         """Returns what a reset puts into `all_axes`.
 
         Args:
@@ -329,12 +334,12 @@ def resolve_units(
 COLLECTION = "params/"
 
 
-def path_string(path: Sequence[Any]) -> str:
+def path_string(path: KeyPath) -> str:
     """Joins the keys of a pytree path by `/`: `dense_0/kernel`."""
     return "/".join(key_string(key) for key in path)
 
 
-def key_string(key: Any) -> str:
+def key_string(key: KeyEntry) -> str:
     """Returns one key of a pytree path as text."""
     for attribute in ("key", "name", "idx"):
         if hasattr(key, attribute):

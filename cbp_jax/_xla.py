@@ -17,7 +17,6 @@ on a CPU, are described there.
 
 from collections.abc import Callable
 import math
-from typing import Any
 
 import jax
 from jax import lax
@@ -26,13 +25,15 @@ import jax.numpy as jnp
 from jax.sharding import AxisType
 import numpy as np
 
+from cbp_jax._types import PyTree
+
 
 def cond_any_lane(
     predicate: jax.Array,
-    work: Callable[[Any], Any],
-    skip: Callable[[Any], Any],
-    operand: Any,
-) -> Any:
+    work: Callable[[PyTree], PyTree],
+    skip: Callable[[PyTree], PyTree],
+    operand: PyTree,
+) -> PyTree:
     """Returns `work(operand)` if the predicate holds in any lane, else `skip(operand)`.
 
     `lax.cond` turns into a select under `vmap` and pays for both branches every time.
@@ -50,12 +51,14 @@ def cond_any_lane(
     """
 
     @custom_vmap
-    def conditional(predicate: jax.Array, operand: Any) -> Any:
+    def conditional(predicate: jax.Array, operand: PyTree) -> PyTree:
         branches = _varying_alike(work, skip, operand)
         return lax.cond(predicate, *branches, operand)
 
     @conditional.def_vmap
-    def _(lanes: int, is_batched: Any, predicate: jax.Array, operand: Any) -> Any:
+    def _(
+        lanes: int, is_batched: PyTree, predicate: jax.Array, operand: PyTree
+    ) -> tuple[PyTree, PyTree]:
         predicate_is_batched, operand_is_batched = is_batched
         operand = jax.tree.map(
             lambda leaf, batched: (
@@ -73,8 +76,8 @@ def cond_any_lane(
 
 
 def _varying_alike(
-    work: Callable[[Any], Any], skip: Callable[[Any], Any], operand: Any
-) -> tuple[Callable[[Any], Any], Callable[[Any], Any]]:
+    work: Callable[[PyTree], PyTree], skip: Callable[[PyTree], PyTree], operand: PyTree
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
     """Lets branches inside `shard_map` return what varies over the same mesh axes.
 
     A constant in one branch is the same on all devices; a conditional does not take it
@@ -91,8 +94,8 @@ def _varying_alike(
         )
     ]
 
-    def varying(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def cast(operand: Any) -> Any:
+    def varying(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        def cast(operand: PyTree) -> PyTree:
             leaves, treedef = jax.tree.flatten(function(operand))
             for index, leaf in enumerate(leaves):
                 missing = tuple(sorted(axes[index] - _varying_axes(leaf)))
@@ -105,7 +108,7 @@ def _varying_alike(
     return varying(work), varying(skip)
 
 
-def _varying_axes(leaf: Any) -> frozenset[str]:
+def _varying_axes(leaf: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
     """Returns the mesh axes of a `shard_map` over which an array varies."""
     described = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
     manual = getattr(described, "manual_axis_type", None)  # Elsewhere `vma`.
@@ -206,11 +209,11 @@ def one_by_one_on_cpu(
     """Keeps a CPU from decomposing several matrices in one call under `vmap`.
 
     JAX 0.10 splits such a call among the very threads that make it. When these all wait
-    for parts that nobody is left to take, the program hangs: seen with 375 matrices on
-    each of two CPU devices. JAX 0.11.2 no longer splits it. None of the settings of XLA
-    that were tried is a way out: with one thread or without multi-threaded Eigen such
-    calls hang as often; with 16 threads on two cores they do not, but other programs
-    are slower.
+    for parts that no thread is left to take, the program hangs: seen with 375 matrices
+    on each of two CPU devices. JAX 0.11.2 no longer splits it. None of the settings of
+    XLA that were tried is a way out: with one thread or without multi-threaded Eigen
+    such calls hang as often; with 16 threads on two cores they do not, but other
+    programs are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
     """
@@ -228,7 +231,9 @@ def one_by_one_on_cpu(
     return values
 
 
-def in_auto_mode(function: Callable[..., Any], like: Any) -> Callable[..., Any]:
+def in_auto_mode(
+    function: Callable[..., PyTree], like: PyTree
+) -> Callable[..., PyTree]:
     """Lets XLA choose the shardings inside a function of arrays.
 
     Args:

@@ -15,11 +15,24 @@ P positions (1, except for a convolution that is flattened into a dense layer), 
 """
 
 from collections.abc import Callable
+import warnings
 
 import jax
 import jax.numpy as jnp
 
 from cbp_jax._resets import Measurements
+
+__all__ = [
+    "UtilityFn",
+    "activation_over_input",
+    "adaptation",
+    "contribution",
+    "inverted",
+    "mean_corrected_contribution",
+    "overall",
+    "random",
+    "weight_magnitude",
+]
 
 UtilityFn = Callable[[Measurements], jax.Array]
 
@@ -64,18 +77,18 @@ def activation_over_input(measurements: Measurements) -> jax.Array:
 
 
 def random(measurements: Measurements) -> jax.Array:
-    """Returns uniform numbers, [N]: every mature unit is equally likely to go."""
+    """Returns uniform numbers, [N], for which mature units are replaced at random."""
     shape, dtype = measurements.age.shape, measurements.incoming_magnitude.dtype
     return jax.random.uniform(measurements.key, shape, dtype)
 
 
 # Averaged over time, draws of young units would spread wider than those of old ones and
 # be the lowest more often. The mark tells the transform to rank by this step alone.
-random.memoryless = True
+random.memoryless = True  # pyrefly: ignore[missing-attribute]
 
 
 def inverted(utility_fn: UtilityFn) -> UtilityFn:
-    """Returns the negative of a utility: the best mature units are the first to go.
+    """Returns the negative of a utility: the best mature units are replaced first.
 
     A control, the lower bound of what replacing units can do.
     """
@@ -83,11 +96,20 @@ def inverted(utility_fn: UtilityFn) -> UtilityFn:
     def negative(measurements: Measurements) -> jax.Array:
         return -utility_fn(measurements)
 
-    negative.memoryless = getattr(utility_fn, "memoryless", False)
+    negative.memoryless = getattr(  # pyrefly: ignore[missing-attribute]
+        utility_fn, "memoryless", False
+    )
     return negative
 
 
 def _deviation(measurements: Measurements) -> jax.Array:
+    if measurements.mean_activation is None:
+        raise ValueError(
+            "The measurements have no mean_activation, which only "
+            "cbp_jax.continual_backprop keeps. Pass "
+            "measurements._replace(mean_activation=...) with the units' running "
+            "averages [N]."
+        )
     return jnp.abs(measurements.activation - measurements.mean_activation[None, None])
 
 
@@ -100,3 +122,15 @@ def _outgoing_signal(signal: jax.Array, measurements: Measurements) -> jax.Array
 def _reciprocal(magnitude: jax.Array) -> jax.Array:
     is_zero = magnitude == 0
     return jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, magnitude))
+
+
+def __getattr__(name: str) -> object:
+    """Finds a name that has changed, with a warning."""
+    if name == "UnitMeasurements":
+        warnings.warn(
+            "cbp_jax.utility.UnitMeasurements is now cbp_jax.Measurements.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return Measurements
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

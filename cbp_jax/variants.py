@@ -1,8 +1,8 @@
 """The published variants of continual backprop, as arguments.
 
-`continual_backprop(base_optimizer, units, key=key, **recipes.PREPRINT)`. Each recipe
-gives every argument in which the variants differ, so that any can be overridden:
-`**(recipes.NATURE | {"replacement_rate": 1e-6})`.
+`continual_backprop(base_optimizer, units, key=key, **variants.PREPRINT)`. Each
+variant gives every argument in which they differ, so that any can be overridden:
+`**(variants.NATURE | {"replacement_rate": 1e-6})`.
 """
 
 from collections.abc import Mapping
@@ -11,14 +11,14 @@ from typing import Any
 
 from cbp_jax import utility
 
-_Recipe = Mapping[str, Any]
+__all__ = ["NATURE", "PREPRINT", "RELEASED_CONV", "RELEASED_MLP"]
 
 
-def _recipe(**arguments: Any) -> _Recipe:
+def _variant(**arguments: Any) -> Mapping[str, Any]:
     return MappingProxyType(arguments)
 
 
-PREPRINT = _recipe(
+PREPRINT = _variant(
     utility_fn=utility.overall,
     bias_correction=True,
     budget="accumulate",
@@ -30,7 +30,7 @@ PREPRINT = _recipe(
 )
 """arXiv:2306.13812, with its settings for Online Permuted MNIST."""
 
-NATURE = _recipe(
+NATURE = _variant(
     utility_fn=utility.contribution,
     bias_correction=False,
     budget="accumulate",
@@ -45,7 +45,7 @@ NATURE = _recipe(
 The paper replaces one unit when the budget exceeds 1, here when it reaches 1.
 """
 
-RELEASED_MLP = _recipe(
+RELEASED_MLP = _variant(
     utility_fn=utility.overall,
     bias_correction=True,
     budget="bernoulli",
@@ -63,7 +63,7 @@ drawn. The config of the Regression gives this maturity under a name that the pr
 does not read, so that its runs take the program's default of 10.
 """
 
-RELEASED_CONV = _recipe(
+RELEASED_CONV = _variant(
     utility_fn=utility.overall,
     bias_correction=True,
     budget="accumulate",

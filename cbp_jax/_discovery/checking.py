@@ -5,38 +5,33 @@ Shapes: N units of a group, P positions of a flattened map.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import math
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from cbp_jax._discovery.features import with_features
-from cbp_jax._units import (
-    PyTree,
-    ResolvedGroup,
-    UnitAxes,
-    UnitGroup,
-    leaf_paths,
-    resolve_units,
-)
+from cbp_jax._types import PyTree
+from cbp_jax._units import ResolvedGroup, UnitAxes, UnitGroup, leaf_paths, resolve_units
 
-FeaturesFn = Callable[[PyTree, Any], Mapping[str, jax.Array]]
+FeaturesFn = Callable[[PyTree, PyTree], Mapping[str, jax.Array]]
 
 ALONE = "no unit changes another"
 TOGETHER = "units change one another, as those of one normalization do"
 
 
 def check_units(
-    apply: Callable[[PyTree, Any], Any],
+    apply: Callable[[PyTree, PyTree], PyTree],
     params: PyTree,
     units: Sequence[UnitGroup],
-    example: Any,
+    example: PyTree,
     *,
     features: FeaturesFn | None = None,
     seed: int = 0,
 ) -> dict[str, str]:
     """Proves by forward passes that groups of units are named rightly.
+
+    Provisional: its arguments and results may still change.
 
     For each group, at params that are the given ones times and plus some noise (so that
     biases of 0 and scales of 1 are seen, too), it is checked that
@@ -87,9 +82,9 @@ class _Checker:
 
     def __init__(
         self,
-        apply: Callable[[PyTree, Any], Any],
+        apply: Callable[[PyTree, PyTree], PyTree],
         params: PyTree,
-        example: Any,
+        example: PyTree,
         features: FeaturesFn | None,
         seed: int,
         names: set[str],
@@ -100,7 +95,7 @@ class _Checker:
         self.random = np.random.default_rng(seed)
         self.leaves = [self._noisy(leaf) for leaf in leaves]
 
-        def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], Any]:
+        def forward(leaves: Sequence[jax.Array]) -> tuple[list[jax.Array], PyTree]:
             params = treedef.unflatten(leaves)
             outputs = jax.tree.leaves(apply(params, example))
             found = {} if features is None else dict(features(params, example))
@@ -126,17 +121,17 @@ class _Checker:
 
     def group(self, group: ResolvedGroup) -> str:
         """Checks one group."""
-        everyone = np.ones(group.num_units, bool)
+        all_units = np.ones(group.num_units, bool)
         for field in ("incoming", "outgoing"):
             for axes in getattr(group, field):
-                if not self._change(self._redrawn(self.leaves, [axes], everyone)):
+                if not self._change(self._redrawn(self.leaves, [axes], all_units)):
                     raise self._error(
                         group,
                         f"redrawing its {field} leaf {self.names[axes.leaf]!r} does "
                         "not change the outputs",
                         "Is it used by apply? Name the kernel that is",
                     )
-        self._check_silence(group, everyone)
+        self._check_silence(group, all_units)
         self._check_order(group)
         every_other = np.arange(group.num_units) % 2 == 0
         return TOGETHER if self._leak(group, every_other) else ALONE
@@ -159,7 +154,8 @@ class _Checker:
 
     def _can_follow(self, group: UnitGroup, params: PyTree) -> bool:
         """Whether the trace finds the one value that the group's consumer reads."""
-        if not isinstance(group.outgoing, str) and len(group.outgoing) > 1:
+        outgoing = group.outgoing or ()
+        if not isinstance(outgoing, str) and len(outgoing) > 1:
             return False
         try:
             jax.eval_shape(with_features(self.apply, (group,)), params, self.example)
@@ -167,12 +163,12 @@ class _Checker:
             return False
         return True
 
-    def _check_silence(self, group: ResolvedGroup, everyone: np.ndarray) -> None:
-        leak = self._leak(group, everyone)
+    def _check_silence(self, group: ResolvedGroup, all_units: np.ndarray) -> None:
+        leak = self._leak(group, all_units)
         if not leak:
             return
         upstream = (*group.incoming, *group.vectors)
-        offending = [axes for axes in upstream if self._leak(group, everyone, [axes])]
+        offending = [axes for axes in upstream if self._leak(group, all_units, [axes])]
         names = [self.names[axes.leaf] for axes in offending]
         remedy = (
             "Name all kernels that read these units in `outgoing`: those of a branch "
@@ -274,8 +270,11 @@ class _Checker:
         return difference(self.forward(moved)[0], self.forward(silent)[0])
 
     def _redrawn(
-        self, leaves: Sequence[Any], all_axes: Sequence[UnitAxes], mask: np.ndarray
-    ) -> list[Any]:
+        self,
+        leaves: Sequence[np.ndarray],
+        all_axes: Sequence[UnitAxes],
+        mask: np.ndarray,
+    ) -> list[np.ndarray]:
         leaves = list(leaves)
         for axes in all_axes:
             leaf = leaves[axes.leaf]
@@ -285,10 +284,12 @@ class _Checker:
             leaves[axes.leaf] = np.where(spread_mask(axes, mask, leaf), fresh, leaf)
         return leaves
 
-    def _change(self, leaves: Sequence[Any]) -> float:
+    def _change(self, leaves: Sequence[np.ndarray]) -> float:
         return difference(self.forward(leaves)[0], self.outputs)
 
-    def _noisy(self, leaf: Any, size: float | None = None) -> np.ndarray:
+    def _noisy(
+        self, leaf: np.ndarray, size: float | np.floating | None = None
+    ) -> np.ndarray:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact):
             return leaf
         leaf = np.asarray(leaf)
@@ -303,15 +304,16 @@ class _Checker:
         )
 
 
-def spread_mask(axes: UnitAxes, mask: np.ndarray, leaf: Any) -> np.ndarray:
+def spread_mask(axes: UnitAxes, mask: np.ndarray, leaf: np.ndarray) -> np.ndarray:
     """Lays a mask [N] along a leaf's axes of units, to broadcast over the leaf."""
     stack = np.shape(leaf)[: axes.stack]
-    return np.asarray(axes.spread(np.broadcast_to(mask, (*stack, mask.size))))
+    whole = np.broadcast_to(mask, (*stack, mask.size))
+    return np.asarray(axes.spread(whole))  # pyrefly: ignore[bad-argument-type]
 
 
 def reorder(
-    leaves: Sequence[Any], all_axes: Sequence[UnitAxes], order: np.ndarray
-) -> list[Any]:
+    leaves: Sequence[np.ndarray], all_axes: Sequence[UnitAxes], order: np.ndarray
+) -> list[np.ndarray]:
     """Gives the unit at each index the entries of another one, in every slice.
 
     Args:
@@ -326,7 +328,8 @@ def reorder(
     for axes in all_axes:
         leaf = np.asarray(leaves[axes.leaf])
         one_slice = axes._replace(stack=0)
-        units = np.asarray(one_slice.spread(np.arange(order.size))).reshape(-1)
+        numbers = np.arange(order.size)
+        units = np.asarray(one_slice.spread(numbers)).reshape(-1)  # pyrefly: ignore[bad-argument-type]
         # The entries of each unit, position by position: [N, P].
         entries = np.argsort(units, kind="stable").reshape(order.size, -1)
         taken = np.empty(units.size, int)

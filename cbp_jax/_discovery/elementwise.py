@@ -3,7 +3,7 @@
 Shapes: N units of a source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import functools
 import math
 from typing import Any
@@ -62,7 +62,7 @@ ALONG_AN_AXIS = frozenset({"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsu
 
 def combine(record: Record, name: str, operands: Sequence[Value], new: Value) -> Value:
     """Follows an elementwise operation; units of several operands become one group."""
-    labeled = [operand for operand in operands if operand.units is not None]
+    labeled = [operand.units for operand in operands if operand.units is not None]
     entries: dict[int, Entries] = {}
     for operand in operands:
         for each in operand.entries:
@@ -74,13 +74,11 @@ def combine(record: Record, name: str, operands: Sequence[Value], new: Value) ->
                 leaf: each._replace(is_shifted=True) for leaf, each in entries.items()
             }
         return new._replace(entries=tuple(entries.values()))
-    units = labeled[0].units
-    for operand in labeled[1:]:
-        united = _unite(record, units, operand.units)
+    units = labeled[0]
+    for each in labeled[1:]:
+        united = _unite(record, units, each)
         if united is None:
-            mixed = frozenset().union(
-                *(record.sources_in(operand.units) for operand in labeled)
-            )
+            mixed = frozenset().union(*map(record.sources_in, labeled))
             return new._replace(mixed=new.mixed | mixed)
         units = united
     if name in ADDED | MULTIPLIED:
@@ -94,7 +92,7 @@ def _merge(record: Record, first: Entries, second: Entries) -> Entries:
     """Returns what is known of a leaf that meets itself, such as its own norm."""
 
     def known_axes(each: Entries) -> int:
-        return sum((labels >= 0).any() for labels in each.coordinates)
+        return sum(bool((labels >= 0).any()) for labels in each.coordinates)
 
     pairs = zip(first.coordinates, second.coordinates, strict=True)
     agree = all(
@@ -132,10 +130,12 @@ def attach(
         if axes is None and depends & labels_lib.varying(units):
             reason = f"{record.names[each.leaf]} meets its units in another order"
             record.leak(record.sources_in(units), reason)
-        if axes and each.is_shifted and not is_added:
+        if not axes:
+            continue
+        if each.is_shifted and not is_added:
             reason = f"{record.names[each.leaf]}, plus something, multiplies its units"
             record.leak(record.sources_in(units), reason)
-        for source in record.sources_in(units) if axes else ():
+        for source in record.sources_in(units):
             vector = Vector(each.leaf, source, axes, is_added)
             if vector not in record.vectors:
                 record.vectors.append(vector)
@@ -223,7 +223,11 @@ def dynamic_slice(
 
 
 def _keep_unless(
-    record: Record, axes: set[int], operands: Sequence[Value], operand: Value, new: Any
+    record: Record,
+    axes: set[int],
+    operands: Sequence[Value],
+    operand: Value,
+    new: Value,
 ) -> Value:
     reason = "infer_units does not follow params through such an operation"
     record.puzzle((entry for each in operands for entry in each.entries), reason)
@@ -250,7 +254,7 @@ HANDLERS = {
 """Handlers of operations with axes, by name of the primitive."""
 
 
-def _elementwise(name: str) -> Any:
+def _elementwise(name: str) -> Callable[..., Value]:
     """Returns the handler of an elementwise primitive."""
 
     def handler(

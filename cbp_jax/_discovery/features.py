@@ -4,26 +4,29 @@ Shapes: B batch, P positions of a flattened map, N units of a group.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 from jax.extend import core
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 import numpy as np
 
 from cbp_jax._discovery import labels as labels_lib
-from cbp_jax._discovery.inference import trace_network
+from cbp_jax._discovery.inference import Traced, trace_network
 from cbp_jax._discovery.tracing import called, can_look_inside
 from cbp_jax._discovery.values import Origin, ProgramPoint, Record
-from cbp_jax._units import PyTree, ResolvedGroup, UnitGroup, path_string, resolve_units
+from cbp_jax._types import PyTree
+from cbp_jax._units import ResolvedGroup, UnitGroup, path_string, resolve_units
 
 Features = dict[str, jax.Array]
 
 
 def with_features(
-    apply: Callable[[PyTree, Any], Any], units: Sequence[UnitGroup]
-) -> Callable[[PyTree, Any], tuple[Any, Features]]:
+    apply: Callable[[PyTree, PyTree], PyTree], units: Sequence[UnitGroup]
+) -> Callable[[PyTree, PyTree], tuple[PyTree, Features]]:
     """Makes a network return the activations of its units as well.
+
+    Provisional: its arguments and results may still change.
 
     The network is traced, and the activations are the values that the kernels of
     `UnitGroup.outgoing` read: after the nonlinearity, after pooling, before a map is
@@ -50,7 +53,7 @@ def with_features(
     """
     units = tuple(units)
 
-    def forward(params: PyTree, inputs: Any) -> tuple[Any, Features]:
+    def forward(params: PyTree, inputs: PyTree) -> tuple[PyTree, Features]:
         traced = trace_network(apply, params, inputs)
         groups = resolve_units(units, params)
         origins = {
@@ -85,16 +88,17 @@ def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origi
         if source.leaf in incoming
     }
     outgoing = {axes.leaf: axes.positions for axes in group.outgoing}
-    reads = [
-        read
+    origins = [
+        read.origin
         for read in record.reads
         if read.leaf in outgoing
         and read.source is not None
         and record.group_of(read.source) in own
+        and read.origin is not None
         and read.origin.place.calls is not None
         and outgoing[read.leaf] == read.positions == group.positions
     ]
-    if not reads:
+    if not origins:
         fed = [names[axes.leaf] for axes in group.incoming]
         read_by = [names[leaf] for leaf in outgoing]
         why = [reason for source in own for reason in record.leaks.get(source, [])]
@@ -103,11 +107,11 @@ def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origi
             f"{read_by} read{': ' + why[0] if why else ''}. Correct the paths, or "
             "collect this group's activations yourself."
         )
-    return reads[-1].origin
+    return origins[-1]
 
 
 def _units_last(
-    group: ResolvedGroup, value: jax.Array, origin: Origin, traced: Any
+    group: ResolvedGroup, value: jax.Array, origin: Origin, traced: Traced
 ) -> jax.Array:
     """Brings a value into the form [B, ..., N]."""
     num_units = group.num_units
@@ -135,23 +139,25 @@ def _units_last(
 
 def _evaluate(
     jaxpr: core.Jaxpr,
-    constants: Sequence[Any],
-    arguments: Sequence[Any],
+    constants: Sequence[jax.Array],
+    arguments: Sequence[jax.Array],
     wanted: set[ProgramPoint],
     calls: tuple[int, ...],
-) -> tuple[list[Any], dict[ProgramPoint, Any]]:
+) -> tuple[list[jax.Array], dict[ProgramPoint, jax.Array]]:
     """Evaluates a program; returns its results, and the wanted values inside."""
-    known: dict[Any, Any] = {}
+    known: dict[core.Var, jax.Array] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
-    found: dict[ProgramPoint, Any] = {}
+    found: dict[ProgramPoint, jax.Array] = {}
 
-    def value_of(atom: Any) -> Any:
+    def value_of(atom: core.Var | core.Literal) -> jax.Array:
         return atom.val if isinstance(atom, core.Literal) else known[atom]
 
     for index, equation in enumerate(jaxpr.eqns):
         inside = (*calls, index)
-        hidden = {each for each in wanted if each.calls[: len(inside)] == inside}
+        hidden = {
+            each for each in wanted if (each.calls or ())[: len(inside)] == inside
+        }
         operands = [value_of(atom) for atom in equation.invars]
         if hidden:
             results, more = _call(equation, operands, hidden, inside)
@@ -167,16 +173,17 @@ def _evaluate(
 
 def _call(
     equation: core.JaxprEqn,
-    operands: Sequence[Any],
+    operands: Sequence[jax.Array],
     wanted: set[ProgramPoint],
     calls: tuple[int, ...],
-) -> tuple[list[Any], dict[ProgramPoint, Any]]:
+) -> tuple[list[jax.Array], dict[ProgramPoint, jax.Array]]:
     """Evaluates the program that an equation calls, as part of this one."""
-    assert can_look_inside(equation)
-    jaxpr, constants = called(equation)
+    inner = called(equation)
+    assert inner is not None and can_look_inside(equation)
+    jaxpr, constants = inner
     places = sorted(wanted, key=lambda place: (place.calls, str(place.variable)))
 
-    def run(*arguments: Any) -> tuple[list[Any], list[Any]]:
+    def run(*arguments: jax.Array) -> tuple[list[jax.Array], list[jax.Array]]:
         results, found = _evaluate(jaxpr, constants, arguments, wanted, calls)
         return results, [found[place] for place in places]
 
@@ -188,8 +195,8 @@ def _call(
 
 
 def _evaluate_one(
-    jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: Sequence[Any]
-) -> list[Any]:
+    jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: Sequence[jax.Array]
+) -> list[jax.Array]:
     """Evaluates one equation as the program that consists of it."""
     inputs = {
         atom: operand
@@ -205,7 +212,8 @@ def _evaluate_one(
         constvars=(), invars=list(inputs), outvars=outputs, eqns=[equation]
     )
     results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*inputs.values()))
-    return [
+    # No equation reads what is dropped.
+    return [  # pyrefly: ignore[bad-return]
         None if isinstance(variable, core.DropVar) else next(results)
         for variable in equation.outvars
     ]
@@ -215,6 +223,8 @@ def collect_features(
     captured: PyTree, paths: Mapping[str, str] | Sequence[str]
 ) -> dict[str, jax.Array]:
     """Picks features out of what flax has captured in a forward pass.
+
+    Provisional: its arguments and results may still change.
 
     * linen, `self.sow("intermediates", "hidden", nn.relu(...))` and
       `outputs, state = network.apply(variables, inputs, mutable=["intermediates"])`:
@@ -268,13 +278,13 @@ def _find(arrays: Mapping[str, jax.Array], path: str, name: str) -> jax.Array:
     )
 
 
-def _without_wrapper(path: Sequence[Any]) -> str:
+def _without_wrapper(path: KeyPath) -> str:
     """Returns a path without the attribute `value` of a variable of nnx.
 
     What a network has put aside under the name `value` keeps its name.
     """
     wrapper = jax.tree_util.GetAttrKey("value")
-    return path_string([key for key in path if key != wrapper])
+    return path_string(tuple(key for key in path if key != wrapper))
 
 
 def _is_wrapping(rest: str) -> bool:

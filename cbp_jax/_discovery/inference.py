@@ -3,13 +3,16 @@
 from collections.abc import Callable, Iterable, Sequence
 import fnmatch
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import jax
+from jax.extend import core
+from jax.tree_util import PyTreeDef
 
 from cbp_jax._discovery.tracing import trace
 from cbp_jax._discovery.values import Read, Record, Vector
-from cbp_jax._units import PyTree, UnitGroup, leaf_paths
+from cbp_jax._types import PyTree
+from cbp_jax._units import UnitGroup, leaf_paths
 
 
 class InferredUnits(tuple[UnitGroup, ...]):
@@ -21,13 +24,13 @@ class InferredUnits(tuple[UnitGroup, ...]):
 
     left_out: dict[str, str]
 
-    def __new__(cls, groups: Sequence[UnitGroup], left_out: dict[str, str]) -> Any:
+    def __new__(cls, groups: Sequence[UnitGroup], left_out: dict[str, str]) -> Self:
         """Makes the tuple."""
         made = super().__new__(cls, groups)
         made.left_out = dict(left_out)
         return made
 
-    def __getnewargs__(self) -> tuple[Any, ...]:
+    def __getnewargs__(self) -> tuple[tuple[UnitGroup, ...], dict[str, str]]:
         """Copies and pickles both."""
         return tuple(self), self.left_out
 
@@ -37,13 +40,16 @@ class InferredUnits(tuple[UnitGroup, ...]):
 
 
 def infer_units(
-    apply: Callable[[PyTree, Any], Any],
+    apply: Callable[[PyTree, PyTree], PyTree],
     params: PyTree,
-    example: Any,
+    example: PyTree,
     *,
     leave: Sequence[str] = (),
 ) -> InferredUnits:
     """Finds the groups of hidden units of a network by tracing it.
+
+    Provisional: its arguments and results may still change, and so may which networks
+    it can follow.
 
     It follows every unit from the kernel that makes it, through biases, activations,
     normalizations, pooling, reshapes and additions, to the kernels that read it: of
@@ -103,13 +109,13 @@ def infer_units(
 class Traced(NamedTuple):
     """A network as a program, and what was found in it."""
 
-    closed: Any  # A `ClosedJaxpr` of the flattened params and example.
+    closed: core.ClosedJaxpr  # Of the flattened params and example.
     record: Record
-    out_tree: Any  # Of the outputs.
+    out_tree: PyTreeDef  # Of the outputs.
 
 
 def trace_network(
-    apply: Callable[[PyTree, Any], Any], params: PyTree, example: Any
+    apply: Callable[[PyTree, PyTree], PyTree], params: PyTree, example: PyTree
 ) -> Traced:
     """Traces `apply(params, example)` and follows units and params through it."""
     names = [path.name for path in leaf_paths(params)]
@@ -299,7 +305,7 @@ class _Found:
             outgoing_bias=self._paths(self._outgoing_biases(list(outgoing.values()))),
             norm_scale=self._paths(each.leaf for each in scales),
             norm_bias=self._paths(each.leaf for each in shifts),
-            layout=self.layout(),
+            layout=self.layout() or _LAYOUTS[0],
             spatial_axes=self._spatial_axes(),
         )
 

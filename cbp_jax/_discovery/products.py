@@ -3,7 +3,7 @@
 Shapes: N units of a source.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,17 +21,21 @@ _MIXED = (
 class Axes(NamedTuple):
     """Axes of a product's two operands, and where they go in the result."""
 
-    summed: tuple[tuple[int, ...], tuple[int, ...]]
-    batch: tuple[tuple[int, ...], tuple[int, ...]]
-    free: tuple[tuple[int, ...], tuple[int, ...]]
-    new_free: tuple[tuple[int, ...], tuple[int, ...]]  # Where `free` is in the result.
+    summed: tuple[tuple[int, ...], ...]
+    batch: tuple[tuple[int, ...], ...]
+    free: tuple[tuple[int, ...], ...]
+    new_free: tuple[tuple[int, ...], ...]  # Where `free` is in the result.
     new_batch: tuple[int, ...]
     window: tuple[int, ...] = ()  # Of the kernel of a convolution.
 
     def swapped(self) -> "Axes":
         """Exchanges the operands."""
-        pairs = (pair[::-1] for pair in self[:4])
-        return Axes(*pairs, self.new_batch, self.window)
+        return self._replace(
+            summed=self.summed[::-1],
+            batch=self.batch[::-1],
+            free=self.free[::-1],
+            new_free=self.new_free[::-1],
+        )
 
 
 def dot_general(
@@ -158,7 +162,7 @@ def new_units(
     record: Record,
     table: Entries,
     out_axes: Sequence[int],
-    placed: Any,
+    placed: Callable[[np.ndarray], np.ndarray],
     new: Value,
     kernel: Value,
 ) -> Value:
@@ -204,14 +208,14 @@ def _read(
 ) -> None:
     """Records whose units a kernel reads along which axis of its leaf."""
     name = record.names[table.leaf]
-    nobody = Read(table.leaf, None, new_source, -1, 1, frozenset(), data.origin)
+    of_no_units = Read(table.leaf, None, new_source, -1, 1, frozenset(), data.origin)
     if data.units is None:
         record.leak(data.mixed, _MIXED)
-        record.reads.append(nobody)
+        record.reads.append(of_no_units)
         return
     read = record.sources_in(data.units)
     record.crossings += [(mixed, each) for mixed in data.mixed for each in read]
-    found = None
+    source = found = None
     if len(read) > 1:
         reason = f"{name} reads them joined with others"
     elif not labels_lib.varying(data.units) <= set(axes.summed[0]):
@@ -225,7 +229,7 @@ def _read(
         reason = f"{name} reads them joined with others, reordered, or on several axes"
     if found is None:
         record.leak(read, reason)
-        record.reads.append(nobody)
+        record.reads.append(of_no_units)
     else:
         record.reads.append(
             Read(table.leaf, source, new_source, *found, origin=data.origin)
@@ -310,7 +314,7 @@ def gather(
             for axis, labels in enumerate(table.coordinates if table else ())
             if labels_lib.varying(labels) and labels_lib.varying(labels) <= whole
         ]
-        if not axes:
+        if table is None or not axes:
             reason = "it is looked up in a way that infer_units does not know"
             record.puzzle(operand.entries, reason)
             return new

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
 from jax.extend import core
 import numpy as np
 
@@ -33,7 +34,7 @@ CALLS = {
 }
 
 
-def called(equation: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[Any]] | None:
+def called(equation: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[jax.Array]] | None:
     """Returns the program that an equation calls and its constants, None for none."""
     name = equation.primitive.name
     if name not in CALLS:
@@ -95,14 +96,14 @@ def _follow(
 
     Returns what is known of its results.
     """
-    known: dict[Any, Value] = {}
+    known: dict[core.Var, Value] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
 
-    def value_of(atom: Any) -> Value:
+    def value_of(atom: core.Var | core.Literal) -> Value:
         if isinstance(atom, core.Literal):
             return Value(tuple(np.shape(atom.val)))
-        return known.get(atom, Value(tuple(atom.aval.shape)))
+        return known.get(atom, Value(_shape(atom)))
 
     needed = _needed(jaxpr, is_used)
     for index, equation in enumerate(jaxpr.eqns):
@@ -113,13 +114,14 @@ def _follow(
         if inner is None:
             results = _follow_one(record, equation, operands)
         else:
-            is_open = calls is not None and can_look_inside(equation)
             results = _follow(
                 record,
                 inner[0],
                 [Value(np.shape(each)) for each in inner[1]],
                 operands,
-                (*calls, index) if is_open else None,
+                (*calls, index)
+                if calls is not None and can_look_inside(equation)
+                else None,
                 [variable in needed for variable in equation.outvars],
             )
         for variable, value in zip(equation.outvars, results, strict=True):
@@ -131,7 +133,11 @@ def _follow(
     return [value_of(atom) for atom in jaxpr.outvars]
 
 
-def _needed(jaxpr: core.Jaxpr, is_used: Sequence[bool]) -> set[Any]:
+def _shape(variable: core.Var) -> tuple[int, ...]:
+    return tuple(variable.aval.shape)  # pyrefly: ignore[missing-attribute]
+
+
+def _needed(jaxpr: core.Jaxpr, is_used: Sequence[bool]) -> set[core.Var]:
     """Returns the variables that lead to results which are used.
 
     A network may update statistics that its caller drops.
@@ -150,7 +156,7 @@ def _follow_one(
     is_data = any(operand.is_data for operand in operands)
     mixed = frozenset().union(*(operand.mixed for operand in operands))
     blank = [
-        Value(tuple(variable.aval.shape), is_data=is_data, mixed=mixed)
+        Value(_shape(variable), is_data=is_data, mixed=mixed)
         for variable in equation.outvars
     ]
     results = _results(record, equation, operands, blank)

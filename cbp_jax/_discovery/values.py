@@ -8,8 +8,9 @@ Shapes: N units of a source.
 
 from collections.abc import Iterable, Sequence
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from jax.extend import core
 import numpy as np
 
 
@@ -17,14 +18,14 @@ class ProgramPoint(NamedTuple):
     """A variable of a traced program: the calls that lead to it, and itself."""
 
     calls: tuple[int, ...] | None  # None where the inside cannot be evaluated.
-    variable: Any
+    variable: core.Var
 
 
 class Origin(NamedTuple):
     """The computed value whose entries were only moved since."""
 
     place: ProgramPoint
-    units: np.ndarray | None  # Labels there.
+    units: np.ndarray  # Labels there.
 
 
 class Entries(NamedTuple):

@@ -1,6 +1,5 @@
 """Layers, and rivals of continual backprop that are layers."""
 
-from typing import Any as _Any
 import warnings as _warnings
 
 from cbp_jax.layers._dropout import dropout
@@ -39,7 +38,7 @@ __all__ = [
 _MOVED = ("CONVOLUTIONS", "convolution_named", "max_pool", "patches_convolution")
 
 
-def __getattr__(name: str) -> _Any:
+def __getattr__(name: str) -> object:
     """Finds what has moved to `cbp_jax.networks`, with a warning."""
     if name in _MOVED:
         from cbp_jax import networks

@@ -1,12 +1,11 @@
 """Gradients of a network that also has state: running statistics of its layers."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-PyTree = Any
+from cbp_jax._types import PyTree
 
 FORWARD_STATS = "batch_stats"
 """Collection of statistics that the forward pass updates, as flax names it."""
@@ -16,8 +15,8 @@ BACKWARD_STATS = "backward_stats"
 
 
 def value_and_grad_with_state(
-    loss_fn: Callable[..., tuple[jax.Array, tuple[PyTree, Any]]],
-) -> Callable[..., tuple[tuple[jax.Array, Any], PyTree, PyTree]]:
+    loss_fn: Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]],
+) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree, PyTree]]:
     """`jax.value_and_grad` for networks with or without state beside the params.
 
     The state is the dict of a flax network's collections other than the params, as its
@@ -52,11 +51,11 @@ def value_and_grad_with_state(
     """
 
     def value_and_grad(
-        params: PyTree, state: PyTree, *args: Any
-    ) -> tuple[tuple[jax.Array, Any], PyTree, PyTree]:
+        params: PyTree, state: PyTree, *args: PyTree
+    ) -> tuple[tuple[jax.Array, PyTree], PyTree, PyTree]:
         backward = {name: state[name] for name in (BACKWARD_STATS,) if name in state}
 
-        def loss_of(params: PyTree, backward: PyTree) -> Any:
+        def loss_of(params: PyTree, backward: PyTree) -> PyTree:
             return loss_fn(params, {**state, **backward}, *args)
 
         (loss, (forward, aux)), (grads, increments) = jax.value_and_grad(

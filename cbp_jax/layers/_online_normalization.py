@@ -1,21 +1,24 @@
 """Online normalization: batch normalization of a stream of single examples.
 
 Its backward pass has a memory of its own. A pass in reverse cannot write a variable, so
-what it adds to that memory comes out as the gradient with respect to it; whoever takes
-the gradients adds it, or lets `value_and_grad_with_state` do so.
+what it adds to that memory comes out as the gradient with respect to it; the caller
+adds it, or lets `value_and_grad_with_state` do so.
 
 Shapes: B batch, N units (channels, if there are positions `...`).
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cbp_jax._numbers import at_least_float32, check_choice, check_range
+from cbp_jax._types import PyTree
 from cbp_jax.layers._gradients_with_state import BACKWARD_STATS, FORWARD_STATS
 
 GUARDS = ("layer_scaling", "clip", "none")
@@ -33,7 +36,7 @@ class OnlineNormalizationState(NamedTuple):
 
 
 def init_online_normalization(
-    num_units: int, dtype: Any = jnp.float32
+    num_units: int, dtype: DTypeLike = jnp.float32
 ) -> OnlineNormalizationState:
     """Returns the state of `num_units` newborn units, of a floating dtype."""
     # An array of its own for each field, so that the state can be donated.
@@ -152,7 +155,7 @@ class OnlineNorm(nn.Module):
     backward_decay: float | jax.Array = 0.99
     epsilon: float = 1e-5
     guard: str = "layer_scaling"
-    param_dtype: Any = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, inputs: jax.Array) -> jax.Array:
@@ -186,7 +189,7 @@ class OnlineNorm(nn.Module):
             "scale", nn.initializers.ones, (num_units,), self.param_dtype
         )
         bias = self.param("bias", nn.initializers.zeros, (num_units,), self.param_dtype)
-        outputs, scale, bias = nn.dtypes.promote_dtype(outputs, scale, bias)
+        outputs, scale, bias = promote_dtype(outputs, scale, bias)
         outputs = outputs * over_units(scale) + over_units(bias)
         if self.guard == "layer_scaling":
             return layer_scaling(outputs, self.epsilon)
@@ -247,12 +250,12 @@ def _forward(
     forward_decay: jax.Array,
     backward_decay: jax.Array,
     epsilon: jax.Array,
-) -> tuple[Any, Any]:
+) -> tuple[PyTree, PyTree]:
     rate = 1 - forward_decay
     positions = tuple(range(inputs.ndim - 2))  # Of one example.
     over_positions = functools.partial(jnp.expand_dims, axis=positions)
 
-    def see(statistics: Any, example: jax.Array) -> tuple[Any, Any]:
+    def see(statistics: PyTree, example: jax.Array) -> tuple[PyTree, PyTree]:
         mean, var = statistics
         deviation = example - over_positions(mean)
         scale = jnp.sqrt(var + epsilon)
@@ -269,13 +272,13 @@ def _forward(
     return (outputs, *statistics), residuals
 
 
-def _backward(residuals: Any, cotangents: Any) -> tuple[Any, ...]:
+def _backward(residuals: PyTree, cotangents: PyTree) -> tuple[PyTree, ...]:
     outputs, scales, state, backward_decay = residuals
     rate = 1 - backward_decay
     positions = tuple(range(outputs.ndim - 2))
     over_positions = functools.partial(jnp.expand_dims, axis=positions)
 
-    def control(sums: Any, example: Any) -> tuple[Any, Any]:
+    def control(sums: PyTree, example: PyTree) -> tuple[PyTree, PyTree]:
         u, v = sums
         output, scale, gradient = example
         gradient = gradient - over_positions(rate * v) * output

@@ -30,4 +30,4 @@ def weight_magnitude(params: chex.ArrayTree) -> jax.Array:
         raise ValueError(f"no leaf of rank 2 or more to average, only {shapes}")
     dtype = float_dtype(*weights)
     total = sum(jnp.sum(jnp.abs(jnp.asarray(w, dtype))) for w in weights)
-    return total / sum(jnp.size(weight) for weight in weights)
+    return jnp.asarray(total) / sum(jnp.size(weight) for weight in weights)

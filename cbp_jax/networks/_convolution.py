@@ -15,7 +15,9 @@ from typing import Any
 
 import jax
 from jax import lax
+from jax.lax import ConvGeneralDilatedDimensionNumbers, PrecisionLike
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from cbp_jax._numbers import check_choice
 
@@ -32,11 +34,11 @@ def patches_convolution(
     padding: str | Sequence[tuple[int, int]],
     lhs_dilation: Sequence[int] | None = None,
     rhs_dilation: Sequence[int] | None = None,
-    dimension_numbers: Any = None,
+    dimension_numbers: ConvGeneralDilatedDimensionNumbers = None,
     feature_group_count: int = 1,
     batch_group_count: int = 1,
-    precision: Any = None,
-    preferred_element_type: Any = None,
+    precision: PrecisionLike = None,
+    preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of images, as one matrix product of patches.
 

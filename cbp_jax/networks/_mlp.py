@@ -7,7 +7,8 @@ from flax import linen as nn
 from flax.core import FrozenDict
 import jax
 
-from cbp_jax._units import Initializer, UnitGroup, sequential_units
+from cbp_jax._types import Initializer
+from cbp_jax._units import UnitGroup, sequential_units
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.layers._normalization import normalize
 from cbp_jax.networks._activations import PAIRED, activation_function

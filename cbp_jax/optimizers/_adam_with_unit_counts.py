@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from cbp_jax._numbers import at_least_float32, average_weight, check_params
-from cbp_jax._units import PyTree, UnitGroup, resolve_units
+from cbp_jax._types import PyTree
+from cbp_jax._units import UnitGroup, resolve_units
 
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
@@ -243,7 +245,7 @@ def _average_weights(
     units the younger has the smaller one, so a weight needs no power of its own.
     """
 
-    def weight_of(age: jax.Array, dtype: Any) -> jax.Array:
+    def weight_of(age: jax.Array, dtype: DTypeLike) -> jax.Array:
         return average_weight(optax.safe_increment(age), decay_rate, dtype)
 
     leaves, treedef = jax.tree.flatten(tree)

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax._numbers import check_params, check_range, key_bits, key_of, lead_to, widen
-from cbp_jax._units import PyTree, leaf_paths
+from cbp_jax._types import PyTree
+from cbp_jax._units import leaf_paths
 from cbp_jax._xla import cond_any_lane, round_to_dtype
 
 # From the number of updates made, this one included, an int32 scalar of at least 1, to
@@ -29,7 +30,7 @@ class EventState(NamedTuple):
 
 def act_at(
     schedule: Schedule,
-    act: Callable[[PyTree, jax.Array | None], PyTree],
+    act: Callable[..., PyTree],
     *,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
@@ -146,7 +147,7 @@ def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
 
 def change_params(
     is_due: jax.Array,
-    act: Callable[[PyTree, jax.Array | None], PyTree],
+    act: Callable[..., PyTree],
     key: jax.Array | None,
     updates: PyTree,
     params: PyTree,
@@ -162,7 +163,7 @@ def change_params(
     """
     pure_act, constants = without_closure(act, params, key)
 
-    def work(operand: Any) -> tuple[PyTree, jax.Array | None]:
+    def work(operand: PyTree) -> tuple[PyTree, jax.Array | None]:
         is_due, key, updates, params, constants = operand
         next_key = act_key = None
         if key is not None:
@@ -179,7 +180,7 @@ def change_params(
         new = pure_act(constants, moved, act_key)
         return jax.tree.map(change, updates, params, moved, new), next_key
 
-    def skip(operand: Any) -> tuple[PyTree, jax.Array | None]:
+    def skip(operand: PyTree) -> tuple[PyTree, jax.Array | None]:
         _, key, updates, params, _ = operand
         return jax.tree.map(widen, updates, params), key
 
@@ -192,8 +193,8 @@ def next_params(params: PyTree, updates: PyTree) -> PyTree:
 
 
 def without_closure(
-    function: Callable[..., Any], *examples: Any
-) -> tuple[Callable[..., Any], list[jax.Array]]:
+    function: Callable[..., PyTree], *examples: PyTree
+) -> tuple[Callable[..., PyTree], list[jax.Array]]:
     """Turns the arrays that a function closes over into an argument.
 
     `cond_any_lane` takes no functions that close over traced arrays.
@@ -211,7 +212,7 @@ def without_closure(
     jaxpr, constants = closed.jaxpr, list(closed.consts)
     treedef = jax.tree.structure(shapes)
 
-    def pure(constants: list[jax.Array], *arguments: Any) -> Any:
+    def pure(constants: list[jax.Array], *arguments: PyTree) -> PyTree:
         flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
         return treedef.unflatten(flat(*jax.tree.leaves(arguments)))
 

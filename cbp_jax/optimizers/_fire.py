@@ -10,7 +10,7 @@ import optax
 
 from cbp_jax._numbers import at_least_float32, check_range
 from cbp_jax._trees import are_kernels, are_named
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 from cbp_jax.optimizers._events import EventState, Schedule, act_at
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax._numbers import at_least_float32, check_params, check_range, is_known
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 from cbp_jax.optimizers._events import (
     EventState,
     Schedule,
@@ -114,7 +114,7 @@ def slow_params(state: PyTree) -> PyTree:
       ValueError: the state holds no slow params, or several.
     """
 
-    def is_own(node: Any) -> bool:
+    def is_own(node: PyTree) -> bool:
         return isinstance(node, HareAndTortoiseState)
 
     found = [node for node in jax.tree.leaves(state, is_leaf=is_own) if is_own(node)]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax._numbers import at_least_float32, check_params, widen
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 
 
 class L2InitState(NamedTuple):

@@ -9,7 +9,7 @@ import optax
 
 from cbp_jax._numbers import at_least_float32, check_params, lead_to
 from cbp_jax._trees import are_kernels, are_named
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 
 
 class ProjectNormsState(NamedTuple):

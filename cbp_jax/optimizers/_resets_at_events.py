@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import KeyPath
 import optax
 
 from cbp_jax._numbers import check_params
 from cbp_jax._trees import are_named
-from cbp_jax._units import PyTree, path_string
+from cbp_jax._types import PyTree
+from cbp_jax._units import path_string
 from cbp_jax._xla import cond_any_lane
 from cbp_jax.optimizers._events import (
     EventState,
@@ -133,7 +135,7 @@ def reset_optimizer_at(
         is_due, count = next_update(schedule, state.events)
         newborn, constants = without_closure(base_optimizer.init, params)
 
-        def work(operand: Any) -> PyTree:
+        def work(operand: PyTree) -> PyTree:
             is_due, base_state, updates, params, constants = operand
             fresh = newborn(constants, next_params(params, updates))
             return jax.tree_util.tree_map_with_path(
@@ -147,7 +149,7 @@ def reset_optimizer_at(
                 is_leaf=lambda node: isinstance(node, EventState),
             )
 
-        def skip(operand: Any) -> PyTree:
+        def skip(operand: PyTree) -> PyTree:
             return operand[1]
 
         operand = (is_due, base_state, updates, params, constants)
@@ -163,7 +165,7 @@ def _are_drawn(params: PyTree, layers: Sequence[str] | None) -> PyTree:
     return are_named(params, layers, "layers")
 
 
-def _goes_on(path: Sequence[Any], old: Any) -> bool:
+def _goes_on(path: KeyPath, old: EventState | jax.Array) -> bool:
     return (
         isinstance(old, EventState)
         or path_string(path[-1:]) == "rng_key"

@@ -17,7 +17,7 @@ from cbp_jax._numbers import (
     key_of,
 )
 from cbp_jax._trees import are_named
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 from cbp_jax.optimizers._events import (
     EventState,
     Schedule,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 import optax
 
 from cbp_jax._numbers import (
@@ -18,7 +19,7 @@ from cbp_jax._numbers import (
     key_of,
     widen,
 )
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 
 
 class PerturbState(NamedTuple):
@@ -27,7 +28,7 @@ class PerturbState(NamedTuple):
     rng_key: jax.Array  # Bits of a key, uint32; split at every update.
 
 
-def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Draws -1 or 1 with equal probability, each from a single random bit.
 
     For `perturb`: mean 0 and variance 1 as of normal noise, whose sum over some dozens

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax._numbers import at_least_float32, is_known
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 from cbp_jax.optimizers._events import Schedule, act_at, draw_params, pass_events
 
 

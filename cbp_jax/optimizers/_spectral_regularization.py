@@ -10,7 +10,8 @@ import optax
 
 from cbp_jax._numbers import at_least_float32, check_params, check_range, widen
 from cbp_jax._trees import is_kernel
-from cbp_jax._units import LeafPath, PyTree, leaf_paths
+from cbp_jax._types import PyTree
+from cbp_jax._units import LeafPath, leaf_paths
 
 
 class SpectralRegularizationState(NamedTuple):

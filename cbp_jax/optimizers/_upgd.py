@@ -15,7 +15,7 @@ from cbp_jax._numbers import (
     key_of,
     widen,
 )
-from cbp_jax._units import PyTree
+from cbp_jax._types import PyTree
 from cbp_jax.optimizers._shrink_and_perturb import NOISES
 
 

@@ -10,7 +10,8 @@ import optax
 
 from cbp_jax._numbers import at_least_float32, check_params, check_range, lead_to
 from cbp_jax._trees import are_named, is_kernel
-from cbp_jax._units import LeafPath, PyTree, leaf_paths
+from cbp_jax._types import PyTree
+from cbp_jax._units import LeafPath, leaf_paths
 
 Bounds = Callable[[str, tuple[int, ...]], float]
 

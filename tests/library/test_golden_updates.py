@@ -1,6 +1,7 @@
 """The first updates of every rule and optimizer, see `golden_numbers`."""
 
 from typing import NamedTuple
+import warnings
 
 from golden_numbers import Golden
 import jax
@@ -83,10 +84,13 @@ def indices(replaced, age):
 def replace(base=SGD, units=tiny.UNITS, **options):
     """Continual backprop that replaces units from the second update on."""
     numbers = {"replacement_rate": 0.3, "decay_rate": 0.9, "maturity_threshold": 1}
-    return cbp_jax.continual_backprop(base, units, **(numbers | {"key": KEY} | options))
+    options = numbers | {"key": KEY} | options
+    with warnings.catch_warnings():  # Of a low maturity without a correction.
+        warnings.simplefilter("ignore", UserWarning)
+        return cbp_jax.continual_backprop(base, units, **options)
 
 
-def recipe(name):
+def variant(name):
     """A published variant, with numbers that let it replace units at once."""
     numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
     # Without correction for age a unit must mature for some times 1 / (1 - decay).
@@ -148,7 +152,7 @@ UTILITIES = (
 )
 RULE_CASES = {
     **{
-        f"recipe {name}": recipe(name)
+        f"recipe {name}": variant(name)
         for name in ("PREPRINT", "NATURE", "RELEASED_MLP", "RELEASED_CONV")
     },
     **{

@@ -20,12 +20,13 @@ FEATURES = tiny.at(tiny.make_features(), 0)
 
 def measurements(positions):
     rng = np.random.default_rng(0)
-    return utility.UnitMeasurements(
+    return cbp_jax.Measurements(
         activation=rng.normal(size=(BATCH, positions, NUM_UNITS)),
         mean_activation=rng.normal(size=NUM_UNITS),
         incoming_magnitude=rng.uniform(0.5, 2, NUM_UNITS),
         outgoing_magnitude=rng.uniform(0.5, 2, (positions, NUM_UNITS)),
         age=np.arange(1, NUM_UNITS + 1),
+        count=np.asarray(NUM_UNITS),
         key=tiny.FAST_KEY,
     )
 
