@@ -14,7 +14,6 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments.engine import command_line
 from experiments.learning.checks import (
     check_batch_size,
     check_choice,
@@ -24,6 +23,7 @@ from experiments.learning.learners import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem
+from experiments.run import command_line
 from experiments.streams import datasets
 from experiments.streams.permuted_images import SAMPLING, draw_task
 

@@ -24,15 +24,15 @@ MAY_IMPORT = {
     "experiments.reporting": set(),
     "experiments.learning": LIBRARY | {"experiments.reporting"},
     "experiments.streams": LIBRARY | {"experiments.learning"},
-    "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
+    "experiments.run": LIBRARY | {"experiments.learning", "experiments.reporting"},
     "experiments.timing": LIBRARY
-    | {f"experiments.{room}" for room in ("engine", "learning", "reporting")},
+    | {f"experiments.{room}" for room in ("run", "learning", "reporting")},
     "experiments.recipes": LIBRARY
     | {f"experiments.{room}" for room in ("reporting", "timing")},
     "experiments": LIBRARY
     | {
         f"experiments.{room}"
-        for room in ("timing", "engine", "streams", "learning", "reporting")
+        for room in ("timing", "run", "streams", "learning", "reporting")
     },
     "configs": {"experiments.learning"},
 }

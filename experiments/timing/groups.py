@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.engine import configuration
-from experiments.engine.cases import Case, prepare_cases
 from experiments.learning.problem import Problem
+from experiments.run import config as configuration
+from experiments.run.cases import Case, prepare_cases
 from experiments.timing import programs
 from experiments.timing.floor import has_floor
 from experiments.timing.machine import Machine

@@ -16,10 +16,11 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.engine import memory
-from experiments.engine.cases import Case, CompiledCase
-from experiments.engine.lanes import LaneMap, lane_key, lane_settings
 from experiments.learning.measures import layer_measures
+from experiments.run import machine as memory
+from experiments.run.cases import Case, CompiledCase
+from experiments.run.config import lane_key, lane_settings
+from experiments.run.lanes import LaneMap
 from experiments.timing.batches import NUM_BATCHES, example_shape, make_batches
 from experiments.timing.floor import made_up_params, make_update
 

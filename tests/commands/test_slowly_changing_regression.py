@@ -9,8 +9,9 @@ import xarray as xr
 
 from configs import pmnist, scr
 from experiments import slowly_changing_regression
-from experiments.engine import cases, command_line, configuration, runner
 from experiments.reporting import run_results
+from experiments.run import cases, command_line, runner
+from experiments.run.config import make_cases
 
 MAKE_PROBLEM = slowly_changing_regression.make_problem
 PRESETS = ("default", "figure_b10", "cbp", "adam", "all_bits", "smoke")
@@ -180,7 +181,7 @@ def test_every_preset_is_whole_and_divides_its_examples(preset):
     """At full size and with the preset's own learners, up to compilation."""
     config = scr.get_config(preset)
     prepared = cases.prepare_cases(config, MAKE_PROBLEM)
-    assert [case.name for case in prepared] == list(configuration.make_cases(config))
+    assert [case.name for case in prepared] == list(make_cases(config))
     examples = {case.config.num_tasks * case.steps_per_task for case in prepared}
     lanes = prepared[0].num_lanes
     total = {"all_bits": 1_000_000, "smoke": 400}.get(preset, 3_000_000)

@@ -9,14 +9,14 @@ from tiny import by_path
 from tiny_runs import one_lane, tiny_pairs
 
 from experiments import continual_imagenet
-from experiments.engine import configuration
 from experiments.learning.heads import clear_head
+from experiments.run.config import complete, make_cases
 
 
 def trained_state(**fields):
     """A state in which nothing is 0 by chance."""
-    config = configuration.complete(tiny_pairs(cases={"one": fields}))
-    config = configuration.make_cases(config)["one"]
+    config = complete(tiny_pairs(cases={"one": fields}))
+    config = make_cases(config)["one"]
     learner = continual_imagenet.make_problem(config).learner
     settings, key = one_lane(config)
     state = jax.eval_shape(lambda: learner.init(settings, key))

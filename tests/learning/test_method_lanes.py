@@ -7,8 +7,7 @@ import pytest
 from tiny_runs import tiny_digits
 
 from experiments import permuted_mnist
-from experiments.engine.configuration import complete, make_cases
-from experiments.engine.lanes import lane_settings, make_grid
+from experiments.run.config import complete, lane_settings, make_cases, make_grid
 
 KEY = jax.random.key(0)
 # A task is 40 updates.

@@ -14,9 +14,9 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.engine import configuration
 from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
 from experiments.learning.methods import HYPER_PARAMETERS, METHODS
+from experiments.run.config import complete, make_cases
 
 IMAGES = jax.random.uniform(jax.random.key(1), (60, 1, 64))
 LABELS = jnp.arange(60)[:, None] % 10
@@ -27,7 +27,7 @@ def make(method, **overrides):
         overrides
     )
     config = tiny_digits(cases={method: {"method": method} | overrides}, step_size=0.1)
-    return configuration.make_cases(configuration.complete(config))[method]
+    return make_cases(complete(config))[method]
 
 
 def train(config, num_updates=60):

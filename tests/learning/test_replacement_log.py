@@ -10,8 +10,6 @@ import pytest
 from tiny_runs import one_lane, tiny_digits
 
 from experiments import permuted_mnist
-from experiments.engine import runner
-from experiments.engine.log_file import LogFile
 from experiments.learning import replacement_log
 from experiments.learning.replacement_log import empty_log
 from experiments.reporting import (
@@ -22,6 +20,8 @@ from experiments.reporting import (
     tables,
     trials,
 )
+from experiments.run import runner
+from experiments.run.logs import LogFile
 
 ONLY_CONTINUAL = {"continual_backprop": {"method": "continual_backprop"}}
 

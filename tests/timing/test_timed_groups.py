@@ -9,9 +9,9 @@ import pytest
 from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
 
 from experiments import permuted_mnist, slowly_changing_regression
-from experiments.engine import memory
-from experiments.engine.configuration import complete, make_cases
 from experiments.learning.checks import ConfigError
+from experiments.run import machine as memory
+from experiments.run.config import complete, make_cases
 from experiments.timing import groups, sessions
 from experiments.timing.groups import Group, Plan, Timed
 from experiments.timing.machine import Machine
