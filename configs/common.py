@@ -1,6 +1,6 @@
 """What the configs of all problems share, and how a preset becomes a config.
 
-The hyper-parameters of a method, their published values and their ranges are declared
+The hyperparameters of a method, their published values and their ranges are declared
 with the method, in experiments/learning/methods/. A config has those of the methods
 that its cases use.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
-from experiments.learning.methods import parameters_of
+from experiments.learning.hyperparameters import OPTIMIZER_HYPERPARAMETERS
+from experiments.learning.methods import hyperparameters_of
 
 _LEARNER = {
     "method": "continual_backprop",  # A name in experiments/learning/methods/.
@@ -33,7 +33,7 @@ _LANES = {
         "continual_backprop": {"method": "continual_backprop"},
     },
     "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 chooses.
-    "probe": {  # Overrides of the short task that is timed to choose it.
+    "timed_task": {  # Overrides of the short task that is timed to choose it.
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
@@ -71,9 +71,9 @@ def make_config(
         raise ValueError(f"Unknown preset {preset!r}; choose from {list(presets)}.")
     chosen = presets[preset]
     fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(chosen)
-    parameters = dict(OPTIMIZER_PARAMETERS)
+    parameters = dict(OPTIMIZER_HYPERPARAMETERS)
     for case in fields["cases"].values():
-        parameters |= parameters_of(fields | case)
+        parameters |= hyperparameters_of(fields | case)
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     sweep = dict.fromkeys(parameters, ()) | chosen.get("sweep", {})
     return ConfigDict(defaults | fields | {"preset": preset, "sweep": sweep})

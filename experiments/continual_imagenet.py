@@ -62,7 +62,7 @@ def make_problem(config: Any) -> Problem:
         return images - jnp.broadcast_to(stream.mean_image, images.shape)
 
     def run_task(
-        settings: Any,
+        hyperparameters: Any,
         state: LearnerState,
         lane_key: jax.Array,
         task: jax.Array,
@@ -82,7 +82,7 @@ def make_problem(config: Any) -> Problem:
         def step(
             state: LearnerState, indices: jax.Array
         ) -> tuple[LearnerState, jax.Array]:
-            state, _, loss = learner.step(settings, state, *read(indices))
+            state, _, loss = learner.step(hyperparameters, state, *read(indices))
             return state, loss
 
         def run_epoch(state: LearnerState, order: jax.Array) -> Any:
@@ -97,7 +97,7 @@ def make_problem(config: Any) -> Problem:
         measures = layer_measures(
             config,
             learner,
-            settings,
+            hyperparameters,
             state,
             *read(first[: config.measured_examples]),
             task,
@@ -117,7 +117,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data=stream.data,
         run_task=run_task,
-        steps_per_task=num_updates + sees_tasks,
+        updates_per_task=num_updates + sees_tasks,
         examples_per_task=config.num_epochs * num_images,
     )
 

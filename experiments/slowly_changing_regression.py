@@ -63,7 +63,7 @@ def make_problem(config: Any) -> Problem:
     )
 
     def run_task(
-        settings: Any,
+        hyperparameters: Any,
         state: LearnerState,
         lane_key: jax.Array,
         task: jax.Array,
@@ -74,14 +74,14 @@ def make_problem(config: Any) -> Problem:
         measured = unpack(examples.words[: config.measured_examples], num_inputs)
         targets = examples.targets[: config.measured_examples]
         measures = layer_measures(
-            config, learner, settings, state, measured, targets, task
+            config, learner, hyperparameters, state, measured, targets, task
         )
 
         def step(
             state: LearnerState, batch: Examples
         ) -> tuple[LearnerState, jax.Array]:
             inputs = unpack(batch.words, num_inputs)
-            state, _, loss = learner.step(settings, state, inputs, batch.targets)
+            state, _, loss = learner.step(hyperparameters, state, inputs, batch.targets)
             return state, loss
 
         batches = jax.tree.map(
@@ -98,7 +98,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data={},
         run_task=run_task,
-        steps_per_task=updates_per_task,
+        updates_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
 

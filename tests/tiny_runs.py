@@ -15,14 +15,14 @@ from configs import imagenet, pmnist, scr
 from experiments.reporting import run_results
 from experiments.run import provenance, runner
 from experiments.run.cases import CompiledCase
-from experiments.run.config import lane_settings, make_grid
+from experiments.run.config import lane_hyperparameters, make_grid
 from experiments.streams import drifting_bits
 
 
 def one_lane(config):
-    """Returns the settings and the key of the first lane of a case's config."""
+    """Returns the hyperparameters and the key of the first lane of a case's config."""
     lane = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), make_grid(config).lanes)
-    return lane_settings(config, lane), jax.random.key(lane.seed)
+    return lane_hyperparameters(config, lane), jax.random.key(lane.seed)
 
 
 def _tiny(presets, shrink_config, overrides):

@@ -4,7 +4,7 @@ from typing import Any
 
 from cbp_jax import layers, networks
 from experiments.learning.checks import ConfigError, check_choice
-from experiments.learning.networks import NORMALIZATION_PARAMETERS
+from experiments.learning.networks import NORMALIZATION_HYPERPARAMETERS
 
 _POOL = 2
 
@@ -40,7 +40,7 @@ def make_conv_net(
         )
     _check_map(image_shape, sizes)
     networks.activation_function(config.activation)
-    check_choice("normalization", config.normalization, NORMALIZATION_PARAMETERS)
+    check_choice("normalization", config.normalization, NORMALIZATION_HYPERPARAMETERS)
     check_choice("convolution", config.convolution, ("auto", *layers.CONVOLUTIONS))
     return networks.ConvNet(
         num_outputs=num_outputs,

@@ -45,15 +45,15 @@ class LearnerState(NamedTuple):
 
 
 class Learner(NamedTuple):
-    """Pure functions of one learner; `settings` holds its hyper-parameters.
+    """Pure functions of one learner; `hyperparameters` holds its numbers.
 
     Attributes:
-      init: `(settings, lane_key) -> LearnerState`.
-      step: `(settings, state, inputs, targets) -> (state, outputs, loss)` makes one
-        update on a batch, inputs `[B, ...]`; outputs `[B, num_outputs]` and the loss, a
-        scalar mean over the batch, are from before the update.
-      probe: `(settings, state, inputs, targets) -> (grads, updates)`, trees like the
-        params: what `step` would do, without doing it.
+      init: `(hyperparameters, lane_key) -> LearnerState`.
+      step: `(hyperparameters, state, inputs, targets) -> (state, outputs, loss)` makes
+        one update on a batch, inputs `[B, ...]`; outputs `[B, num_outputs]` and the
+        loss, a scalar mean over the batch, are from before the update.
+      preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
+        like the params: what `step` would do, without doing it.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` of the finished network:
         no dropout, running statistics, and the average of the params where the method
         keeps one to be evaluated.
@@ -68,7 +68,7 @@ class Learner(NamedTuple):
 
     init: Callable[..., LearnerState]
     step: Callable[..., tuple[LearnerState, jax.Array, jax.Array]]
-    probe: Callable[..., tuple[Any, Any]]
+    preview: Callable[..., tuple[Any, Any]]
     predict: Callable[[LearnerState, jax.Array], jax.Array]
     features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
     unit_ages: Callable[[LearnerState], list[jax.Array]]
@@ -121,12 +121,12 @@ def make_learner(
     max_replaced = _max_replaced(config, max(layer_sizes["num_units"]))
 
     def make_optimizer(
-        settings: SimpleNamespace, key: jax.Array
+        hyperparameters: SimpleNamespace, key: jax.Array
     ) -> optax.GradientTransformationExtraArgs:
         noise_key = jax.random.fold_in(key, NOISE)
         ingredients = Ingredients(
-            settings=settings,
-            base=make_base_optimizer(config, settings, units, noise_key),
+            hyperparameters=hyperparameters,
+            base=make_base_optimizer(config, hyperparameters, units, noise_key),
             network=network,
             init_params=lambda key: init_network(key)[0],
             weight_bounds=networks.weight_bounds(network),
@@ -141,11 +141,11 @@ def make_learner(
         has_utility = all(hasattr(unit, "utility") for unit in state.units.values())
         return empty_log(config.replacement_log, has_utility=has_utility)
 
-    def init(settings: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
+    def init(hyperparameters: SimpleNamespace, lane_key: jax.Array) -> LearnerState:
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
-        optimizer_state = make_optimizer(settings, key).init(params)
+        optimizer_state = make_optimizer(hyperparameters, key).init(params)
         return LearnerState(
             params=params,
             network_state=network_state,
@@ -157,17 +157,17 @@ def make_learner(
         )
 
     def compute_update(
-        settings: SimpleNamespace,
+        hyperparameters: SimpleNamespace,
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
         """Returns gradients, updates, the state after them but for params, and more."""
-        trained = networks.with_settings(network, settings)
+        trained = networks.with_hyperparameters(network, hyperparameters)
         dropout = {}
-        if not is_off(settings.dropout_rate):
+        if not is_off(hyperparameters.dropout_rate):
             key = jax.random.fold_in(state.noise_key, state.num_updates)
-            dropout = {"dropout_rate": settings.dropout_rate, "dropout_key": key}
+            dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
 
         def loss_of(params: Any, network_state: Any) -> Any:
             (outputs, features), network_state = trained.apply(
@@ -183,7 +183,7 @@ def make_learner(
             loss_of
         )(state.params, state.network_state)
         # The key only matters to init; the state carries it from there.
-        optimizer = make_optimizer(settings, make_key(0))
+        optimizer = make_optimizer(hyperparameters, make_key(0))
         updates, optimizer_state = optimizer.update(
             grads, state.optimizer_state, state.params, features=features
         )
@@ -206,20 +206,20 @@ def make_learner(
         return grads, updates, state, outputs, loss
 
     def step(
-        settings: SimpleNamespace,
+        hyperparameters: SimpleNamespace,
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
         _, updates, new_state, outputs, loss = compute_update(
-            settings, state, inputs, targets
+            hyperparameters, state, inputs, targets
         )
         num_resets, log = state.num_resets, state.log
         if method.resets_units:
             num_resets = _add_resets(num_resets, new_state.optimizer_state)
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
-            log = record(log, layers[:-1], settings, *states)
+            log = record(log, layers[:-1], hyperparameters, *states)
         new_state = new_state._replace(
             params=optax.apply_updates(state.params, updates),
             num_resets=num_resets,
@@ -227,13 +227,13 @@ def make_learner(
         )
         return new_state, outputs, loss
 
-    def probe(
-        settings: SimpleNamespace,
+    def preview(
+        hyperparameters: SimpleNamespace,
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[Any, Any]:
-        grads, updates, *_ = compute_update(settings, state, inputs, targets)
+        grads, updates, *_ = compute_update(hyperparameters, state, inputs, targets)
         return grads, updates
 
     def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
@@ -257,7 +257,9 @@ def make_learner(
             for units in layer_sizes["num_units"][:-1]
         ]
 
-    return Learner(init, step, probe, predict, features, unit_ages, layers, layer_sizes)
+    return Learner(
+        init, step, preview, predict, features, unit_ages, layers, layer_sizes
+    )
 
 
 def _check(config: Any, network: Any) -> None:

@@ -25,7 +25,7 @@ _RANKS = {
 def layer_measures(
     config: Any,
     learner: Learner,
-    settings: SimpleNamespace,
+    hyperparameters: SimpleNamespace,
     state: LearnerState,
     inputs: jax.Array,
     targets: jax.Array,
@@ -37,7 +37,7 @@ def layer_measures(
       config: `activation`, `rank_every` (measure ranks at every so many tasks, 0 for
         never) and `rank_method` (`cbp_jax.metrics.singular_values`).
       learner: the learner.
-      settings: its hyper-parameters.
+      hyperparameters: its numbers.
       state: its state.
       inputs: `[samples, ...]`.
       targets: `[samples]`.
@@ -68,7 +68,7 @@ def layer_measures(
             for layer in hidden
         ]
     measures = {name: _measured([*found, None]) for name, found in per_layer.items()}
-    grads, updates = learner.probe(settings, state, inputs, targets)
+    grads, updates = learner.preview(hyperparameters, state, inputs, targets)
     return (
         measures
         | _ranks(config, _outputs(learner, features), task)

@@ -11,23 +11,25 @@ from cbp_jax import networks
 from cbp_jax.initializers import GAINS
 from cbp_jax.optimizers import uniform_fan_in_bound
 from experiments.learning.checks import check_choice
-from experiments.learning.hyper_parameters import DECAY, HyperParameter
+from experiments.learning.hyperparameters import DECAY, Hyperparameter
 
-NORMALIZATION_PARAMETERS: Mapping[str, Mapping[str, HyperParameter]] = MappingProxyType(
-    {
-        "none": {},
-        "online": {
-            "online_norm_forward_decay": HyperParameter(
-                0.999, DECAY, None, "of online normalization's mean and variance"
-            ),
-            "online_norm_backward_decay": HyperParameter(
-                0.99, DECAY, None, "of online normalization's control of gradients"
-            ),
-        },
-        "batch": {},
-        "layer": {},
-        "rms": {},
-    }
+NORMALIZATION_HYPERPARAMETERS: Mapping[str, Mapping[str, Hyperparameter]] = (
+    MappingProxyType(
+        {
+            "none": {},
+            "online": {
+                "online_norm_forward_decay": Hyperparameter(
+                    0.999, DECAY, None, "of online normalization's mean and variance"
+                ),
+                "online_norm_backward_decay": Hyperparameter(
+                    0.99, DECAY, None, "of online normalization's control of gradients"
+                ),
+            },
+            "batch": {},
+            "layer": {},
+            "rms": {},
+        }
+    )
 )
 """What each normalization takes, by the name that `config.normalization` takes."""
 
@@ -45,7 +47,7 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
             f"1, got {config.hidden_layers} and {config.hidden_units}."
         )
     networks.activation_function(config.activation)
-    check_choice("normalization", config.normalization, NORMALIZATION_PARAMETERS)
+    check_choice("normalization", config.normalization, NORMALIZATION_HYPERPARAMETERS)
     return networks.MLP(
         (config.hidden_units,) * config.hidden_layers,
         num_outputs,
@@ -78,14 +80,14 @@ def layer_sizes(
     }
 
 
-def with_settings(network: Any, settings: SimpleNamespace) -> Any:
-    """Gives a network the hyper-parameters of its normalization, traced or not."""
+def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
+    """Gives a network the hyperparameters of its normalization, traced or not."""
     if network.normalization != "online":
         return network
     return network.clone(
         normalization_options=FrozenDict(
-            forward_decay=settings.online_norm_forward_decay,
-            backward_decay=settings.online_norm_backward_decay,
+            forward_decay=hyperparameters.online_norm_forward_decay,
+            backward_decay=hyperparameters.online_norm_backward_decay,
         )
     )
 

@@ -13,7 +13,7 @@ from experiments.learning.checks import ConfigError
 
 def make_base_optimizer(
     config: Any,
-    settings: SimpleNamespace,
+    hyperparameters: SimpleNamespace,
     units: Sequence[cbp_jax.UnitGroup],
     noise_key: jax.Array,
 ) -> optax.GradientTransformation:
@@ -21,16 +21,18 @@ def make_base_optimizer(
 
     Args:
       config: `optimizer`, a key of `OPTIMIZERS`, and `noise`, see `perturb`.
-      settings: the learner's hyper-parameters.
+      hyperparameters: the learner's hyperparameters.
       units: of its network.
       noise_key: typed key of the noise.
     """
-    base = OPTIMIZERS[config.optimizer](settings, units)
-    if not is_off(settings.weight_decay):
-        base = optax.chain(optax.add_decayed_weights(settings.weight_decay), base)
-    if not is_off(settings.noise_scale):
+    base = OPTIMIZERS[config.optimizer](hyperparameters, units)
+    if not is_off(hyperparameters.weight_decay):
+        base = optax.chain(
+            optax.add_decayed_weights(hyperparameters.weight_decay), base
+        )
+    if not is_off(hyperparameters.noise_scale):
         noise = cbp_jax.optimizers.perturb(
-            settings.noise_scale, key=noise_key, noise=config.noise
+            hyperparameters.noise_scale, key=noise_key, noise=config.noise
         )
         base = optax.chain(base, noise)
     return base
@@ -53,25 +55,27 @@ def check_plain(config: Any, method: str) -> None:
 
 
 def is_off(value: Any) -> bool:
-    """Whether a hyper-parameter is 0 in every lane, so its code can be left out."""
+    """Whether a hyperparameter is 0 in every lane, so its code can be left out."""
     return isinstance(value, (int, float)) and value == 0
 
 
 def _sgd(
-    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
 ) -> optax.GradientTransformation:
     del units
-    momentum = None if is_off(settings.momentum) else settings.momentum
-    return optax.sgd(settings.step_size, momentum=momentum)
+    momentum = None if is_off(hyperparameters.momentum) else hyperparameters.momentum
+    return optax.sgd(hyperparameters.step_size, momentum=momentum)
 
 
 def _adam(
-    settings: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
 ) -> optax.GradientTransformation:
-    betas = {"b1": settings.b1, "b2": settings.b2}
+    betas = {"b1": hyperparameters.b1, "b2": hyperparameters.b2}
     if not units:
-        return optax.adam(settings.step_size, **betas)
-    return cbp_jax.optimizers.adam_with_unit_counts(settings.step_size, units, **betas)
+        return optax.adam(hyperparameters.step_size, **betas)
+    return cbp_jax.optimizers.adam_with_unit_counts(
+        hyperparameters.step_size, units, **betas
+    )
 
 
 OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(

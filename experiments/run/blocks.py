@@ -43,7 +43,7 @@ def choose_block(case: Case, make_problem: Callable[[Any], Problem]) -> int:
         return fit_block(
             lambda block: CompiledCase(case, block).memory_needed(), per_device, limit
         )
-    updates = case.steps_per_task * case.config.num_tasks
+    updates = case.updates_per_task_all_lanes * case.config.num_tasks
     if per_device == 1 or updates < _UPDATES_WORTH_MEASURING:
         return 1
     candidates = sorted({*(n for n in _CANDIDATES if n < per_device), per_device})
@@ -83,17 +83,17 @@ def fit_block(
 def _updates_per_second(
     case: Case, make_problem: Callable[[Any], Problem], block: int
 ) -> float:
-    """Times the probe task of a case with one block of lanes on each device."""
+    """Times the short task of a case with one block of lanes on each device."""
     config = ConfigDict(case.config.to_dict())
-    config.update(config.probe)
+    config.update(config.timed_task)
     lanes = min(case.num_lanes, block * len(jax.devices()))
     grid = LaneGrid(
         Lane(*jax.tree.map(lambda leaf: leaf[:lanes], tuple(case.grid.lanes))),
         {"seed": np.arange(lanes)},
     )
-    probe = Case(case.name, config, grid, make_problem(config))
-    compiled = CompiledCase(probe, block)
+    short = Case(case.name, config, grid, make_problem(config))
+    compiled = CompiledCase(short, block)
     state, *_ = compiled.run_task(compiled.start(None), 0)
     start = time.perf_counter()
     compiled.run_task(state, 1)
-    return probe.steps_per_task / (time.perf_counter() - start)
+    return short.updates_per_task_all_lanes / (time.perf_counter() - start)

@@ -19,8 +19,8 @@ from experiments.run import machine, storage
 from experiments.run.config import (
     Lane,
     LaneGrid,
+    lane_hyperparameters,
     lane_key,
-    lane_settings,
     make_cases,
     make_grid,
 )
@@ -43,9 +43,9 @@ class Case(NamedTuple):
         return math.prod(self.grid.shape)
 
     @property
-    def steps_per_task(self) -> int:
+    def updates_per_task_all_lanes(self) -> int:
         """Updates in one task, over all lanes."""
-        return self.problem.steps_per_task * self.num_lanes
+        return self.problem.updates_per_task * self.num_lanes
 
     def check_lanes(self, saved: int) -> None:
         """Raises CheckpointError unless a checkpoint is of the lanes of this case."""
@@ -175,8 +175,8 @@ def _wait(tree: Any) -> None:
 
 def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:
     def init(lane: Lane) -> LaneState:
-        settings = lane_settings(config, lane)
-        learner = problem.learner.init(settings, lane_key(lane))
+        hyperparameters = lane_hyperparameters(config, lane)
+        learner = problem.learner.init(hyperparameters, lane_key(lane))
         return LaneState(learner, jnp.zeros((), bool))
 
     return init
@@ -192,7 +192,7 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
         if learner.log is not None:
             learner = learner._replace(log=jax.tree.map(jnp.zeros_like, learner.log))
         learner, metrics = problem.run_task(
-            lane_settings(config, lane), learner, lane_key(lane), task, data
+            lane_hyperparameters(config, lane), learner, lane_key(lane), task, data
         )
         is_finite = all_finite((learner.params, metrics["loss"]))
         has_diverged = state.has_diverged | ~is_finite

@@ -163,20 +163,20 @@ def train(
 
 def _failed(error: Exception, folder: pathlib.Path) -> int:
     """Prints what has failed and what helps; returns the exit status."""
-    cure = ""
+    remedy = ""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        cure = (
+        remedy = (
             f"\nMake room for {folder}: then the same command goes on from the last "
             "checkpoint."
         )
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         message = message.splitlines()[0]
-        cure = (
+        remedy = (
             "\nLower what is large in the config, such as examples_per_task, "
             "hidden_units or lanes_per_block."
         )
-    say(f"{message}{cure}")
+    say(f"{message}{remedy}")
     return 1
 
 

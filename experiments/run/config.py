@@ -27,12 +27,12 @@ from ml_collections.config_flags import config_path
 import numpy as np
 
 from experiments.learning.checks import ConfigError, did_you_mean
-from experiments.learning.hyper_parameters import (
-    OPTIMIZER_PARAMETERS,
-    optimizer_parameters,
+from experiments.learning.hyperparameters import (
+    OPTIMIZER_HYPERPARAMETERS,
+    optimizer_hyperparameters,
 )
 from experiments.learning.keys import make_key
-from experiments.learning.methods import HYPER_PARAMETERS, METHODS, parameters_of
+from experiments.learning.methods import HYPERPARAMETERS, METHODS, hyperparameters_of
 
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 """Fields of a config that hold for all cases."""
@@ -139,14 +139,14 @@ def _add_missing(config: ConfigDict, path: Path) -> None:
             config.cases[name].setdefault("sweep", ConfigDict())
         case ("cases", name, field, *_):
             _add_to_case(config, str(name), str(field))
-        case (field,) if field not in config and field in HYPER_PARAMETERS:
-            config[field] = HYPER_PARAMETERS[field].default
+        case (field,) if field not in config and field in HYPERPARAMETERS:
+            config[field] = HYPERPARAMETERS[field].default
 
 
 def _add_swept(config: ConfigDict, sweep: ConfigDict, where: str, name: Any) -> None:
     if name in sweep:
         return
-    if name in HYPER_PARAMETERS:
+    if name in HYPERPARAMETERS:
         sweep[name] = ()
     elif name in config:
         raise flags.Error(
@@ -155,8 +155,7 @@ def _add_swept(config: ConfigDict, sweep: ConfigDict, where: str, name: Any) -> 
         )
     else:
         raise flags.Error(
-            f"{where} has no {name!r}: "
-            f"{did_you_mean(str(name), list(HYPER_PARAMETERS))}"
+            f"{where} has no {name!r}: {did_you_mean(str(name), list(HYPERPARAMETERS))}"
         )
 
 
@@ -172,10 +171,10 @@ def _add_to_case(config: ConfigDict, name: str, field: str) -> None:
     if field in config:
         # Of a copy, because what the case sets must not change the config.
         case[field] = ConfigDict(config.to_dict())[field]
-    elif field in HYPER_PARAMETERS:
-        case[field] = HYPER_PARAMETERS[field].default
+    elif field in HYPERPARAMETERS:
+        case[field] = HYPERPARAMETERS[field].default
     else:
-        known = {*config, *HYPER_PARAMETERS} - {*NOT_OF_A_CASE}
+        known = {*config, *HYPERPARAMETERS} - {*NOT_OF_A_CASE}
         raise flags.Error(
             f"config.cases.{name} has no field {field!r}: "
             f"{did_you_mean(field, sorted(known))}"
@@ -183,7 +182,7 @@ def _add_to_case(config: ConfigDict, name: str, field: str) -> None:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds hyper-parameters of the methods that cases use, where they are missing.
+    """Adds hyperparameters of the methods that cases use, where they are missing.
 
     Args:
       config: the whole config; it is left as it is.
@@ -194,7 +193,7 @@ def complete(config: ConfigDict) -> ConfigDict:
     completed = ConfigDict(config.to_dict())
     for case in config.cases.values():
         fields = config.to_dict() | case.to_dict()
-        taken = OPTIMIZER_PARAMETERS | parameters_of(fields)
+        taken = OPTIMIZER_HYPERPARAMETERS | hyperparameters_of(fields)
         for name, parameter in taken.items():
             if name not in completed:
                 completed[name] = parameter.default
@@ -225,7 +224,7 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
     config = complete(config)
     cases = {name: _make_case(config, name) for name in config.cases}
     for field, values in config.sweep.items():
-        if values and field in HYPER_PARAMETERS:
+        if values and field in HYPERPARAMETERS:
             _check_is_taken(f"sweep.{field}", cases)
     for name, case in cases.items():
         _check_counts(name, config.cases[name], case)
@@ -247,12 +246,12 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
         for name, overrides in config.cases.items()
         if case in (None, name)
     }
-    if field in HYPER_PARAMETERS:
+    if field in HYPERPARAMETERS:
         _check_is_taken(field if case is None else f"cases.{case}.{field}", cases)
         cases = {
             name: one
             for name, one in cases.items()
-            if field in parameters_of(one.to_dict())
+            if field in hyperparameters_of(one.to_dict())
         }
     if case is not None:
         return
@@ -299,12 +298,12 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
     """Puts a case's own sweep beside that of the config, or in its place.
 
     Of the config's sweep a case has what it takes, or else its lanes would be trained
-    several times alike. What is no hyper-parameter at all stays, for `make_grid` to
+    several times alike. What is no hyperparameter at all stays, for `make_grid` to
     name.
     """
-    parameters = parameters_of(case.to_dict())
+    parameters = hyperparameters_of(case.to_dict())
     # A method that is an optimizer itself says why it takes nothing of the other.
-    known = parameters | optimizer_parameters(case.optimizer)
+    known = parameters | optimizer_hyperparameters(case.optimizer)
     for field, values in sweep.items():
         if values and field not in known:
             raise ConfigError(
@@ -314,21 +313,21 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
     shared = {
         field: values
         for field, values in case.sweep.items()
-        if field in parameters or field not in HYPER_PARAMETERS
+        if field in parameters or field not in HYPERPARAMETERS
     }
     case.sweep = shared | dict(sweep)
 
 
 def _check_is_taken(path: str, cases: Mapping[str, ConfigDict]) -> None:
-    """Raises ConfigError for a hyper-parameter that none of some cases takes."""
+    """Raises ConfigError for a hyperparameter that none of some cases takes."""
     field = path.rpartition(".")[2]
     taken: dict[str, Any] = {}
     for case in cases.values():
-        taken |= parameters_of(case.to_dict())
+        taken |= hyperparameters_of(case.to_dict())
     if cases and field not in taken:
         who = f"case {next(iter(cases))!r} does" if len(cases) == 1 else "the cases do"
         takers = [
-            name for name, method in METHODS.items() if field in method.hyper_parameters
+            name for name, method in METHODS.items() if field in method.hyperparameters
         ]
         hint = f" It goes with config.method {', '.join(takers)}." if takers else ""
         raise ConfigError(
@@ -351,7 +350,7 @@ class Lane(NamedTuple):
     """What tells lanes apart: arrays [L], or scalars inside one lane."""
 
     seed: jax.Array  # uint32
-    hyper_parameters: dict[str, jax.Array]  # float32
+    hyperparameters: dict[str, jax.Array]  # float32
 
 
 class LaneGrid(NamedTuple):
@@ -373,12 +372,12 @@ def make_grid(config: Any) -> LaneGrid:
       config: the case's config, with `num_seeds`, `first_seed` and `sweep`.
 
     Returns:
-      The grid of all combinations. Hyper-parameters that are off in every lane are left
+      The grid of all combinations. Hyperparameters that are off in every lane are left
       out, so that no code is compiled for them.
 
     Raises:
       ConfigError: no seeds, or one past 2**32 - 1; a sweep over something that is not a
-        hyper-parameter, over a value twice, or over one out of range.
+        hyperparameter, over a value twice, or over one out of range.
     """
     last_seed = config.first_seed + config.num_seeds - 1
     if config.num_seeds < 1 or config.first_seed < 0 or last_seed > _LAST_SEED:
@@ -388,25 +387,25 @@ def make_grid(config: Any) -> LaneGrid:
             f"{config.first_seed} to {last_seed}."
         )
     for name in config.sweep:
-        if name not in HYPER_PARAMETERS:
+        if name not in HYPERPARAMETERS:
             if name not in config:
                 raise ConfigError(
                     f"config.sweep holds {name!r}, which is no field: "
-                    f"{did_you_mean(name, list(HYPER_PARAMETERS))}"
+                    f"{did_you_mean(name, list(HYPERPARAMETERS))}"
                 )
             raise ConfigError(
                 f"config.sweep cannot hold {name!r}: it changes the compiled program. "
                 f"Make each value a case of config.cases. In one program sweep "
-                f"{list(HYPER_PARAMETERS)}."
+                f"{list(HYPERPARAMETERS)}."
             )
     swept = {
         name: tuple(config.sweep[name])
-        for name in HYPER_PARAMETERS
+        for name in HYPERPARAMETERS
         if config.sweep.get(name)
     }
-    names = [name for name in HYPER_PARAMETERS if name in config]
+    names = [name for name in HYPERPARAMETERS if name in config]
     for name in names:
-        HYPER_PARAMETERS[name].range.check(name, config[name])
+        HYPERPARAMETERS[name].range.check(name, config[name])
         _check_swept(name, swept.get(name, ()))
     num_lanes = config.num_seeds * math.prod(map(len, swept.values()))
     if num_lanes > _MOST_LANES:
@@ -419,19 +418,19 @@ def make_grid(config: Any) -> LaneGrid:
     coordinates["seed"] = np.asarray(seeds, np.uint32)
     points = list(itertools.product(*coordinates.values()))
     columns = dict(zip(coordinates, zip(*points, strict=True), strict=True))
-    hyper_parameters = {
+    hyperparameters = {
         name: np.asarray(columns.get(name, [config[name]] * len(points)), np.float32)
         for name in names
-        if name in swept or config[name] != HYPER_PARAMETERS[name].off
+        if name in swept or config[name] != HYPERPARAMETERS[name].off
     }
-    lanes = Lane(np.asarray(columns["seed"], np.uint32), hyper_parameters)
+    lanes = Lane(np.asarray(columns["seed"], np.uint32), hyperparameters)
     return LaneGrid(lanes, coordinates)
 
 
 def _check_swept(name: str, values: Sequence[float]) -> None:
     """Raises ConfigError for values out of range, and for the same one twice."""
     for value in values:
-        HYPER_PARAMETERS[name].range.check(f"sweep.{name}", value)
+        HYPERPARAMETERS[name].range.check(f"sweep.{name}", value)
     if len(np.unique(np.asarray(values, np.float32))) < len(values):
         raise ConfigError(
             f"config.sweep.{name} holds a value twice, as lanes see it in float32: "
@@ -439,10 +438,10 @@ def _check_swept(name: str, values: Sequence[float]) -> None:
         )
 
 
-def lane_settings(config: Any, lane: Lane) -> SimpleNamespace:
-    """Returns the hyper-parameters of one lane: traced, or a number where off."""
-    fixed = {name: config[name] for name in HYPER_PARAMETERS if name in config}
-    return SimpleNamespace(**(fixed | lane.hyper_parameters))
+def lane_hyperparameters(config: Any, lane: Lane) -> SimpleNamespace:
+    """Returns the hyperparameters of one lane: traced, or a number where off."""
+    fixed = {name: config[name] for name in HYPERPARAMETERS if name in config}
+    return SimpleNamespace(**(fixed | lane.hyperparameters))
 
 
 def lane_key(lane: Lane) -> jax.Array:

@@ -9,7 +9,7 @@ import pathlib
 
 import numpy as np
 
-from experiments.learning.replacement_log import EVENT_FIELDS, ReplacementLog
+from experiments.learning.replacement_log import ENTRY_FIELDS, ReplacementLog
 from experiments.reporting.run_results import BY_EPOCH
 from experiments.reporting.survival import LOG_FILE
 from experiments.run.cases import Case
@@ -18,15 +18,15 @@ from experiments.run.cases import Case
 class LogFile:
     """The CSV file of a run, one line for each replacement, in the order of writing.
 
-    Columns: case, task, each swept hyper-parameter, seed, then `step` (updates since
+    Columns: case, task, each swept hyperparameter, seed, then `step` (updates since
     the start of the task), `layer`, `unit`, `age` (updates since its birth) and
     `utility` (age-corrected, of the step before; nan if the rule keeps none).
 
-    A hyper-parameter that a case does not sweep is empty in its lines.
+    A hyperparameter that a case does not sweep is empty in its lines.
 
     Args:
       folder: the run folder.
-      swept: the hyper-parameters that any case of the run sweeps.
+      swept: the hyperparameters that any case of the run sweeps.
     """
 
     def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
@@ -41,38 +41,38 @@ class LogFile:
         layers: Sequence[str],
         log: ReplacementLog,
     ) -> int:
-        """Writes the events of a task.
+        """Writes the entries of a task.
 
         Args:
           case: name of the case.
           task: its number.
-          coordinates: values of each swept hyper-parameter, then the seeds.
+          coordinates: values of each swept hyperparameter, then the seeds.
           layers: names of the hidden layers.
           log: arrays with a leading axis of L lanes.
 
         Returns:
-          The number of events that did not fit into the log.
+          The number of entries that did not fit into the log.
         """
         is_new = not self._path.exists()
         capacity = log.step.shape[1]
-        events = log
+        entries = log
         if log.utility is None:
-            events = log._replace(utility=np.full(log.step.shape, np.nan))
+            entries = log._replace(utility=np.full(log.step.shape, np.nan))
         names = [name for name in (*self._swept, *coordinates) if name != "seed"]
         names = [*dict.fromkeys(names), "seed"]
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
-                writer.writerow(("case", "task", *names, *EVENT_FIELDS))
+                writer.writerow(("case", "task", *names, *ENTRY_FIELDS))
             for lane, point in enumerate(itertools.product(*coordinates.values())):
                 values = dict(zip(coordinates, point, strict=True))
                 place = [values.get(name, "") for name in names]
                 columns = [
-                    getattr(events, field)[lane, : log.count[lane]].tolist()
-                    for field in EVENT_FIELDS
+                    getattr(entries, field)[lane, : log.count[lane]].tolist()
+                    for field in ENTRY_FIELDS
                 ]
-                for step, layer, *event in zip(*columns, strict=True):
-                    writer.writerow((case, task, *place, step, layers[layer], *event))
+                for step, layer, *entry in zip(*columns, strict=True):
+                    writer.writerow((case, task, *place, step, layers[layer], *entry))
         return int(np.maximum(log.count - capacity, 0).sum())
 
     def forget_after(self, tasks_done: Mapping[str, int]) -> None:
@@ -104,7 +104,7 @@ class LogFile:
 TENSORBOARD_FOLDER = "tensorboard"
 
 
-class EventWriter:
+class TensorBoardWriter:
     """Writes the metrics of a case to `tensorboard/CASE, SETTING` in a run folder.
 
     Args:
@@ -158,7 +158,7 @@ class EventWriter:
 
 
 def check_installed() -> None:
-    """Raises the ImportError of `EventWriter` before anything runs."""
+    """Raises the ImportError of `TensorBoardWriter` before anything runs."""
     try:
         import tensorboardX as _  # noqa: F401
     except ImportError as error:

@@ -176,16 +176,16 @@ def check_fits(case: str, config: Any, state: Any, num_lanes: int) -> None:
     limit = device_limit() * (1 if devices[0].platform == "cpu" else len(devices))
     if lane * num_lanes <= limit:
         return
-    cures = ["config.hidden_units"]
+    remedies = ["config.hidden_units"]
     if config.replacement_log:
-        cures.append("config.replacement_log")
+        remedies.append("config.replacement_log")
     if lane <= limit:
-        cures += ["config.num_seeds", "the values of config.sweep"]
+        remedies += ["config.num_seeds", "the values of config.sweep"]
     each, together, there = (
         tqdm.format_sizeof(size, suffix="B") for size in (lane, lane * num_lanes, limit)
     )
     raise ConfigError(
         f"Case {case!r} needs at least {each} of memory for each of its {num_lanes} "
         f"lanes, {together} in all, but this machine has {there}: lower "
-        f"{' or '.join(cures)}."
+        f"{' or '.join(remedies)}."
     )

@@ -33,8 +33,9 @@ _NUMERICS_FIELD = "numerics"  # Of a written config, see `environment`.
 
 # Fields that say how a run is carried out and leave its results as they are.
 _NOT_RESULTS = (
-    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "timed_task"),
     *("tensorboard", "tasks_per_bin"),
+    "probe",  # Of earlier versions, `timed_task` today.
 )
 # Every task follows from the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")

@@ -141,8 +141,14 @@ class _Run:
 
     def run(self) -> xr.Dataset:
         self._restore()
-        done = [self._tasks_done(case) * case.steps_per_task for case in self._cases]
-        total = [case.config.num_tasks * case.steps_per_task for case in self._cases]
+        done = [
+            self._tasks_done(case) * case.updates_per_task_all_lanes
+            for case in self._cases
+        ]
+        total = [
+            case.config.num_tasks * case.updates_per_task_all_lanes
+            for case in self._cases
+        ]
         with tqdm(
             total=sum(total),
             initial=sum(done),
@@ -169,18 +175,18 @@ class _Run:
             state = compiled.start(self._saved_states.pop(case.name, None))
         if distributed.any_process(bool(self._stop)):
             raise Interrupted(_goes_on(f"before task {first_task}", case))
-        with self._event_writer(case, first_task) as events:
+        with self._tensorboard_writer(case, first_task) as writer:
             for task in range(first_task, case.config.num_tasks):
                 start = time.perf_counter()
                 with self._stop.at_once(), clock.task():
                     state, metrics, log = compiled.run_task(state, task)
                 if task > first_task:
                     progress.timed_seconds += time.perf_counter() - start
-                    progress.timed_steps += case.steps_per_task
+                    progress.timed_steps += case.updates_per_task_all_lanes
                 progress.add(metrics)
-                self._write(case, task, metrics, log, events)
+                self._write(case, task, metrics, log, writer)
                 _show(bar, metrics)
-                bar.update(case.steps_per_task)
+                bar.update(case.updates_per_task_all_lanes)
                 must_stop = distributed.any_process(bool(self._stop))
                 is_last = task + 1 == case.config.num_tasks
                 is_due = (task + 1) % self._config.checkpoint_every == 0
@@ -202,11 +208,11 @@ class _Run:
         task: int,
         metrics: dict[str, np.ndarray],
         log: ReplacementLog | None,
-        events: logs.EventWriter | None,
+        writer: logs.TensorBoardWriter | None,
     ) -> None:
         """Writes what is kept of a task beside the progress."""
-        if events is not None:
-            events.add(task, metrics)
+        if writer is not None:
+            writer.add(task, metrics)
         if log is not None and distributed.is_first():
             hidden = case.problem.learner.layers[:-1]
             lost = self._log_file.append(
@@ -220,13 +226,13 @@ class _Run:
                 )
 
     @contextlib.contextmanager
-    def _event_writer(
+    def _tensorboard_writer(
         self, case: Case, first_task: int
-    ) -> Iterator[logs.EventWriter | None]:
+    ) -> Iterator[logs.TensorBoardWriter | None]:
         if not (self._config.tensorboard and distributed.is_first()):
             yield None
             return
-        writer = logs.EventWriter(self._folder, case, first_task)
+        writer = logs.TensorBoardWriter(self._folder, case, first_task)
         with contextlib.closing(writer):
             yield writer
 
@@ -298,7 +304,7 @@ class _Run:
                 self._progress[case.name].arrays(),
                 case.problem.learner.layer_sizes,
                 case.problem.examples_per_task,
-                case.problem.steps_per_task,
+                case.problem.updates_per_task,
                 self._progress[case.name].steps_per_second,
                 self._progress[case.name].block,
             )

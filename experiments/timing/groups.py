@@ -235,7 +235,7 @@ def _timed(
         data_share = 1 - np.median(updates / per_step)
     if _MEASURES + name in built:
         measures = seconds[_MEASURES + name] / case.num_lanes
-        task = measures + whole[name].problem.steps_per_task * per_step
+        task = measures + whole[name].problem.updates_per_task * per_step
         measures_share = np.median(measures / task)
     stats = jax.local_devices()[0].memory_stats() or {}
     return Timed(

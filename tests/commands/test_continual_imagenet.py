@@ -110,7 +110,7 @@ def test_a_full_reset_comes_after_the_test_and_leaves_nothing_behind():
     state, measured, _ = program.run_task(program.start(None), 0)
     for name in ("loss", "accuracy", "weight_magnitude"):
         np.testing.assert_allclose(measured[name], wanted[name], rtol=1e-5)
-    assert case.problem.steps_per_task == 5
+    assert case.problem.updates_per_task == 5
     np.testing.assert_array_equal(state.learner.num_updates, 5)
     trace = optax.tree.get(state.learner.optimizer_state, "trace")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(trace))

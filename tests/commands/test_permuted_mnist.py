@@ -55,11 +55,11 @@ def frozen_task():
     config.step_size, config.rank_every, config.hidden_layers = 0.0, 5, 2
     config.cases = {"backprop": {"method": "backprop"}}
     problem = permuted_mnist.make_problem(config)
-    settings, key = one_lane(config)
-    state = problem.learner.init(settings, key)
+    hyperparameters, key = one_lane(config)
+    state = problem.learner.init(hyperparameters, key)
     task = jnp.int32(5)
     new_state, measured = jax.jit(
-        lambda state, data: problem.run_task(settings, state, key, task, data)
+        lambda state, data: problem.run_task(hyperparameters, state, key, task, data)
     )(state, problem.data)
 
     pixels, order = draw(config, 0, 5, 64, 1797)

@@ -18,8 +18,8 @@ def trained_state(**fields):
     config = complete(tiny_pairs(cases={"one": fields}))
     config = make_cases(config)["one"]
     learner = continual_imagenet.make_problem(config).learner
-    settings, key = one_lane(config)
-    state = jax.eval_shape(lambda: learner.init(settings, key))
+    hyperparameters, key = one_lane(config)
+    state = jax.eval_shape(lambda: learner.init(hyperparameters, key))
     return jax.tree.map(
         lambda leaf: (
             jnp.ones(leaf.shape, leaf.dtype)

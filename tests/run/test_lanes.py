@@ -19,19 +19,19 @@ def test_grid_orders_lanes_by_swept_values_then_seeds():
     assert list(grid.coordinates) == ["step_size", "replacement_rate", "seed"]
     assert grid.shape == (3, 2, 2)
     np.testing.assert_array_equal(grid.lanes.seed, [7, 8] * 6)
-    hyper_parameters = grid.lanes.hyper_parameters
+    hyperparameters = grid.lanes.hyperparameters
     np.testing.assert_allclose(
-        hyper_parameters["step_size"], np.repeat([0.1, 0.2, 0.3], 4)
+        hyperparameters["step_size"], np.repeat([0.1, 0.2, 0.3], 4)
     )
     np.testing.assert_array_equal(
-        hyper_parameters["replacement_rate"], [0, 0, 0.5, 0.5] * 3
+        hyperparameters["replacement_rate"], [0, 0, 0.5, 0.5] * 3
     )
 
 
-def test_hyper_parameters_that_are_zero_everywhere_cost_nothing():
+def test_hyperparameters_that_are_zero_everywhere_cost_nothing():
     config = tiny_digits(momentum=0.0, weight_decay=0.0)
     config.sweep.weight_decay = (0.0, 1e-4)
-    names = make_grid(config).lanes.hyper_parameters
+    names = make_grid(config).lanes.hyperparameters
     assert "momentum" not in names
     assert "weight_decay" in names
 
@@ -85,7 +85,7 @@ def test_a_sweep_of_what_is_no_number_is_an_error(value):
 def test_an_infinite_maturity_replaces_nobody_and_is_allowed():
     config = tiny_digits()
     config.sweep.maturity_threshold = (5.0, float("inf"))
-    maturity = make_grid(config).lanes.hyper_parameters["maturity_threshold"]
+    maturity = make_grid(config).lanes.hyperparameters["maturity_threshold"]
     np.testing.assert_array_equal(maturity, [5, 5, np.inf, np.inf])
 
 

@@ -27,7 +27,7 @@ def test_a_case_gets_a_field_that_its_file_leaves_out():
         "--config.cases.backprop.step_size=1",
         "--config.cases.backprop.activation",
         "tanh",
-        "--config.cases.backprop.probe.rank_every=7",
+        "--config.cases.backprop.timed_task.rank_every=7",
         "--config.step_size=0.5",
     )
     assert config.cases.backprop.step_size == 1.0
@@ -38,8 +38,8 @@ def test_a_case_gets_a_field_that_its_file_leaves_out():
         "continual_backprop": 0.5,
     }
     assert [case.activation for case in cases.values()] == ["tanh", "relu"]
-    assert cases["backprop"].probe.rank_every == 7
-    assert config.probe.rank_every == 0
+    assert cases["backprop"].timed_task.rank_every == 7
+    assert config.timed_task.rank_every == 0
     with pytest.raises(AttributeError):  # Locked as before.
         config.new = 1
 

@@ -132,7 +132,7 @@ def test_the_fastest_block_is_measured_where_it_is_worth_it(monkeypatch, capsys)
 
 def test_the_probe_is_timed_with_the_lanes_of_the_case():
     config = sweep_config()
-    config.probe.update(examples_per_task=30, measured_examples=10)
+    config.timed_task.update(examples_per_task=30, measured_examples=10)
     (case,) = cases.prepare_cases(config, MAKE_PROBLEM)
     assert blocks._updates_per_second(case, MAKE_PROBLEM, 1) > 0
     assert case.config.examples_per_task == 40

@@ -7,7 +7,7 @@ from tiny_runs import tiny_digits
 
 from experiments import permuted_mnist
 from experiments.run import cases
-from experiments.run.logs import EventWriter
+from experiments.run.logs import TensorBoardWriter
 
 
 def read_scalars(folder):
@@ -29,7 +29,7 @@ def test_events_hold_means_over_seeds_of_each_setting_and_layer(tmp_path):
     config = tiny_digits(cases={"backprop": {"method": "backprop"}})
     config.sweep.step_size = (0.1, 0.25)
     (case,) = cases.prepare_cases(config, permuted_mnist.make_problem)
-    writer = EventWriter(tmp_path, case, first_task=0)
+    writer = TensorBoardWriter(tmp_path, case, first_task=0)
     accuracy = np.array([0.1, 0.3, 0.5, np.nan])
     dead = np.array([[0.2, np.nan], [0.4, np.nan], [0.6, np.nan], [0.8, np.nan]])
     writer.add(7, {"accuracy": accuracy, "dead_units": dead})

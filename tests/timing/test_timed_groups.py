@@ -101,7 +101,7 @@ def test_shares_of_data_and_measures_follow_from_their_times():
     case = SimpleNamespace(
         num_lanes=10, config=SimpleNamespace(lanes_per_block=2), problem=None
     )
-    whole = SimpleNamespace(problem=SimpleNamespace(steps_per_task=20))
+    whole = SimpleNamespace(problem=SimpleNamespace(updates_per_task=20))
     timed = groups._timed(
         "m",
         case,

@@ -1,6 +1,6 @@
 """The methods that a case can name: one entry each, in the file of its kind.
 
-An entry has the method's hyper-parameters, with published values, ranges and off
+An entry has the method's hyperparameters, with published values, ranges and off
 values, and a function that puts it around, before or behind the optimizer. Configs,
 sweeps, lanes and checks all read them here. L2, online shrink and perturb, dropout and
 Adam are fields of the optimizer, normalizations and activations of the network: each
@@ -11,30 +11,30 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from experiments.learning.hyper_parameters import (
-    OPTIMIZER_PARAMETERS,
-    HyperParameter,
-    optimizer_parameters,
+from experiments.learning.hyperparameters import (
+    OPTIMIZER_HYPERPARAMETERS,
+    Hyperparameter,
+    optimizer_hyperparameters,
 )
 from experiments.learning.methods.events import EVENTS
 from experiments.learning.methods.method import Ingredients as Ingredients
 from experiments.learning.methods.method import Method as Method
 from experiments.learning.methods.regularizers import REGULARIZERS
 from experiments.learning.methods.unit_resets import UNIT_RESETS
-from experiments.learning.networks import NORMALIZATION_PARAMETERS
+from experiments.learning.networks import NORMALIZATION_HYPERPARAMETERS
 
 METHODS: Mapping[str, Method] = MappingProxyType(
     dict(REGULARIZERS) | UNIT_RESETS | EVENTS
 )
 """All methods by the name that `config.method` takes."""
 
-HYPER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
+HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
     {
         name: parameter
         for parameters in (
-            OPTIMIZER_PARAMETERS,
-            *NORMALIZATION_PARAMETERS.values(),
-            *(method.hyper_parameters for method in METHODS.values()),
+            OPTIMIZER_HYPERPARAMETERS,
+            *NORMALIZATION_HYPERPARAMETERS.values(),
+            *(method.hyperparameters for method in METHODS.values()),
         )
         for name, parameter in parameters.items()
     }
@@ -42,8 +42,8 @@ HYPER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
 """All config fields that lanes of one program may differ in."""
 
 
-def parameters_of(fields: Mapping[str, Any]) -> dict[str, HyperParameter]:
-    """Returns the hyper-parameters that a case takes.
+def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
+    """Returns the hyperparameters that a case takes.
 
     Args:
       fields: of its config, `method`, `optimizer` and `normalization` among them.
@@ -51,8 +51,10 @@ def parameters_of(fields: Mapping[str, Any]) -> dict[str, HyperParameter]:
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
-    found = optimizer_parameters(None if replaces_optimizer else fields["optimizer"])
-    found |= NORMALIZATION_PARAMETERS.get(fields["normalization"], {})
+    found = optimizer_hyperparameters(
+        None if replaces_optimizer else fields["optimizer"]
+    )
+    found |= NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
     if method is not None:
-        found |= method.hyper_parameters
+        found |= method.hyperparameters
     return found

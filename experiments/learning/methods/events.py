@@ -5,10 +5,10 @@ from collections.abc import Mapping
 import optax
 
 from cbp_jax import optimizers
-from experiments.learning.hyper_parameters import (
+from experiments.learning.hyperparameters import (
     AT_LEAST_ONE,
     FRACTION,
-    HyperParameter,
+    Hyperparameter,
 )
 from experiments.learning.methods.method import Ingredients, Method
 
@@ -17,8 +17,8 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
     event = optimizers.shrink_and_perturb_at_events(
         given.at_task_ends(),
         given.init_params,
-        shrink=given.settings.shrink,
-        perturb=given.settings.perturb,
+        shrink=given.hyperparameters.shrink,
+        perturb=given.hyperparameters.perturb,
         key=given.key,
     )
     return optax.chain(given.base, event)
@@ -28,9 +28,9 @@ def _selective_weight_reinitialization(
     given: Ingredients,
 ) -> optax.GradientTransformation:
     event = optimizers.selective_weight_reinitialization(
-        optimizers.every(given.settings.swr_every),
+        optimizers.every(given.hyperparameters.swr_every),
         given.init_params,
-        fraction=given.settings.swr_fraction,
+        fraction=given.hyperparameters.swr_fraction,
         key=given.key,
     )
     return optax.chain(given.base, event)
@@ -42,7 +42,8 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
 
 def _hare_and_tortoise(given: Ingredients) -> optax.GradientTransformation:
     event = optimizers.hare_and_tortoise(
-        optimizers.every(given.settings.hare_every), decay=given.settings.hare_decay
+        optimizers.every(given.hyperparameters.hare_every),
+        decay=given.hyperparameters.hare_decay,
     )
     return optax.chain(given.base, event)
 
@@ -71,10 +72,10 @@ EVENTS: Mapping[str, Method] = {
     "shrink_and_perturb_events": Method(
         _shrink_and_perturb,
         {
-            "shrink": HyperParameter(
+            "shrink": Hyperparameter(
                 0.4, FRACTION, 1.0, "factor on all parameters when a task ends"
             ),
-            "perturb": HyperParameter(
+            "perturb": Hyperparameter(
                 0.1, FRACTION, 0.0, "share of a fresh network added when a task ends"
             ),
         },
@@ -84,10 +85,10 @@ EVENTS: Mapping[str, Method] = {
     "selective_weight_reinitialization": Method(
         _selective_weight_reinitialization,
         {
-            "swr_fraction": HyperParameter(
+            "swr_fraction": Hyperparameter(
                 0.2, FRACTION, 0.0, "share of each tensor's weights redrawn"
             ),
-            "swr_every": HyperParameter(
+            "swr_every": Hyperparameter(
                 2000, AT_LEAST_ONE, None, "updates between two reinitializations"
             ),
         },
@@ -97,10 +98,10 @@ EVENTS: Mapping[str, Method] = {
     "hare_and_tortoise": Method(
         _hare_and_tortoise,
         {
-            "hare_decay": HyperParameter(
+            "hare_decay": Hyperparameter(
                 0.999, FRACTION, 0.0, "of the slow average of the parameters"
             ),
-            "hare_every": HyperParameter(
+            "hare_every": Hyperparameter(
                 1000, AT_LEAST_ONE, None, "updates between two returns to the average"
             ),
         },

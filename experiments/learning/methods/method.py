@@ -8,13 +8,13 @@ import jax
 import optax
 
 from cbp_jax.optimizers import every
-from experiments.learning.hyper_parameters import HyperParameter
+from experiments.learning.hyperparameters import Hyperparameter
 
 
 class Ingredients(NamedTuple):
     """What a method is built from, for one learner."""
 
-    settings: SimpleNamespace  # Numbers by name, traced where lanes may differ.
+    hyperparameters: SimpleNamespace  # Numbers by name, traced where lanes may differ.
     base: optax.GradientTransformation  # The optimizer with L2 before, noise behind.
     network: Any
     init_params: Callable[[jax.Array], Any]  # From a key.
@@ -34,7 +34,7 @@ class Method(NamedTuple):
 
     Attributes:
       build: from the ingredients to an optax transformation.
-      hyper_parameters: its own, by the name of their config field. With those that have
+      hyperparameters: its own, by the name of their config field. With those that have
         an off value there, the method is the base optimizer, bit for bit; one without
         any off value is never off.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
@@ -51,7 +51,7 @@ class Method(NamedTuple):
     """
 
     build: Callable[[Ingredients], optax.GradientTransformation]
-    hyper_parameters: Mapping[str, HyperParameter] = MappingProxyType({})
+    hyperparameters: Mapping[str, Hyperparameter] = MappingProxyType({})
     resets_units: bool = False
     sees_tasks: bool = False
     resets_network: bool = False

@@ -6,12 +6,12 @@ import functools
 import optax
 
 from cbp_jax import optimizers
-from experiments.learning.hyper_parameters import (
+from experiments.learning.hyperparameters import (
     AT_LEAST_ONE,
     DECAY,
     FINITE,
     NOT_NEGATIVE,
-    HyperParameter,
+    Hyperparameter,
 )
 from experiments.learning.methods.method import Ingredients, Method
 
@@ -21,13 +21,15 @@ def _backprop(given: Ingredients) -> optax.GradientTransformation:
 
 
 def _l2_init(given: Ingredients) -> optax.GradientTransformation:
-    return optax.chain(optimizers.l2_init(given.settings.l2_init_strength), given.base)
+    return optax.chain(
+        optimizers.l2_init(given.hyperparameters.l2_init_strength), given.base
+    )
 
 
 def _spectral_regularization(given: Ingredients) -> optax.GradientTransformation:
     penalty = optimizers.spectral_regularization(
-        given.settings.spectral_strength,
-        exponent=given.settings.spectral_exponent,
+        given.hyperparameters.spectral_strength,
+        exponent=given.hyperparameters.spectral_exponent,
         key=given.key,
     )
     return optax.chain(penalty, given.base)
@@ -35,7 +37,7 @@ def _spectral_regularization(given: Ingredients) -> optax.GradientTransformation
 
 def _weight_clipping(given: Ingredients) -> optax.GradientTransformation:
     clip = optimizers.clip_weights(
-        given.settings.clipping_kappa, bounds=given.weight_bounds
+        given.hyperparameters.clipping_kappa, bounds=given.weight_bounds
     )
     return optax.chain(given.base, clip)
 
@@ -46,10 +48,10 @@ def _normalize_and_project(given: Ingredients) -> optax.GradientTransformation:
 
 def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransformation:
     return optimizers.upgd(
-        given.settings.step_size,
-        decay_rate=given.settings.upgd_decay_rate,
-        noise_scale=given.settings.upgd_noise_scale,
-        weight_decay=given.settings.upgd_weight_decay,
+        given.hyperparameters.step_size,
+        decay_rate=given.hyperparameters.upgd_decay_rate,
+        noise_scale=given.hyperparameters.upgd_noise_scale,
+        weight_decay=given.hyperparameters.upgd_weight_decay,
         protecting=protecting,
         key=given.key,
         noise=given.noise,
@@ -57,11 +59,11 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
 
 
 _UPGD = {
-    "upgd_decay_rate": HyperParameter(0.999, DECAY, None, "of the utilities' average"),
-    "upgd_noise_scale": HyperParameter(
+    "upgd_decay_rate": Hyperparameter(0.999, DECAY, None, "of the utilities' average"),
+    "upgd_noise_scale": Hyperparameter(
         1e-3, FINITE, None, "standard deviation of the noise on the gradient"
     ),
-    "upgd_weight_decay": HyperParameter(
+    "upgd_weight_decay": Hyperparameter(
         0.0, FINITE, None, "shrinkage of the params, times the step size"
     ),
 }
@@ -71,7 +73,7 @@ REGULARIZERS: Mapping[str, Method] = {
     "l2_init": Method(
         _l2_init,
         {
-            "l2_init_strength": HyperParameter(
+            "l2_init_strength": Hyperparameter(
                 1e-3, FINITE, 0.0, "L2 toward the initial parameters"
             )
         },
@@ -80,10 +82,10 @@ REGULARIZERS: Mapping[str, Method] = {
     "spectral_regularization": Method(
         _spectral_regularization,
         {
-            "spectral_strength": HyperParameter(
+            "spectral_strength": Hyperparameter(
                 1e-3, FINITE, 0.0, "penalty on the distance of spectral norms from 1"
             ),
-            "spectral_exponent": HyperParameter(
+            "spectral_exponent": Hyperparameter(
                 2, AT_LEAST_ONE, None, "power of a spectral norm in the penalty"
             ),
         },
@@ -92,7 +94,7 @@ REGULARIZERS: Mapping[str, Method] = {
     "weight_clipping": Method(
         _weight_clipping,
         {
-            "clipping_kappa": HyperParameter(
+            "clipping_kappa": Hyperparameter(
                 2.0, NOT_NEGATIVE, float("inf"), "multiple of the initial bound"
             )
         },

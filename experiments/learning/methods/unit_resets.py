@@ -8,13 +8,13 @@ from typing import Any
 import optax
 
 import cbp_jax
-from experiments.learning.hyper_parameters import (
+from experiments.learning.hyperparameters import (
     AT_LEAST_ONE,
     DECAY,
     FINITE,
     FRACTION,
     NOT_NEGATIVE,
-    HyperParameter,
+    Hyperparameter,
     Range,
 )
 from experiments.learning.methods.method import Ingredients, Method
@@ -26,9 +26,9 @@ def _continual_backprop(
     return cbp_jax.continual_backprop(
         given.base,
         given.network.units(),
-        replacement_rate=given.settings.replacement_rate,
-        decay_rate=given.settings.decay_rate,
-        maturity_threshold=given.settings.maturity_threshold,
+        replacement_rate=given.hyperparameters.replacement_rate,
+        decay_rate=given.hyperparameters.decay_rate,
+        maturity_threshold=given.hyperparameters.maturity_threshold,
         utility_fn=utility_fn,
         max_per_step=given.max_replaced,
         initializer=given.network.initializer(),
@@ -40,8 +40,8 @@ def _redo(given: Ingredients) -> optax.GradientTransformation:
     return cbp_jax.redo(
         given.base,
         given.network.units(),
-        threshold=given.settings.redo_threshold,
-        reset_every=given.settings.redo_every,
+        threshold=given.hyperparameters.redo_threshold,
+        reset_every=given.hyperparameters.redo_every,
         over_interval=True,
         initializer=given.network.initializer(),
         key=given.key,
@@ -52,20 +52,20 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
     return cbp_jax.self_normalized_resets(
         given.base,
         given.network.units(),
-        rejection_rate=given.settings.snr_rejection_rate,
-        first_threshold=given.settings.snr_first_threshold,
-        lowest_threshold=given.settings.snr_lowest_threshold,
+        rejection_rate=given.hyperparameters.snr_rejection_rate,
+        first_threshold=given.hyperparameters.snr_first_threshold,
+        lowest_threshold=given.hyperparameters.snr_lowest_threshold,
         initializer=given.network.initializer(),
         key=given.key,
     )
 
 
 _REPLACEMENT = {
-    "replacement_rate": HyperParameter(
+    "replacement_rate": Hyperparameter(
         1e-4, FRACTION, 0.0, "share of eligible units replaced per update"
     ),
-    "decay_rate": HyperParameter(0.99, DECAY, None, "of the utilities' average"),
-    "maturity_threshold": HyperParameter(
+    "decay_rate": Hyperparameter(0.99, DECAY, None, "of the utilities' average"),
+    "maturity_threshold": Hyperparameter(
         100, NOT_NEGATIVE, None, "updates before a unit can be replaced"
     ),
 }
@@ -89,13 +89,13 @@ UNIT_RESETS: Mapping[str, Method] = {
     "redo": Method(
         _redo,
         {
-            "redo_threshold": HyperParameter(
+            "redo_threshold": Hyperparameter(
                 0.1,
                 Range(-1, math.inf, includes_high=False),
                 -1.0,
                 "share of the layer's mean |h| up to which a unit is dormant",
             ),
-            "redo_every": HyperParameter(
+            "redo_every": Hyperparameter(
                 1000, AT_LEAST_ONE, None, "updates between two resets"
             ),
         },
@@ -105,13 +105,13 @@ UNIT_RESETS: Mapping[str, Method] = {
     "self_normalized_resets": Method(
         _self_normalized_resets,
         {
-            "snr_rejection_rate": HyperParameter(
+            "snr_rejection_rate": Hyperparameter(
                 0.02, DECAY, 0.0, "share of silences that count as too long"
             ),
-            "snr_first_threshold": HyperParameter(
+            "snr_first_threshold": Hyperparameter(
                 1000, FINITE, None, "updates of silence allowed without history"
             ),
-            "snr_lowest_threshold": HyperParameter(
+            "snr_lowest_threshold": Hyperparameter(
                 100, FINITE, None, "updates of silence always allowed"
             ),
         },

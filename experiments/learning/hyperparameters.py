@@ -11,7 +11,7 @@ from experiments.learning.checks import ConfigError
 
 
 class Range(NamedTuple):
-    """The numbers that a hyper-parameter may be."""
+    """The numbers that a hyperparameter may be."""
 
     low: float
     high: float
@@ -46,7 +46,7 @@ FRACTION = Range(0, 1, includes_high=True)
 DECAY = Range(0, 1, includes_high=False)
 
 
-class HyperParameter(NamedTuple):
+class Hyperparameter(NamedTuple):
     """A number that a method or an optimizer takes.
 
     Attributes:
@@ -63,30 +63,30 @@ class HyperParameter(NamedTuple):
     meaning: str
 
 
-OPTIMIZER_PARAMETERS: Mapping[str, HyperParameter] = MappingProxyType(
+OPTIMIZER_HYPERPARAMETERS: Mapping[str, Hyperparameter] = MappingProxyType(
     {
-        "step_size": HyperParameter(0.01, FINITE, None, "step size"),
-        "momentum": HyperParameter(0.0, DECAY, 0.0, "momentum of SGD"),
-        "b1": HyperParameter(0.9, DECAY, None, "decay of Adam's first moments"),
-        "b2": HyperParameter(0.999, DECAY, None, "decay of Adam's second moments"),
-        "weight_decay": HyperParameter(
+        "step_size": Hyperparameter(0.01, FINITE, None, "step size"),
+        "momentum": Hyperparameter(0.0, DECAY, 0.0, "momentum of SGD"),
+        "b1": Hyperparameter(0.9, DECAY, None, "decay of Adam's first moments"),
+        "b2": Hyperparameter(0.999, DECAY, None, "decay of Adam's second moments"),
+        "weight_decay": Hyperparameter(
             0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
         ),
-        "noise_scale": HyperParameter(
+        "noise_scale": Hyperparameter(
             0.0, FINITE, 0.0, "standard deviation of noise on all parameters per update"
         ),
-        "dropout_rate": HyperParameter(
+        "dropout_rate": Hyperparameter(
             0.0, DECAY, 0.0, "share of hidden activations dropped"
         ),
     }
 )
-"""What learners take whatever their method, by `optimizer_parameters`."""
+"""What learners take whatever their method, by `optimizer_hyperparameters`."""
 
 _OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
 _OF_ANY_UPDATE = ("step_size", "dropout_rate")
 
 
-def optimizer_parameters(optimizer: str | None) -> dict[str, HyperParameter]:
+def optimizer_hyperparameters(optimizer: str | None) -> dict[str, Hyperparameter]:
     """Returns what a learner takes by its optimizer.
 
     Args:
@@ -94,7 +94,7 @@ def optimizer_parameters(optimizer: str | None) -> dict[str, HyperParameter]:
     """
     return {
         name: parameter
-        for name, parameter in OPTIMIZER_PARAMETERS.items()
+        for name, parameter in OPTIMIZER_HYPERPARAMETERS.items()
         if name in _OF_ANY_UPDATE
         or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
     }
