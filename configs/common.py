@@ -1,7 +1,7 @@
 """What the configs of all problems share, and how a preset becomes a config.
 
 The hyperparameters of a method, their published values and their ranges are declared
-with the method, in experiments/learning/methods/. A config has those of the methods
+with the method, in experiments/learning/methods.py. A config has those of the methods
 that its cases use.
 """
 
@@ -10,11 +10,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.learning.hyperparameters import OPTIMIZER_HYPERPARAMETERS
-from experiments.learning.methods import hyperparameters_of
+from experiments.learning.methods import OPTIMIZER_HYPERPARAMETERS, hyperparameters_of
 
 _LEARNER = {
-    "method": "continual_backprop",  # A name in experiments/learning/methods/.
+    "method": "continual_backprop",  # A name in experiments/learning/methods.py.
     "optimizer": "sgd",  # Or "adam".
     "noise": "normal",  # Of noise_scale; "signs" of that size cost far less.
     "hidden_layers": 1,  # 0 for a linear model.

@@ -1,7 +1,7 @@
 """Every method as a case, with its published settings.
 
 The hyperparameters that a case does not set have the published values of
-experiments/learning/methods/. Step sizes belong to the problem: those of Adam and of
+experiments/learning/methods.py. Step sizes belong to the problem: those of Adam and of
 mini-batches, which need others than SGD on single examples, are given.
 """
 

@@ -14,11 +14,10 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.learning.checks import ConfigError, check_choice, check_positive
-from experiments.learning.conv_net import make_conv_net
-from experiments.learning.heads import clear_head
-from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.learner import LearnerState, clear_head, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
+from experiments.learning.networks import make_conv_net
 from experiments.learning.problem import Problem
 from experiments.run import command_line
 from experiments.streams.class_pairs import draw_orders, make_stream

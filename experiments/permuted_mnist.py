@@ -19,7 +19,7 @@ from experiments.learning.checks import (
     check_choice,
     check_measured_examples,
 )
-from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.learner import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax import metrics
-from experiments.learning.learners import Learner, LearnerState
-from experiments.learning.measured import Measured
+from experiments.learning.learner import Learner, LearnerState
+from experiments.learning.problem import Measured
 
 # The values that a bounded activation approaches.
 _ASYMPTOTES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.learning.measured import Measured
-from experiments.learning.problem import Problem
+from experiments.learning.problem import Measured, Problem
 from experiments.learning.replacement_log import ReplacementLog
 from experiments.run import machine, storage
 from experiments.run.config import (

@@ -27,12 +27,14 @@ from ml_collections.config_flags import config_path
 import numpy as np
 
 from experiments.learning.checks import ConfigError, did_you_mean
-from experiments.learning.hyperparameters import (
+from experiments.learning.keys import make_key
+from experiments.learning.methods import (
+    HYPERPARAMETERS,
+    METHODS,
     OPTIMIZER_HYPERPARAMETERS,
+    hyperparameters_of,
     optimizer_hyperparameters,
 )
-from experiments.learning.keys import make_key
-from experiments.learning.methods import HYPERPARAMETERS, METHODS, hyperparameters_of
 
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 """Fields of a config that hold for all cases."""

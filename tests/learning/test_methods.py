@@ -14,8 +14,11 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.learning.hyperparameters import OPTIMIZER_HYPERPARAMETERS
-from experiments.learning.methods import HYPERPARAMETERS, METHODS
+from experiments.learning.methods import (
+    HYPERPARAMETERS,
+    METHODS,
+    OPTIMIZER_HYPERPARAMETERS,
+)
 from experiments.run.config import complete, make_cases
 
 IMAGES = jax.random.uniform(jax.random.key(1), (60, 1, 64))

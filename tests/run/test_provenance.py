@@ -27,7 +27,7 @@ def test_the_sources_are_those_that_compute_numbers():
     code = provenance.current_code(MAKE_PROBLEM)
     for name in (
         *("cbp_jax/__init__.py", "cbp_jax/resets/transform.py"),
-        *("experiments/learning/methods/unit_resets.py", "experiments/run/lanes.py"),
+        *("experiments/learning/methods.py", "experiments/run/lanes.py"),
         *("experiments/streams/permuted_images.py", "experiments/permuted_mnist.py"),
     ):
         assert name in code["files"]
@@ -43,12 +43,12 @@ def test_an_edited_file_changes_the_sources_and_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(provenance, "_EXPERIMENTS", copy)
     before = provenance.current_code(MAKE_PROBLEM)
     assert (before["commit"], before["dirty"]) == (None, None)  # It is no checkout.
-    path = copy / "learning" / "learners.py"
+    path = copy / "learning" / "learner.py"
     path.write_text(path.read_text() + "\n# Edited.\n")
     (copy / "run" / "runner.py").write_text("")  # It computes nothing.
     after = provenance.current_code(MAKE_PROBLEM)
     *_, changed = provenance.code_differences(before, after)
-    assert changed == "changed: experiments/learning/learners.py"
+    assert changed == "changed: experiments/learning/learner.py"
     assert not provenance.code_differences(before, before)
 
 

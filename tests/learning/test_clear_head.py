@@ -9,7 +9,7 @@ from tiny import by_path
 from tiny_runs import one_lane, tiny_pairs
 
 from experiments import continual_imagenet
-from experiments.learning.heads import clear_head
+from experiments.learning.learner import clear_head
 from experiments.run.config import complete, make_cases
 
 

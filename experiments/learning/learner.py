@@ -1,11 +1,11 @@
-"""From a config to a learner: network, loss and method, the same for every problem.
+"""From a config to a learner: network, loss, optimizer and method, for every problem.
 
 Shapes: B batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 import math
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from flax.core import pop
@@ -17,19 +17,9 @@ import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
 from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
-from experiments.learning.keys import make_key
+from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
 from experiments.learning.methods import METHODS, Ingredients
-from experiments.learning.optimizers import (
-    OPTIMIZERS,
-    check_plain,
-    is_off,
-    make_base_optimizer,
-)
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
-
-# Purposes of the random numbers derived from a lane's key. They are the same for every
-# method, so that two methods with one seed see the same data and initial weights.
-INITIALIZATION, STREAM, REPLACEMENT, NOISE = range(4)
 
 
 class LearnerState(NamedTuple):
@@ -126,7 +116,7 @@ def make_learner(
         noise_key = jax.random.fold_in(key, NOISE)
         ingredients = Ingredients(
             hyperparameters=hyperparameters,
-            base=make_base_optimizer(config, hyperparameters, units, noise_key),
+            base=_make_base_optimizer(config, hyperparameters, units, noise_key),
             network=network,
             init_params=lambda key: init_network(key)[0],
             weight_bounds=networks.weight_bounds(network),
@@ -165,7 +155,7 @@ def make_learner(
         """Returns gradients, updates, the state after them but for params, and more."""
         trained = networks.with_hyperparameters(network, hyperparameters)
         dropout = {}
-        if not is_off(hyperparameters.dropout_rate):
+        if not _is_off(hyperparameters.dropout_rate):
             key = jax.random.fold_in(state.noise_key, state.num_updates)
             dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
 
@@ -262,10 +252,97 @@ def make_learner(
     )
 
 
+def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
+    """Sets the head's weights and biases to 0.
+
+    Args:
+      state: of the learner.
+      with_optimizer_state: also what the optimizer keeps of the head: every tree in its
+        state that is like the params, be it momentum, Adam's moments or an average.
+
+    Returns:
+      The new state.
+    """
+    like_params = jax.tree.structure(state.params)
+
+    def is_like_params(node: Any) -> bool:
+        return jax.tree.structure(node) == like_params
+
+    def clear(node: Any) -> Any:
+        if not is_like_params(node):
+            return node
+        return {**node, "head": jax.tree.map(jnp.zeros_like, node["head"])}
+
+    state = state._replace(params=clear(state.params))
+    if with_optimizer_state:
+        state = state._replace(
+            optimizer_state=jax.tree.map(
+                clear, state.optimizer_state, is_leaf=is_like_params
+            )
+        )
+    return state
+
+
+def _make_base_optimizer(
+    config: Any,
+    hyperparameters: SimpleNamespace,
+    units: Sequence[cbp_jax.UnitGroup],
+    noise_key: jax.Array,
+) -> optax.GradientTransformation:
+    """Builds an optimizer with L2 and noise where a lane may have any.
+
+    Args:
+      config: `optimizer`, a key of `_OPTIMIZERS`, and `noise`, see `perturb`.
+      hyperparameters: the learner's hyperparameters.
+      units: of its network.
+      noise_key: typed key of the noise.
+    """
+    base = _OPTIMIZERS[config.optimizer](hyperparameters, units)
+    if not _is_off(hyperparameters.weight_decay):
+        base = optax.chain(
+            optax.add_decayed_weights(hyperparameters.weight_decay), base
+        )
+    if not _is_off(hyperparameters.noise_scale):
+        noise = cbp_jax.optimizers.perturb(
+            hyperparameters.noise_scale, key=noise_key, noise=config.noise
+        )
+        base = optax.chain(base, noise)
+    return base
+
+
+def _sgd(
+    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+) -> optax.GradientTransformation:
+    del units
+    momentum = None if _is_off(hyperparameters.momentum) else hyperparameters.momentum
+    return optax.sgd(hyperparameters.step_size, momentum=momentum)
+
+
+def _adam(
+    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
+) -> optax.GradientTransformation:
+    betas = {"b1": hyperparameters.b1, "b2": hyperparameters.b2}
+    if not units:
+        return optax.adam(hyperparameters.step_size, **betas)
+    return cbp_jax.optimizers.adam_with_unit_counts(
+        hyperparameters.step_size, units, **betas
+    )
+
+
+_OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
+    {"sgd": _sgd, "adam": _adam}
+)
+
+
+def _is_off(value: Any) -> bool:
+    """Whether a hyperparameter is 0 in every lane, so its code can be left out."""
+    return isinstance(value, (int, float)) and value == 0
+
+
 def _check(config: Any, network: Any) -> None:
     """Raises ValueError for fields that do not go together."""
     check_choice("method", config.method, METHODS)
-    check_choice("optimizer", config.optimizer, OPTIMIZERS)
+    check_choice("optimizer", config.optimizer, _OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():
@@ -274,13 +351,29 @@ def _check(config: Any, network: Any) -> None:
             "config.hidden_layers to at least 1, or config.method to 'backprop'."
         )
     if method.replaces_optimizer:
-        check_plain(config, config.method)
+        _check_plain(config, config.method)
     if method.normalizations and config.normalization not in method.normalizations:
         raise ConfigError(
             f"config.method {config.method!r} is defined with a normalization before "
             f"each activation: set config.normalization to one of "
             f"{list(method.normalizations)}, got {config.normalization!r}."
         )
+
+
+def _check_plain(config: Any, method: str) -> None:
+    """Raises ConfigError if a method would ignore a field of the base optimizer."""
+    if config.optimizer != "sgd":
+        raise ConfigError(
+            f"config.method {method!r} is an optimizer itself: set config.optimizer to "
+            f"'sgd', got {config.optimizer!r}."
+        )
+    for name in ("momentum", "weight_decay", "noise_scale"):
+        values = (config[name], *config.sweep.get(name, ()))
+        if any(value != 0 for value in values):
+            raise ConfigError(
+                f"config.method {method!r} is an optimizer itself and takes no "
+                f"config.{name}: set it to 0, got {max(values)}."
+            )
 
 
 def _add_resets(
