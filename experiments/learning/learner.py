@@ -30,7 +30,6 @@ class LearnerState(NamedTuple):
     optimizer_state: Any
     noise_key: jax.Array  # Typed key of all noise but the optimizer's.
     num_updates: jax.Array  # int32 scalar
-    num_resets: dict[str, jax.Array]  # int32 scalars, units of a layer reset so far.
     log: ReplacementLog | None  # Of the task, where it is switched on.
 
 
@@ -51,6 +50,8 @@ class Learner(NamedTuple):
         `[B, ..., units]`, of the params in training, otherwise as `predict`.
       unit_ages: `state -> list` of the updates since birth of the units of each hidden
         layer, `[units]`.
+      units_reset: `state -> list` of how many units of each hidden layer were reset
+        since `init`, int32 scalars.
       layers: names of the layers in forward order, the head last.
       layer_sizes: for each layer `num_weights`, `num_units` and `num_features`, the
         entries of its activation at each position (0 for the head).
@@ -62,6 +63,7 @@ class Learner(NamedTuple):
     predict: Callable[[LearnerState, jax.Array], jax.Array]
     features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
     unit_ages: Callable[[LearnerState], list[jax.Array]]
+    units_reset: Callable[[LearnerState], list[jax.Array]]
     layers: tuple[str, ...]
     layer_sizes: dict[str, list[int]]
 
@@ -142,7 +144,6 @@ def make_learner(
             optimizer_state=optimizer_state,
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
-            num_resets={name: jnp.zeros((), jnp.int32) for name in layers[:-1]},
             log=new_log(optimizer_state) if has_log else None,
         )
 
@@ -204,15 +205,12 @@ def make_learner(
         _, updates, new_state, outputs, loss = compute_update(
             hyperparameters, state, inputs, targets
         )
-        num_resets, log = state.num_resets, state.log
-        if method.resets_units:
-            num_resets = _add_resets(num_resets, new_state.optimizer_state)
+        log = state.log
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
             log = record(log, layers[:-1], hyperparameters, *states)
         new_state = new_state._replace(
             params=optax.apply_updates(state.params, updates),
-            num_resets=num_resets,
             log=log,
         )
         return new_state, outputs, loss
@@ -247,8 +245,14 @@ def make_learner(
             for units in layer_sizes["num_units"][:-1]
         ]
 
+    def units_reset(state: LearnerState) -> list[jax.Array]:
+        if method.resets_units:
+            return [state.optimizer_state.num_replaced[layer] for layer in layers[:-1]]
+        return [jnp.zeros((), jnp.int32)] * len(layers[:-1])
+
     return Learner(
-        init, step, preview, predict, features, unit_ages, layers, layer_sizes
+        *(init, step, preview, predict, features),
+        *(unit_ages, units_reset, layers, layer_sizes),
     )
 
 
@@ -374,17 +378,6 @@ def _check_plain(config: Any, method: str) -> None:
                 f"config.method {method!r} is an optimizer itself and takes no "
                 f"config.{name}: set it to 0, got {max(values)}."
             )
-
-
-def _add_resets(
-    num_resets: Mapping[str, jax.Array], state: cbp_jax.UnitResetState
-) -> dict[str, jax.Array]:
-    """Adds the units of each hidden layer that the last update reset."""
-    return {
-        name: number
-        + jnp.sum(state.replaced[name] < state.units[name].age.size, dtype=jnp.int32)
-        for name, number in num_resets.items()
-    }
 
 
 def _max_replaced(config: Any, num_units: int) -> int:

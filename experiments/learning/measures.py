@@ -101,9 +101,7 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": _measured(
-            [after.num_resets.get(name) for name in learner.layers]
-        ),
+        "units_reset": _measured([*learner.units_reset(after), None]),
     }
 
 

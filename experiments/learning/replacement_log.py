@@ -5,13 +5,12 @@ Shapes: C entries kept for each lane and task, K replaced at most in one step.
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cbp_jax import UnitResetState
-from cbp_jax.averages import average_weight
 
 ENTRY_FIELDS = ("step", "layer", "unit", "age", "utility")
 """The fields of `ReplacementLog` that describe an entry."""
@@ -20,14 +19,13 @@ ENTRY_FIELDS = ("step", "layer", "unit", "age", "utility")
 class ReplacementLog(NamedTuple):
     """Entries of one lane in one task; those beyond C are only counted."""
 
-    step: jax.Array  # int32 [C], updates since the start of the task.
+    step: jax.Array  # int32 [C], updates made before it since the first one.
     layer: jax.Array  # int32 [C], index of the hidden layer.
     unit: jax.Array  # int32 [C]
     age: jax.Array  # int32 [C], at the replacement.
     # float32 [C], age-corrected, of the step before; None if the rule keeps none.
     utility: jax.Array | None
     count: jax.Array  # int32 scalar, entries so far, also those beyond C.
-    clock: jax.Array  # int32 scalar, updates since the start of the task.
 
 
 def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
@@ -38,12 +36,10 @@ def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
       has_utility: whether the rule keeps utilities.
     """
     integers = jnp.zeros(capacity, jnp.int32)
-    zero = jnp.zeros((), jnp.int32)
     return ReplacementLog(
         *(integers, integers, integers, integers),
         utility=jnp.zeros(capacity, jnp.float32) if has_utility else None,
-        count=zero,
-        clock=zero,
+        count=jnp.zeros((), jnp.int32),
     )
 
 
@@ -65,7 +61,7 @@ def record(
       after: the state after it, whose `replaced` is recorded.
 
     Returns:
-      The log with the new entries, and its clock one step on.
+      The log with the new entries.
     """
     capacity = log.step.shape[0]
     for index, name in enumerate(layers):
@@ -77,14 +73,14 @@ def record(
         unit = jnp.where(is_entry, replaced, 0)
         age = jnp.maximum(units.age[unit], 1)
         entry = {
-            "step": jnp.broadcast_to(log.clock, unit.shape),
+            "step": jnp.broadcast_to(before.count, unit.shape),
             "layer": jnp.full_like(unit, index),
             "unit": unit,
             "age": age + 1,
         }
         if log.utility is not None:
             dtype = units.utility.dtype
-            weight = average_weight(age, hyperparameters.decay_rate, dtype)
+            weight = _average_weight(age, hyperparameters.decay_rate, dtype)
             utility = units.utility[unit] / weight
             entry["utility"] = utility.astype(jnp.float32)
         log = log._replace(
@@ -94,4 +90,11 @@ def record(
                 for field, value in entry.items()
             },
         )
-    return log._replace(clock=log.clock + 1)
+    return log
+
+
+def _average_weight(age: jax.Array, decay_rate: jax.Array, dtype: Any) -> jax.Array:
+    """Returns 1 - decay**age, the weight of a running average that began at 0."""
+    # The logarithm of 0 would be infinite, which `jax_debug_infs` takes for a fault.
+    positive = jnp.maximum(jnp.asarray(decay_rate, dtype), jnp.finfo(dtype).tiny)
+    return -jnp.expm1(age.astype(dtype) * jnp.log(positive))

@@ -199,7 +199,10 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
             name: _unless_diverged(found, has_diverged)
             for name, found in metrics.items()
         }
-        return LaneState(learner, has_diverged), metrics, learner.log
+        log = learner.log
+        if log is not None:  # Its steps are those since the start of the task.
+            log = log._replace(step=log.step - task * problem.updates_per_task)
+        return LaneState(learner, has_diverged), metrics, log
 
     return run_task
 

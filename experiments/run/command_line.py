@@ -13,7 +13,6 @@ from absl import app, flags, logging
 import jax
 
 from experiments.learning.problem import Problem
-from experiments.reporting import plots, run_results, survival, tables
 from experiments.run import distributed, runner, storage
 from experiments.run.config import check_has_effect, define_config_flag, overridden
 from experiments.run.folder import CONFIG_FILE
@@ -145,6 +144,8 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
+    from experiments.reporting import plots, run_results, survival, tables
+
     say(tables.summary_table(dataset), sys.stdout)
     say(tables.INTERVALS, sys.stdout)
     for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):

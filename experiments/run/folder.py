@@ -11,7 +11,6 @@ import shutil
 import socket
 from typing import TextIO
 
-from experiments.reporting import comparison, plots, run_results, survival
 from experiments.run import provenance
 from experiments.run.logs import TENSORBOARD_FOLDER
 from experiments.run.provenance import CODE_FILE, VERSION_FIELD
@@ -19,24 +18,6 @@ from experiments.run.storage import CHECKPOINTS_FOLDER, RECORDS_FILE
 
 CONFIG_FILE = "config.json"
 LOCK_FILE = "run.lock"
-
-_COMPARISON_FILES = (*comparison.TABLE_FILES, *comparison.FIGURE_FILES)
-
-# Paths, relative to the run folder, of all that a run writes.
-_WRITTEN_BY_RUNS = re.compile(
-    "|".join(
-        (
-            rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
-            rf"\.?({re.escape(CODE_FILE)}|{re.escape(survival.LOG_FILE)})",
-            re.escape(LOCK_FILE),
-            rf"{plots.FIGURES_FOLDER}/({'|'.join(map(re.escape, plots.FIGURE_FILES))})",
-            rf"{comparison.FOLDER}/({'|'.join(map(re.escape, _COMPARISON_FILES))})",
-            rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
-            rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
-            rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
-        )
-    )
-)
 
 
 class RunFolderError(ValueError):
@@ -177,11 +158,12 @@ def _delete_run(folder: pathlib.Path) -> None:
             f"{folder} is a symbolic link, and --overwrite follows none: pass "
             f"--workdir={folder.resolve()}."
         )
+    written = written_by_runs()
     strange = []
     for place, folders, files in os.walk(folder):
         paths = [pathlib.Path(place) / name for name in (*folders, *files)]
         for path in paths:
-            is_written = _WRITTEN_BY_RUNS.fullmatch(path.relative_to(folder).as_posix())
+            is_written = written.fullmatch(path.relative_to(folder).as_posix())
             if path.is_symlink() or not (is_written or path.is_dir()):
                 strange.append(path)
     if strange:
@@ -196,6 +178,27 @@ def _delete_run(folder: pathlib.Path) -> None:
             shutil.rmtree(entry)
         elif entry.name not in (LOCK_FILE, CONFIG_FILE):
             entry.unlink()
+
+
+def written_by_runs() -> re.Pattern[str]:
+    """Returns what the paths of all that a run writes match, relative to its folder."""
+    from experiments.reporting import comparison, plots, run_results, survival
+
+    def one_of(*names: str) -> str:
+        return f"({'|'.join(map(re.escape, names))})"
+
+    top = one_of(CONFIG_FILE, CODE_FILE, run_results.RESULTS_FILE, survival.LOG_FILE)
+    compared = one_of(*comparison.TABLE_FILES, *comparison.FIGURE_FILES)
+    patterns = (
+        rf"\.?{top}",
+        re.escape(LOCK_FILE),
+        rf"{plots.FIGURES_FOLDER}/{one_of(*plots.FIGURE_FILES)}",
+        rf"{comparison.FOLDER}/{compared}",
+        rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
+        rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
+        rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
+    )
+    return re.compile("|".join(patterns))
 
 
 class LockedError(OSError):

@@ -10,8 +10,6 @@ import pathlib
 import numpy as np
 
 from experiments.learning.replacement_log import ENTRY_FIELDS, ReplacementLog
-from experiments.reporting.run_results import BY_EPOCH
-from experiments.reporting.survival import LOG_FILE
 from experiments.run.cases import Case
 
 
@@ -30,6 +28,8 @@ class LogFile:
     """
 
     def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
+        from experiments.reporting.survival import LOG_FILE
+
         self._path = folder / LOG_FILE
         self._swept = swept
 
@@ -83,7 +83,7 @@ class LogFile:
         """
         if not self._path.exists():
             return
-        kept = self._path.with_name(f".{LOG_FILE}")
+        kept = self._path.with_name(f".{self._path.name}")
         with self._path.open(newline="") as file, kept.open("w", newline="") as copy:
             header = file.readline()
             copy.write(header)
@@ -120,9 +120,12 @@ class TensorBoardWriter:
         check_installed()
         from tensorboardX import SummaryWriter
 
+        from experiments.reporting.run_results import BY_EPOCH
+
         *swept, _ = case.grid.coordinates
         self._layers = case.problem.learner.layers
         self._num_seeds = case.grid.shape[-1]
+        self._by_epoch = BY_EPOCH
         self._writers = []
         for point in itertools.product(
             *(case.grid.coordinates[name] for name in swept)
@@ -145,7 +148,7 @@ class TensorBoardWriter:
                 for layer, seeds in enumerate(setting.T):
                     tag = name
                     if setting.shape[1] > 1:
-                        by_epoch = name.endswith(BY_EPOCH)
+                        by_epoch = name.endswith(self._by_epoch)
                         tag += f"/{layer if by_epoch else self._layers[layer]}"
                     finite = seeds[np.isfinite(seeds)]
                     if finite.size:

@@ -24,7 +24,6 @@ from ml_collections import ConfigDict
 
 import cbp_jax
 from experiments.learning.keys import PRNG_IMPL
-from experiments.reporting.run_results import describe_code
 
 VERSION_FIELD = "cbp_jax"
 """The field of a written config that tells the version, and that a run wrote it."""
@@ -188,6 +187,8 @@ def add_code(codes: Sequence[Code], code: Code) -> list[Code]:
 
 def code_differences(old: Code, new: Code) -> list[str]:
     """Says how the sources of two records differ; [] if they do not, or are unknown."""
+    from experiments.reporting.run_results import describe_code
+
     if UNKNOWN in (old["sources"], new["sources"]) or old["sources"] == new["sources"]:
         return []
     before, after = old["files"], new["files"]

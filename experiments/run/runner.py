@@ -10,17 +10,15 @@ import pathlib
 import platform
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
 from tqdm import tqdm
-import xarray as xr
 
 import cbp_jax
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog
-from experiments.reporting import run_results
 from experiments.run import distributed, logs, provenance, storage
 from experiments.run.blocks import choose_block
 from experiments.run.cases import Case, CompiledCase, prepare_cases
@@ -30,6 +28,9 @@ from experiments.run.logs import LogFile
 from experiments.run.messages import say
 from experiments.run.signals import SaveClock, StopRequest, stop_signals
 from experiments.run.storage import Checkpointer
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Between writes of unfinished results, and as a multiple of the time that one takes.
 _LEAST_SECONDS = 10
@@ -47,7 +48,7 @@ def run(
     *,
     overwrite: bool = False,
     allow_changed_code: bool = False,
-) -> xr.Dataset:
+) -> "xr.Dataset":
     """Trains all cases, or goes on where a killed or shorter run of the config stopped.
 
     Args:
@@ -125,8 +126,10 @@ class _Run:
         self._cases = cases
         self._make_problem = make_problem
         self._stop = stop
-        swept = (name for case in cases for name in case.grid.coordinates)
-        self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
+        self._log_file = None
+        if any(case.config.replacement_log for case in cases):
+            swept = (name for case in cases for name in case.grid.coordinates)
+            self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
             case.name: Checkpointer(folder, case.name) for case in cases
@@ -139,7 +142,7 @@ class _Run:
         for checkpointer in self._checkpointers.values():
             checkpointer.close()
 
-    def run(self) -> xr.Dataset:
+    def run(self) -> "xr.Dataset":
         self._restore()
         done = [
             self._tasks_done(case) * case.updates_per_task_all_lanes
@@ -255,7 +258,7 @@ class _Run:
             self._progress[case.name] = progress
             if progress.num_tasks < case.config.num_tasks:
                 self._saved_states[case.name] = saved["state"]
-        if distributed.is_first():
+        if self._log_file is not None and distributed.is_first():
             self._log_file.forget_after(
                 {case.name: self._tasks_done(case) for case in self._cases}
             )
@@ -279,7 +282,7 @@ class _Run:
         if is_over or not is_due or not distributed.is_first():
             return
         try:
-            run_results.save(self._dataset(), self._folder)
+            self._save_results()
         except OSError as error:
             say(
                 f"The results so far are not in {self._folder}: {error}. The run goes "
@@ -288,14 +291,11 @@ class _Run:
         end = time.monotonic()
         self._results_due = end + max(_LEAST_SECONDS, _TIMES_A_WRITE * (end - start))
 
-    def _save_results(self) -> xr.Dataset:
-        dataset = self._dataset()
-        if distributed.is_first():
-            run_results.save(dataset, self._folder)
-        return dataset
+    def _save_results(self) -> "xr.Dataset":
+        """Labels what is done so far, and writes it."""
+        # Not before there are results: it imports xarray and pandas, which take long.
+        from experiments.reporting import run_results
 
-    def _dataset(self) -> xr.Dataset:
-        """Labels what is done so far."""
         datasets = [
             run_results.case_dataset(
                 case.name,
@@ -315,7 +315,7 @@ class _Run:
             case.name: (self._tasks_done(case), case.config.num_tasks)
             for case in self._cases
         }
-        return run_results.join_cases(
+        dataset = run_results.join_cases(
             datasets,
             run_results.task_attributes(tasks)
             | {
@@ -326,6 +326,9 @@ class _Run:
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
             },
         )
+        if distributed.is_first():
+            run_results.save(dataset, self._folder)
+        return dataset
 
 
 def _goes_on(where: str, case: Case) -> str:

@@ -55,7 +55,7 @@ def test_it_prints_and_writes_the_comparison(run):
     # The folder is the run's own, so that --overwrite may delete it.
     for name in names:
         path = f"{comparison.FOLDER}/{name}"
-        assert folder_module._WRITTEN_BY_RUNS.fullmatch(path)
+        assert folder_module.written_by_runs().fullmatch(path)
 
 
 def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):

@@ -86,7 +86,7 @@ def test_ages_and_resets_are_those_of_the_units(method):
     np.testing.assert_allclose(measures["mean_age"], [*expected, np.nan])
     assert (measures["mean_age"][:2] < 30).all()
     assert ((after["units_reset"][:2] >= 2) & (after["units_reset"][:2] <= 4)).all()
-    counts = [state.num_resets[name] for name in LAYERS[:2]]
+    counts = [state.optimizer_state.num_replaced[name] for name in LAYERS[:2]]
     np.testing.assert_array_equal(after["units_reset"][:2], counts)
 
 

@@ -199,6 +199,32 @@ def test_the_command_runs_and_reads_sweeps_from_flags(tmp_path):
     assert "step/s" in finished.stderr
 
 
+# Says which of the modules that take long are there when the first task begins.
+STARTED = """
+import pathlib, sys
+from configs import scr
+from experiments import slowly_changing_regression
+from experiments.run import runner
+from experiments.run.cases import CompiledCase
+def begun(*arguments):
+    slow = {"matplotlib", "pandas", "scipy", "sklearn", "tensorflow_datasets", "xarray"}
+    sys.exit(f"begun with {sorted(slow & sys.modules.keys())}")
+CompiledCase.run_task = begun
+config, folder = scr.get_config("smoke"), pathlib.Path(sys.argv[1])
+runner.run(config, folder, slowly_changing_regression.make_problem)
+"""
+
+
+def test_training_begins_before_what_draws_and_labels_results_is_imported(tmp_path):
+    finished = subprocess.run(
+        [sys.executable, "-c", STARTED, str(tmp_path / "run")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert finished.stderr.strip().endswith("begun with []")
+
+
 @needs_mnist
 def test_real_mnist_is_learned_within_one_task(tmp_path):
     """2,000 images reach what a linear model would, far above chance."""
@@ -214,10 +240,10 @@ def test_real_mnist_is_learned_within_one_task(tmp_path):
 
 def test_lapack_has_no_threads_beside_the_devices(monkeypatch):
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "4")  # Those of the tests stay.
-    for name in command_line._LAPACK_THREADS:
+    for name in machine._LAPACK_THREADS:
         monkeypatch.delenv(name, raising=False)
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
-        command_line.use_all_cores()
+        machine.use_all_cores()
         pools = threadpoolctl.threadpool_info()
     blas = [pool["num_threads"] for pool in pools if pool["user_api"] == "blas"]
     assert blas and max(blas) == 1
