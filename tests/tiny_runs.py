@@ -15,7 +15,7 @@ from configs import imagenet, pmnist, scr
 from experiments.reporting import run_results
 from experiments.run import provenance, runner
 from experiments.run.cases import CompiledCase
-from experiments.run.config import lane_hyperparameters, make_grid
+from experiments.run.config import complete, lane_hyperparameters, make_grid
 from experiments.streams import drifting_bits
 
 
@@ -26,11 +26,11 @@ def one_lane(config):
 
 
 def _tiny(presets, shrink_config, overrides):
-    config = presets.get_config("smoke")
+    config = complete(presets.get_config("smoke"))
     shrink_config(config)
     for field, value in overrides.items():
         config[field] = value
-    return config
+    return complete(config)
 
 
 def tiny_digits(**overrides):

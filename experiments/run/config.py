@@ -94,6 +94,8 @@ class _ConfigParser(flags.ArgumentParser):
         config = self._inner.parse(argument)
         if isinstance(config, ConfigDict):
             with config.unlocked():
+                if "cases" in config:
+                    _add_hyperparameters(config)
                 given = sys.argv if self._arguments is None else self._arguments
                 for path in overridden(given):
                     _add_missing(config, path)
@@ -132,13 +134,12 @@ def _add_missing(config: ConfigDict, path: Path) -> None:
                 f"config.cases has no case {name!r}: "
                 f"{did_you_mean(str(name), list(config.cases))}"
             )
-        case ("cases", name, "sweep", swept):
+        case ("cases", name, "sweep", *swept):
             own = config.cases[name]
             if "sweep" not in own:
                 own.sweep = ConfigDict()
-            _add_swept(config, own.sweep, f"config.cases.{name}.sweep", swept)
-        case ("cases", name, "sweep"):
-            config.cases[name].setdefault("sweep", ConfigDict())
+            for field in swept:
+                _add_swept(config, own.sweep, f"config.cases.{name}.sweep", field)
         case ("cases", name, field, *_):
             _add_to_case(config, str(name), str(field))
         case (field,) if field not in config and field in HYPERPARAMETERS:
@@ -184,22 +185,35 @@ def _add_to_case(config: ConfigDict, name: str, field: str) -> None:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds hyperparameters of the methods that cases use, where they are missing.
+    """Adds the hyperparameters that cases take, where they are missing.
 
     Args:
       config: the whole config; it is left as it is.
 
     Returns:
-      A config with published values in place of those that it did not have.
+      A config with published values in place of those that it did not have, and a place
+      for each in `sweep`.
     """
     completed = ConfigDict(config.to_dict())
-    for case in config.cases.values():
-        fields = config.to_dict() | case.to_dict()
-        taken = OPTIMIZER_HYPERPARAMETERS | hyperparameters_of(fields)
-        for name, parameter in taken.items():
-            if name not in completed:
-                completed[name] = parameter.default
+    _add_hyperparameters(completed)
     return completed
+
+
+def _add_hyperparameters(config: ConfigDict) -> None:
+    for fields in _merged(config).values():
+        taken = OPTIMIZER_HYPERPARAMETERS | hyperparameters_of(fields)
+        for name, hyperparameter in taken.items():
+            if name not in config:
+                config[name] = hyperparameter.default
+            if name not in config.sweep:
+                config.sweep[name] = ()
+
+
+def _merged(config: ConfigDict) -> dict[str, dict[str, Any]]:
+    """Returns the fields of each case, unchecked and with its own sweep alone."""
+    return {
+        name: config.to_dict() | case.to_dict() for name, case in config.cases.items()
+    }
 
 
 def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
@@ -244,16 +258,12 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
       case: the case that it was set for, None for all.
     """
     cases = {
-        name: ConfigDict(config.to_dict() | overrides.to_dict())
-        for name, overrides in config.cases.items()
-        if case in (None, name)
+        name: fields for name, fields in _merged(config).items() if case in (None, name)
     }
     if field in HYPERPARAMETERS:
         _check_is_taken(field if case is None else f"cases.{case}.{field}", cases)
         cases = {
-            name: one
-            for name, one in cases.items()
-            if field in hyperparameters_of(one.to_dict())
+            name: one for name, one in cases.items() if field in hyperparameters_of(one)
         }
     if case is not None:
         return
@@ -320,12 +330,12 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
     case.sweep = shared | dict(sweep)
 
 
-def _check_is_taken(path: str, cases: Mapping[str, ConfigDict]) -> None:
+def _check_is_taken(path: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises ConfigError for a hyperparameter that none of some cases takes."""
     field = path.rpartition(".")[2]
     taken: dict[str, Any] = {}
     for case in cases.values():
-        taken |= hyperparameters_of(case.to_dict())
+        taken |= hyperparameters_of(case)
     if cases and field not in taken:
         who = f"case {next(iter(cases))!r} does" if len(cases) == 1 else "the cases do"
         takers = [

@@ -219,6 +219,8 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in fields.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
+        elif prefix == "sweep." and not value:
+            continue  # As if it were not there.
         else:
             yield f"{prefix}{name}", value
 

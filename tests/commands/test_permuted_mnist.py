@@ -10,6 +10,7 @@ from tiny_runs import one_lane
 from cbp_jax import metrics, networks
 from configs import pmnist
 from experiments import permuted_mnist
+from experiments.run.config import complete
 from experiments.streams import permuted_images
 
 
@@ -51,7 +52,7 @@ def test_with_replacement_draws_uniformly():
 @pytest.fixture(scope="module")
 def frozen_task():
     """Task 5 of a learner with step size 0, and what it should have seen."""
-    config = pmnist.get_config("smoke")
+    config = complete(pmnist.get_config("smoke"))
     config.step_size, config.rank_every, config.hidden_layers = 0.0, 5, 2
     config.cases = {"backprop": {"method": "backprop"}}
     problem = permuted_mnist.make_problem(config)

@@ -11,7 +11,7 @@ from configs import pmnist, scr
 from experiments import slowly_changing_regression
 from experiments.reporting import run_results
 from experiments.run import cases, command_line, runner
-from experiments.run.config import make_cases
+from experiments.run.config import complete, make_cases
 
 MAKE_PROBLEM = slowly_changing_regression.make_problem
 PRESETS = ("default", "figure_b10", "cbp", "adam", "all_bits", "smoke")
@@ -172,8 +172,8 @@ def test_both_problems_state_the_same_fields_of_learner_and_run():
     of_images = {"dataset", "data_dir", "sampling"}
     of_bits = {"num_bits", "slow_bits", "drift", "drift_every"}
     of_bits |= {"target_units", "target_beta"}
-    common = set(pmnist.get_config()) - of_images
-    assert set(scr.get_config()) == common | of_bits
+    common = set(complete(pmnist.get_config())) - of_images
+    assert set(complete(scr.get_config())) == common | of_bits
 
 
 @pytest.mark.parametrize("preset", PRESETS)

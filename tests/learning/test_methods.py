@@ -223,12 +223,12 @@ def test_norms_of_kernels_stay_where_they_began():
 
 
 def test_a_config_has_the_hyperparameters_of_its_cases_and_no_others():
-    default = pmnist.get_config()
+    default = complete(pmnist.get_config())
     assert "replacement_rate" in default
     for name in ("redo_threshold", "shrink", "online_norm_forward_decay"):
         assert name not in default
         assert name not in default.sweep
-    everything = pmnist.get_config("methods")
+    everything = complete(pmnist.get_config("methods"))
     assert set(HYPERPARAMETERS) == set(everything.sweep)
     assert (
         everything.redo_threshold
