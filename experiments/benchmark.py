@@ -26,10 +26,10 @@ import jax
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from experiments.engine import command_line
-from experiments.engine.overrides import define_config_flag
 from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Problem
+from experiments.run import command_line
+from experiments.run.config import define_config_flag
 from experiments.timing import checks, sessions, torch_loop
 from experiments.timing.groups import DATA, MEASURES, Plan, time_group
 from experiments.timing.machine import Machine

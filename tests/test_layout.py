@@ -17,7 +17,7 @@ LAYERS = (
     ("configs",),
     ("experiments.examples", "experiments.recipes"),
     ("experiments.timing",),
-    ("experiments.run", "experiments.engine"),
+    ("experiments.run",),
     ("experiments.streams",),
     ("experiments.learning",),
     ("experiments.reporting",),
@@ -45,7 +45,6 @@ NO_LIBRARY = ("experiments.reporting",)
 UPWARD = {("cbp_jax.layers", "cbp_jax.networks")}
 # Private and old names of the library that experiments still use.
 STILL_USED = {
-    ("experiments.learning.replacement_log", "cbp_jax._numbers.average_weight"),
     ("experiments.timing.floor", "cbp_jax.layers.convolution_named"),
     ("experiments.timing.floor", "cbp_jax.layers.max_pool"),
 }

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax import metrics
-from experiments.learning.learners import Learner, LearnerState
-from experiments.learning.measured import Measured
+from experiments.learning.learner import Learner, LearnerState
+from experiments.learning.problem import Measured
 
 # The values that a bounded activation approaches.
 _ASYMPTOTES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -25,7 +25,7 @@ _RANKS = {
 def layer_measures(
     config: Any,
     learner: Learner,
-    settings: SimpleNamespace,
+    hyperparameters: SimpleNamespace,
     state: LearnerState,
     inputs: jax.Array,
     targets: jax.Array,
@@ -37,7 +37,7 @@ def layer_measures(
       config: `activation`, `rank_every` (measure ranks at every so many tasks, 0 for
         never) and `rank_method` (`cbp_jax.metrics.singular_values`).
       learner: the learner.
-      settings: its hyper-parameters.
+      hyperparameters: its numbers.
       state: its state.
       inputs: `[samples, ...]`.
       targets: `[samples]`.
@@ -68,7 +68,7 @@ def layer_measures(
             for layer in hidden
         ]
     measures = {name: _measured([*found, None]) for name, found in per_layer.items()}
-    grads, updates = learner.probe(settings, state, inputs, targets)
+    grads, updates = learner.preview(hyperparameters, state, inputs, targets)
     return (
         measures
         | _ranks(config, _outputs(learner, features), task)
@@ -101,9 +101,7 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": _measured(
-            [after.num_resets.get(name) for name in learner.layers]
-        ),
+        "units_reset": _measured([*learner.units_reset(after), None]),
     }
 
 

@@ -16,10 +16,10 @@ import optax
 import xarray as xr
 
 import cbp_jax
-from experiments.engine import command_line, runner
 from experiments.learning.keys import make_key
 from experiments.learning.problem import Problem
 from experiments.reporting import run_results
+from experiments.run import command_line, runner
 
 # A short task: rounding errors alone. A whole one: by its end they have grown into
 # other networks, so that seeds may differ, and their mean by less.

@@ -14,9 +14,9 @@ from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
-from experiments.engine import configuration
-from experiments.engine.cases import Case, prepare_cases
 from experiments.learning.problem import Problem
+from experiments.run import config as configuration
+from experiments.run.cases import Case, prepare_cases
 from experiments.timing import programs
 from experiments.timing.floor import has_floor
 from experiments.timing.machine import Machine
@@ -235,7 +235,7 @@ def _timed(
         data_share = 1 - np.median(updates / per_step)
     if _MEASURES + name in built:
         measures = seconds[_MEASURES + name] / case.num_lanes
-        task = measures + whole[name].problem.steps_per_task * per_step
+        task = measures + whole[name].problem.updates_per_task * per_step
         measures_share = np.median(measures / task)
     stats = jax.local_devices()[0].memory_stats() or {}
     return Timed(

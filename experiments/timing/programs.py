@@ -16,10 +16,12 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.engine import memory
-from experiments.engine.cases import Case, CompiledCase
-from experiments.engine.lanes import LaneMap, lane_key, lane_settings
 from experiments.learning.measures import layer_measures
+from experiments.run import machine as memory
+from experiments.run.cases import Case, CompiledCase
+from experiments.run.config import lane_hyperparameters as lane_settings
+from experiments.run.config import lane_key
+from experiments.run.lanes import LaneMap
 from experiments.timing.batches import NUM_BATCHES, example_shape, make_batches
 from experiments.timing.floor import made_up_params, make_update
 
@@ -50,7 +52,7 @@ class TaskProgram:
         program = self._compiled.compile_task(self._state)
         self.compile_seconds = time.perf_counter() - start
         self.memory_bytes = _checked_bytes(program)
-        self.lane_steps = case.steps_per_task
+        self.lane_steps = case.updates_per_task_all_lanes
 
     def __call__(self) -> None:
         """Runs the next task."""

@@ -8,10 +8,10 @@ from made_up_runs import level, make_run
 import numpy as np
 import pytest
 
-from experiments.engine import run_folder
 from experiments.reporting import comparison, run_results
 from experiments.reporting import comparison_tables as tables
 from experiments.reporting.trials import Run
+from experiments.run import folder as folder_module
 
 LEVELS = np.array([0.0, 0.06, 0.02, 0.05, 0.01, 0.03, 0.04, 0.02, 0.0, 0.07])
 METHODS = {
@@ -55,7 +55,7 @@ def test_it_prints_and_writes_the_comparison(run):
     # The folder is the run's own, so that --overwrite may delete it.
     for name in names:
         path = f"{comparison.FOLDER}/{name}"
-        assert run_folder._WRITTEN_BY_RUNS.fullmatch(path)
+        assert folder_module.written_by_runs().fullmatch(path)
 
 
 def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):

@@ -6,11 +6,10 @@ from tiny_runs import tiny_bits, tiny_digits
 
 from configs import methods, pmnist, scr
 from experiments import permuted_mnist, slowly_changing_regression
-from experiments.engine import cases, runner
-from experiments.engine.configuration import complete, make_cases
-from experiments.engine.lanes import make_grid
 from experiments.reporting import comparison
 from experiments.reporting.trials import Run
+from experiments.run import cases, runner
+from experiments.run.config import complete, make_cases, make_grid
 
 PROBLEMS = {
     "digits": (pmnist, "comparison", permuted_mnist.make_problem, tiny_digits),

@@ -11,7 +11,7 @@ import xarray as xr
 
 from configs import imagenet, pmnist, scr
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
-from experiments.engine import runner
+from experiments.run import runner
 
 RUNS = Golden("runs", __file__)
 

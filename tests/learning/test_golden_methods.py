@@ -8,7 +8,7 @@ from tiny_runs import one_lane, tiny_digits
 
 from configs.methods import batch_methods, newer_methods, paper_methods
 from experiments import permuted_mnist
-from experiments.engine.configuration import complete, make_cases
+from experiments.run.config import complete, make_cases
 
 METHODS = Golden("methods", __file__)
 CASES = (

@@ -10,8 +10,6 @@ import pytest
 from tiny_runs import one_lane, tiny_digits
 
 from experiments import permuted_mnist
-from experiments.engine import runner
-from experiments.engine.log_file import LogFile
 from experiments.learning import replacement_log
 from experiments.learning.replacement_log import empty_log
 from experiments.reporting import (
@@ -22,6 +20,8 @@ from experiments.reporting import (
     tables,
     trials,
 )
+from experiments.run import runner
+from experiments.run.logs import LogFile
 
 ONLY_CONTINUAL = {"continual_backprop": {"method": "continual_backprop"}}
 
@@ -42,13 +42,13 @@ def stepped():
     """Forty steps of one learner: log after the last, states before and after each."""
     config = log_config(replacement_log=100)
     learner = permuted_mnist.make_problem(config).learner
-    settings, key = one_lane(config)
-    state = learner.init(settings, key)
+    hyperparameters, key = one_lane(config)
+    state = learner.init(hyperparameters, key)
     images = jax.random.uniform(key, (40, 1, 64))
 
     def step(state, image):
         before = state.optimizer_state
-        state, _, _ = learner.step(settings, state, image, jnp.zeros(1, int))
+        state, _, _ = learner.step(hyperparameters, state, image, jnp.zeros(1, int))
         return state, (before, state.optimizer_state)
 
     state, states = jax.jit(lambda state: jax.lax.scan(step, state, images))(state)
@@ -80,11 +80,13 @@ def test_the_log_holds_every_replacement_with_its_age_and_utility(stepped):
 
 def test_a_full_log_keeps_the_first_events_and_counts_the_rest(stepped):
     full, before, after = stepped
-    log, settings = empty_log(2), SimpleNamespace(decay_rate=0.99)
+    log, hyperparameters = empty_log(2), SimpleNamespace(decay_rate=0.99)
     for step in range(40):
         at_step = operator.itemgetter(step)
         states = (jax.tree.map(at_step, states) for states in (before, after))
-        log = replacement_log.record(log, ("dense_0", "dense_1"), settings, *states)
+        log = replacement_log.record(
+            log, ("dense_0", "dense_1"), hyperparameters, *states
+        )
     assert log.count == full.count
     for field in ("step", "layer", "unit", "age"):
         np.testing.assert_array_equal(getattr(log, field), getattr(full, field)[:2])

@@ -11,8 +11,8 @@ from experiments import (
     permuted_mnist,
     slowly_changing_regression,
 )
-from experiments.engine.cases import prepare_cases
-from experiments.engine.configuration import complete
+from experiments.run.cases import prepare_cases
+from experiments.run.config import complete
 from experiments.timing import floor, programs
 from experiments.timing.batches import example_shape, make_batches
 

@@ -9,9 +9,9 @@ import pytest
 from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
 
 from experiments import permuted_mnist, slowly_changing_regression
-from experiments.engine import memory
-from experiments.engine.configuration import complete, make_cases
 from experiments.learning.checks import ConfigError
+from experiments.run import machine as memory
+from experiments.run.config import complete, make_cases
 from experiments.timing import groups, sessions
 from experiments.timing.groups import Group, Plan, Timed
 from experiments.timing.machine import Machine
@@ -101,7 +101,7 @@ def test_shares_of_data_and_measures_follow_from_their_times():
     case = SimpleNamespace(
         num_lanes=10, config=SimpleNamespace(lanes_per_block=2), problem=None
     )
-    whole = SimpleNamespace(problem=SimpleNamespace(steps_per_task=20))
+    whole = SimpleNamespace(problem=SimpleNamespace(updates_per_task=20))
     timed = groups._timed(
         "m",
         case,
