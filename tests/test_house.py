@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "experiments.engine": LIBRARY | {"experiments.learning", "experiments.reporting"},
     "experiments.timing": LIBRARY
     | {f"experiments.{room}" for room in ("engine", "learning", "reporting")},
-    "experiments.recipes": LIBRARY
+    "experiments.examples": LIBRARY
     | {f"experiments.{room}" for room in ("reporting", "timing")},
     "experiments": LIBRARY
     | {
