@@ -15,7 +15,7 @@ PACKAGES = ("cbp_jax", "configs", "experiments")
 LAYERS = (
     ("experiments",),  # The problems and the commands.
     ("configs",),
-    ("experiments.examples", "experiments.recipes"),
+    ("experiments.examples",),
     ("experiments.timing",),
     ("experiments.run",),
     ("experiments.streams",),
@@ -44,10 +44,7 @@ NO_LIBRARY = ("experiments.reporting",)
 # Old names, which are looked up where they have moved to only when asked for.
 UPWARD = {("cbp_jax.layers", "cbp_jax.networks")}
 # Private and old names of the library that experiments still use.
-STILL_USED = {
-    ("experiments.timing.floor", "cbp_jax.layers.convolution_named"),
-    ("experiments.timing.floor", "cbp_jax.layers.max_pool"),
-}
+STILL_USED = {}
 
 
 def module_name(path):

@@ -1,4 +1,4 @@
-"""The recipes: each replaces the units that are due, in every seed, group and layer."""
+"""Each example replaces the units that are due, in every seed, group and layer."""
 
 from fractions import Fraction
 import functools
@@ -8,18 +8,20 @@ import pathlib
 import subprocess
 import sys
 
+from flax.core import FrozenDict
 import jax
 import numpy as np
 import pytest
 
-from experiments.recipes import side_by_side
-from experiments.recipes.side_by_side import Outcome, Settings
+from experiments.examples import side_by_side
+from experiments.examples.side_by_side import Outcome
 
 SEEDS = 2
 RATE, MATURITY = 2**-5, 3
+HYPERPARAMETERS = FrozenDict(replacement_rate=RATE, maturity_threshold=MATURITY)
 # Steps, tasks, and the shape of each group: units, and slices of a stack.
 ONE = ()
-RECIPES = {
+EXAMPLES = {
     "ppo": (
         128,
         8,
@@ -44,11 +46,13 @@ RECIPES = {
 
 
 @functools.cache
-def train(name, settings):
+def train(name, hyperparameters):
     """Trains briefly; there is much to compile and little to run."""
-    recipe = importlib.import_module(f"experiments.recipes.{name}")
+    example = importlib.import_module(f"experiments.examples.{name}")
     run = functools.partial(
-        recipe.train.__wrapped__, steps=RECIPES[name][0], settings=settings
+        example.train.__wrapped__,
+        steps=EXAMPLES[name][0],
+        hyperparameters=hyperparameters,
     )
     options = {"xla_backend_optimization_level": 0}
     keys = jax.random.split(jax.random.key(0), SEEDS)
@@ -67,10 +71,10 @@ def number_due(num_units, steps):
     return total
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", EXAMPLES)
 def test_units_are_replaced_at_the_stated_rate(name):
-    steps, tasks, groups = RECIPES[name]
-    score, num_replaced = train(name, Settings(RATE, MATURITY))
+    steps, tasks, groups = EXAMPLES[name]
+    score, num_replaced = train(name, HYPERPARAMETERS)
     assert score.shape == (SEEDS, tasks)
     assert np.isfinite(score).all() and len(set(score[:, 0])) == SEEDS
     assert num_replaced.keys() == groups.keys()
@@ -82,25 +86,27 @@ def test_units_are_replaced_at_the_stated_rate(name):
 
 def test_both_see_the_same_stream_and_begin_alike():
     """Until the first unit matures, after the first task, they are one optimizer."""
-    steps, tasks, _ = RECIPES["transformer"]
+    steps, tasks, _ = EXAMPLES["transformer"]
     assert steps // tasks <= MATURITY
     alone = train("transformer", None)
-    score, num_replaced = train("transformer", Settings(RATE, MATURITY))
+    score, num_replaced = train("transformer", HYPERPARAMETERS)
     np.testing.assert_allclose(score[:, 0], alone.score[:, 0], rtol=1e-5)
     assert num_replaced and not alone.num_replaced
     assert (score[:, -1] != alone.score[:, -1]).all()
 
 
-def fake_train(keys, *, steps, settings):
-    score = np.array([[0.25, 0.5, 1.0], [0.125, 0.5, 2.0]]) * (1 + bool(settings))
+def fake_train(keys, *, steps, hyperparameters):
+    score = np.array([[0.25, 0.5, 1.0], [0.125, 0.5, 2.0]]) * (
+        1 + bool(hyperparameters)
+    )
     replaced = {"a": np.array([3, 4]), "b": np.array([[1, 2], [5, 6]])}
-    return Outcome(score, replaced if settings else {})
+    return Outcome(score, replaced if hyperparameters else {})
 
 
 def test_the_report_has_every_seed_and_layer():
     outcomes = {
-        name: fake_train(None, steps=9, settings=settings)
-        for name, settings in (("alone", None), ("with", Settings(0.1, 2)))
+        name: fake_train(None, steps=9, hyperparameters=hyperparameters)
+        for name, hyperparameters in (("alone", None), ("with", HYPERPARAMETERS))
     }
     lines = side_by_side.report(outcomes, "loss").splitlines()
     assert [cell.strip() for cell in lines[0].split("|")[2:4]] == [
@@ -118,14 +124,14 @@ def test_the_report_has_every_seed_and_layer():
 def test_each_round_times_all_cases_after_they_are_compiled():
     calls = []
 
-    def train(keys, *, steps, settings):
-        calls.append(settings)
-        return fake_train(keys, steps=steps, settings=settings)
+    def train(keys, *, steps, hyperparameters):
+        calls.append(hyperparameters)
+        return fake_train(keys, steps=steps, hyperparameters=hyperparameters)
 
-    cases = {side_by_side.ALONE: None, side_by_side.WITH: Settings(0.1, 2)}
+    cases = {side_by_side.ALONE: None, side_by_side.WITH: HYPERPARAMETERS}
     table = side_by_side.timed(train, np.zeros(2), cases, 9, 3)
     # Each is compiled, then called once to no account, then once in each round.
-    assert calls == [None, Settings(0.1, 2)] * 5
+    assert calls == [None, HYPERPARAMETERS] * 5
     assert "ratio to optimizer alone" in table
     assert "2 seeds" in table and "3 rounds of 9 updates" in table
 
@@ -138,7 +144,7 @@ def test_updates_are_whole_tasks():
 
 def test_a_bad_flag_is_told_in_a_line():
     result = subprocess.run(
-        [sys.executable, "-m", "experiments.recipes.transformer", "--steps=7"],
+        [sys.executable, "-m", "experiments.examples.transformer", "--steps=7"],
         cwd=pathlib.Path(__file__).parents[2],
         capture_output=True,
         text=True,

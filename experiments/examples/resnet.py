@@ -1,13 +1,13 @@
 """A residual network with batch normalization in continual backprop.
 
-    python -m experiments.recipes.resnet [--steps=480] [--seeds=2]
+    python -m experiments.examples.resnet [--steps=480] [--seeds=2]
 
-The digits of scikit-learn get other labels in each of four tasks. Shown are groups that
-`infer_units` finds, also those that several kernels feed and read, as at the end of a
-block; batch statistics, newborn for reborn channels; and `with_features`.
+The digits of scikit-learn get other labels in each of four tasks. The example has
+groups found by `infer_units`, among them some that several kernels write and read, as
+at the end of a block; batch statistics, reset with their channels; and `with_features`.
 
-Seen here: the stated number of channels is replaced in each group, and the last task is
-learned as well. Not seen: whether that helps, since so few updates cost no plasticity.
+It shows that the stated number of channels is replaced in each group and that the last
+task is learned, too, not whether that helps: so few updates cost no plasticity.
 """
 
 import functools
@@ -19,7 +19,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import cbp_jax
-from experiments.recipes import side_by_side
+from experiments.examples import side_by_side
 
 TASKS, BATCH = 4, 32
 IMAGES = jnp.asarray(load_digits().images[..., None] / 16, jnp.float32)  # [., 8, 8, 1]
@@ -77,18 +77,18 @@ def loss_fn(params, statistics, images, labels):
     return losses.mean(), (statistics, features, (logits.argmax(-1) == labels).mean())
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "settings"))
-def train(keys, *, steps, settings):
+@functools.partial(jax.jit, static_argnames=("steps", "hyperparameters"))
+def train(keys, *, steps, hyperparameters):
     """See `side_by_side.Train`; the score is the accuracy on each batch."""
     steps = side_by_side.whole_tasks(steps, TASKS)
 
     def train_one(key):
         start_key, reset_key, key = jax.random.split(key, 3)
         tx = cbp_jax.optimizers.adam_with_unit_counts(3e-3, UNITS)
-        if settings:
+        if hyperparameters:
             fresh = nn.initializers.lecun_normal()  # The default of flax.
             tx = cbp_jax.continual_backprop(
-                tx, UNITS, initializer=fresh, key=reset_key, **settings._asdict()
+                tx, UNITS, initializer=fresh, key=reset_key, **hyperparameters
             )
 
         def step(carry, index):
@@ -102,7 +102,7 @@ def train(keys, *, steps, settings):
             )
             updates, state = tx.update(grads, state, params, features=features)
             params = optax.apply_updates(params, updates)
-            if settings:
+            if hyperparameters:
                 statistics = cbp_jax.reset_statistics(statistics, UNITS, state.replaced)
             return (params, statistics, state), accuracy
 

@@ -1,14 +1,14 @@
 """PPO with continual backprop: trunks of actor and critic, seeds under `vmap`.
 
-    python -m experiments.recipes.ppo [--steps=4096] [--seeds=4]
+    python -m experiments.examples.ppo [--steps=4096] [--seeds=4]
 
-Points are pushed to the origin of a plane against an unseen wind, which changes with
-each of eight tasks. Shown are two chains of units in one tree, orthogonal initializers,
-a chain with a clipped Adam as base, and `num_replaced` out of a `scan` under `vmap`.
+The agent pushes points to the origin of a plane against a wind that it does not see and
+that changes with each of eight tasks. The example has two chains of units in one tree,
+orthogonal initializers, an `optax.chain` with a clipped Adam as the base optimizer, and
+`num_replaced` out of a `scan` under `vmap`.
 
-Seen here: units are replaced at the stated rate in every seed, and the agent goes on
-learning. Not seen: whether that helps it. In reinforcement learning plasticity is lost
-over millions of updates, so the two rewards say nothing for or against it.
+It shows that units are replaced at the stated rate in every seed while the agent keeps
+learning, not whether that helps: plasticity is lost over millions of updates.
 """
 
 import functools
@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 import cbp_jax
-from experiments.recipes import side_by_side
+from experiments.examples import side_by_side
 
 TASKS, ENVIRONMENTS, HORIZON, UPDATES, MINIBATCH = 8, 32, 32, 16, 8
 DISCOUNT, TRACE_DECAY, CLIP = 0.95, 0.95, 0.2
@@ -75,17 +75,17 @@ def loss_fn(params, batch):
     return jnp.square(values[..., 0] - returns).mean() - gain, features
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "settings"))
-def train(keys, *, steps, settings):
+@functools.partial(jax.jit, static_argnames=("steps", "hyperparameters"))
+def train(keys, *, steps, hyperparameters):
     """See `side_by_side.Train`; the score is the mean reward of a step."""
     episodes = side_by_side.whole_tasks(steps, TASKS, UPDATES)
 
     def train_one(params, reset_key, key):
         adam = cbp_jax.optimizers.adam_with_unit_counts(1e-3, UNITS, eps=1e-5)
         tx = optax.chain(optax.clip_by_global_norm(0.5), adam)
-        if settings:
+        if hyperparameters:
             tx = cbp_jax.continual_backprop(
-                tx, UNITS, initializer=orthogonal, key=reset_key, **settings._asdict()
+                tx, UNITS, initializer=orthogonal, key=reset_key, **hyperparameters
             )
 
         def update(carry, batch):

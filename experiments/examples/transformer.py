@@ -1,15 +1,15 @@
 """A decoder with continual backprop: layers stacked by `nn.scan`, heads of attention.
 
-    python -m experiments.recipes.transformer [--steps=2000] [--seeds=2]
+    python -m experiments.examples.transformer [--steps=2000] [--seeds=2]
 
 A token follows from the two before it by a table that is drawn anew for each of eight
-tasks. Shown are kernels [L, D, F] of stacked layers, in each of which units age and are
-replaced on their own, values of attention [L, D, H, K], whose units have two axes,
-activations out of a `scan`, and AdamW with a count per unit.
+tasks. The example has kernels [L, D, F] of stacked layers, each of which ages and
+replaces its own units; values of attention [L, D, H, K], whose units have two axes;
+activations out of a `scan`; and AdamW with a count per unit.
 
-Seen here: the stated number of units is replaced in every layer, and the last task is
-learned as well. Not seen: a loss of plasticity, or its cure. Eight tasks, two seeds and
-settings that nobody has tuned tell nothing about either.
+It shows that the stated number of units is replaced in every layer, and that the last
+task is learned, too. It does not show a loss of plasticity, or a remedy for it: eight
+tasks, two seeds and hyperparameters that nobody has tuned say nothing about either.
 """
 
 import functools
@@ -21,7 +21,7 @@ import optax
 
 import cbp_jax
 from cbp_jax import UnitGroup
-from experiments.recipes import side_by_side
+from experiments.examples import side_by_side
 
 TASKS, VOCABULARY, LENGTH, BATCH = 8, 8, 16, 16
 LAYERS, WIDTH, HEADS, MLP_WIDTH = 2, 32, 2, 64
@@ -83,18 +83,18 @@ def loss_fn(params, tokens):
     return losses[:, 1:].mean(), features
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "settings"))
-def train(keys, *, steps, settings):
+@functools.partial(jax.jit, static_argnames=("steps", "hyperparameters"))
+def train(keys, *, steps, hyperparameters):
     """See `side_by_side.Train`; the score is the loss on sequences not yet seen."""
     steps = side_by_side.whole_tasks(steps, TASKS)
 
     def train_one(key):
         init_key, reset_key, key = jax.random.split(key, 3)
         tx = cbp_jax.optimizers.adamw_with_unit_counts(2e-3, UNITS, weight_decay=0.01)
-        if settings:
+        if hyperparameters:
             fresh = nn.initializers.lecun_normal()  # The default of flax.
             tx = cbp_jax.continual_backprop(
-                tx, UNITS, initializer=fresh, key=reset_key, **settings._asdict()
+                tx, UNITS, initializer=fresh, key=reset_key, **hyperparameters
             )
 
         def step(carry, index):

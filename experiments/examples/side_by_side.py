@@ -1,11 +1,12 @@
-"""The command line of all recipes: with continual backprop, and without it.
+"""The command line of all examples: with continual backprop, and without it.
 
-    python -m experiments.recipes.NAME [--steps=N] [--seeds=N] [--compare=ROUNDS]
+    python -m experiments.examples.NAME [--steps=N] [--seeds=N] [--compare=ROUNDS]
         [--replacement_rate=R] [--maturity_threshold=M]
 
-trains on the same streams by the optimizer alone and inside continual backprop, and
-prints the scores in the first and the last task, and the units replaced in each seed.
-With --compare it prints instead what an update takes, in rounds that take turns.
+trains on the same streams with the optimizer alone and inside continual backprop, and
+prints the scores in the first and the last task, and how many units were replaced in
+each seed. With --compare it prints instead how long an update takes, in rounds that
+take turns.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,45 +14,47 @@ import sys
 from typing import Any, NamedTuple, Protocol
 
 from absl import app, flags, logging
+from flax.core import FrozenDict
 import jax
 import numpy as np
 
 from experiments.reporting.tables import format_table
-from experiments.timing.rounds import Deadline, take_turns
+from experiments.timing.rounds import take_turns
+from experiments.timing.table import spread
 
 ALONE, WITH = "optimizer alone", "continual_backprop"
 
 
-class Settings(NamedTuple):
-    """Arguments of `continual_backprop`."""
-
-    replacement_rate: float
-    maturity_threshold: int
-
-
 class Outcome(NamedTuple):
-    """What one run of a recipe gives."""
+    """What one run of an example gives."""
 
     score: jax.Array  # [seeds, tasks], a mean over each task.
     num_replaced: dict[str, jax.Array]  # int32 [seeds, *S].
 
 
 class Train(Protocol):
-    """A recipe, jitted with static `steps` and `settings`."""
+    """An example, jitted with static `steps` and `hyperparameters`."""
 
     def __call__(
-        self, keys: jax.Array, *, steps: int, settings: Settings | None
+        self, keys: jax.Array, *, steps: int, hyperparameters: FrozenDict | None
     ) -> Outcome:
-        """Trains a learner for each key, `settings` None for the optimizer alone."""
+        """Trains a learner for each key.
+
+        Args:
+          keys: [seeds].
+          steps: updates of the optimizer.
+          hyperparameters: arguments of `continual_backprop`, or None for the optimizer
+            alone.
+        """
 
 
 def run(
     train: Train, score: str, *, steps: int, seeds: int, rate: float, maturity: int
 ) -> None:
-    """Parses the flags and runs a recipe; does not return.
+    """Parses the flags and runs an example; does not return.
 
     Args:
-      train: the recipe.
+      train: the example.
       score: what its scores are.
       steps: default of the flag, like the following.
       seeds: number of learners.
@@ -72,18 +75,21 @@ def run(
         if len(arguments) > 1:
             raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
         if not flags.FLAGS["verbosity"].present:
-            logging.set_verbosity(logging.WARNING)  # JAX tells of missing accelerators.
+            logging.set_verbosity(logging.WARNING)  # JAX reports missing accelerators.
         # Of other generators, vmap would let all seeds draw by the key of the first.
         key = jax.random.key(0, impl="threefry2x32")
         keys = jax.random.split(key, seeds.value)
-        cases = {ALONE: None, WITH: Settings(rate.value, maturity.value)}
+        hyperparameters = FrozenDict(
+            replacement_rate=rate.value, maturity_threshold=maturity.value
+        )
+        cases = {ALONE: None, WITH: hyperparameters}
         try:
             if rounds.value:
                 print(timed(train, keys, cases, steps.value, rounds.value))
                 return
             outcomes = {
-                name: train(keys, steps=steps.value, settings=settings)
-                for name, settings in cases.items()
+                name: train(keys, steps=steps.value, hyperparameters=hyperparameters)
+                for name, hyperparameters in cases.items()
             }
         except ValueError as error:
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
@@ -112,7 +118,7 @@ def outcome(scores: jax.Array, tasks: int, state: Any) -> Outcome:
 
 
 def report(outcomes: Mapping[str, Outcome], score: str) -> str:
-    """Lays out the scores of the first and last task, and who was replaced."""
+    """Lays out the scores of the first and last task, and the units replaced."""
     table = []
     for name, outcome in outcomes.items():
         row = {"case": name}
@@ -132,24 +138,24 @@ def report(outcomes: Mapping[str, Outcome], score: str) -> str:
 def timed(
     train: Train,
     keys: jax.Array,
-    cases: Mapping[str, Settings | None],
+    cases: Mapping[str, FrozenDict | None],
     steps: int,
     rounds: int,
 ) -> str:
-    """Times both cases by turns, and lays out medians and quartiles of the rounds."""
+    """Times both cases in turns, and lays out medians and quartiles of the rounds."""
 
-    def program(settings: Settings | None) -> Callable[[], None]:
+    def program(hyperparameters: FrozenDict | None) -> Callable[[], None]:
         def call() -> None:
-            jax.block_until_ready(train(keys, steps=steps, settings=settings))
+            jax.block_until_ready(
+                train(keys, steps=steps, hyperparameters=hyperparameters)
+            )
 
         call()  # It compiles.
         return call
 
     seconds = take_turns(
-        {name: program(settings) for name, settings in cases.items()},
+        {name: program(hyperparameters) for name, hyperparameters in cases.items()},
         rounds=rounds,
-        sample_seconds=0,
-        deadline=Deadline(),
     )
     table = [
         {
@@ -167,5 +173,4 @@ def timed(
 
 
 def _quartiles(values: np.ndarray) -> str:
-    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
-    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
+    return spread(*np.quantile(values, (0.5, 0.25, 0.75)))
