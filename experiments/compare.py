@@ -22,8 +22,8 @@ from absl import app, flags
 
 from experiments.reporting import (
     comparison,
-    comparison_figure,
-    comparison_tables,
+    comparison_output,
+    files,
     run_results,
 )
 from experiments.reporting.trials import Run
@@ -48,10 +48,9 @@ def _main(arguments: Sequence[str]) -> None:
             _REFERENCE.value,
             _BOOTSTRAP_SEED.value,
         )
-        folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{comparison.FOLDER}")
-        text = comparison_tables.markdown(compared)
-        print(text)
-        print(*_write(compared, text, folder), sep="\n")
+        folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{files.COMPARISON_FOLDER}")
+        print(comparison_output.markdown(compared))
+        print(*comparison_output.write(compared, folder), sep="\n")
         for run in (*runs, *tuning_runs):
             for line in run_results.remarks(run.dataset):
                 print(f"{run.name}: {line}", file=sys.stderr)
@@ -62,22 +61,8 @@ def _main(arguments: Sequence[str]) -> None:
 
 def _print_choices(tuning_runs: Sequence[Run]) -> None:
     choices, warnings = comparison.choose_strengths(tuning_runs, _TUNING_SEEDS.value)
-    print(comparison_tables.choice_table(choices))
-    print(*warnings, "", *comparison_tables.flags(choices), sep="\n")
-
-
-def _write(
-    compared: comparison.Comparison, text: str, folder: pathlib.Path
-) -> list[pathlib.Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown, verdicts, trials = (folder / name for name in comparison.TABLE_FILES)
-    markdown.write_text(text, encoding="utf-8")
-    verdicts.write_text(comparison_tables.verdicts_csv(compared))
-    trials.write_text(comparison_tables.trials_csv(compared.choices))
-    differences, curves = (folder / name for name in comparison.FIGURE_FILES)
-    comparison_figure.draw_differences(compared, differences)
-    comparison_figure.draw_curves(compared, curves)
-    return [markdown, verdicts, trials, differences, curves]
+    print(comparison_output.choice_table(choices))
+    print(*warnings, "", *comparison_output.flags(choices), sep="\n")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from experiments.engine.cores import available_cores
 from experiments.engine.messages import say
 from experiments.engine.overrides import define_config_flag, overridden
 from experiments.learning.problem import Problem
-from experiments.reporting import plots, run_results, survival, tables
+from experiments.reporting import files, plots, run_results, tables
 
 _XLA_DEVICES = "--xla_force_host_platform_device_count"
 # What the libraries that LAPACK may come from are told their threads by.
@@ -163,10 +163,10 @@ def train(
     say(tables.INTERVALS, sys.stdout)
     for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
         say(line, sys.stdout)
-    written = [folder / run_results.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
+    written = [folder / files.RESULTS_FILE, folder / run_folder.CONFIG_FILE]
     written.append(folder / provenance.CODE_FILE)
-    if (folder / survival.LOG_FILE).exists():
-        written.append(folder / survival.LOG_FILE)
+    if (folder / files.REPLACEMENTS_FILE).exists():
+        written.append(folder / files.REPLACEMENTS_FILE)
     try:
         written += plots.draw_run(dataset, folder)
     except OSError as error:

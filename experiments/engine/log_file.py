@@ -9,7 +9,7 @@ import pathlib
 import numpy as np
 
 from experiments.learning.replacement_log import EVENT_FIELDS, ReplacementLog
-from experiments.reporting.survival import LOG_FILE
+from experiments.reporting.files import REPLACEMENTS_FILE
 
 
 class LogFile:
@@ -27,7 +27,7 @@ class LogFile:
     """
 
     def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
-        self._path = folder / LOG_FILE
+        self._path = folder / REPLACEMENTS_FILE
         self._swept = swept
 
     def append(
@@ -80,7 +80,7 @@ class LogFile:
         """
         if not self._path.exists():
             return
-        kept = self._path.with_name(f".{LOG_FILE}")
+        kept = self._path.with_name(f".{REPLACEMENTS_FILE}")
         with self._path.open(newline="") as file, kept.open("w", newline="") as copy:
             header = file.readline()
             copy.write(header)

@@ -13,21 +13,26 @@ from experiments.engine.checkpoints import CHECKPOINTS_FOLDER, RECORDS_FILE
 from experiments.engine.lock import LOCK_FILE, LockedError, hold_lock
 from experiments.engine.provenance import CODE_FILE
 from experiments.engine.tensorboard import TENSORBOARD_FOLDER
-from experiments.reporting import comparison, plots, run_results, survival
+from experiments.reporting.files import (
+    COMPARISON_FILES,
+    COMPARISON_FOLDER,
+    FIGURE_FILES,
+    FIGURES_FOLDER,
+    REPLACEMENTS_FILE,
+    RESULTS_FILE,
+)
 
 CONFIG_FILE = "config.json"
-
-_COMPARISON_FILES = (*comparison.TABLE_FILES, *comparison.FIGURE_FILES)
 
 # Paths, relative to the run folder, of all that a run writes.
 _WRITTEN_BY_RUNS = re.compile(
     "|".join(
         (
-            rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(run_results.RESULTS_FILE)})",
-            rf"\.?({re.escape(CODE_FILE)}|{re.escape(survival.LOG_FILE)})",
+            rf"\.?({re.escape(CONFIG_FILE)}|{re.escape(RESULTS_FILE)})",
+            rf"\.?({re.escape(CODE_FILE)}|{re.escape(REPLACEMENTS_FILE)})",
             re.escape(LOCK_FILE),
-            rf"{plots.FIGURES_FOLDER}/({'|'.join(map(re.escape, plots.FIGURE_FILES))})",
-            rf"{comparison.FOLDER}/({'|'.join(map(re.escape, _COMPARISON_FILES))})",
+            rf"{FIGURES_FOLDER}/({'|'.join(map(re.escape, FIGURE_FILES))})",
+            rf"{COMPARISON_FOLDER}/({'|'.join(map(re.escape, COMPARISON_FILES))})",
             rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
             rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
             rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",

@@ -4,15 +4,19 @@ A method is a case. Its strengths are the points of its sweep; several runs may 
 seeds and strengths of the same method.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator, Mapping, Sequence
 import json
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 
 from experiments.reporting import run_results, statistics
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Fields of a config that say what a run covers, measures or is called, and how it is
 # carried out, but not what a learner of given hyper-parameters and seed does.
@@ -197,8 +201,8 @@ def _settings(
     """Goes through what a run holds: case, all hyper-parameters, and results."""
     config = run.config
     missing = dict.fromkeys(map(str, run.dataset.case.values))
-    for labels, setting in statistics.settings_of(run.dataset):
-        case = str(labels["case"])
+    for labels, setting in run_results.settings_of(run.dataset):
+        case = labels["case"]
         missing.pop(case, None)
         fields = config | config["cases"][case] | labels
         values = {
@@ -216,8 +220,6 @@ def _settings(
 
 def _measured(setting: xr.Dataset) -> xr.Dataset:
     """Keeps the tasks that were run, and what was measured of each seed."""
-    lanes = [name for name in setting.examples.dims if name != "task"]
-    setting = setting.assign(examples=setting.examples.max(lanes))
     setting = setting.sel(task=setting.examples.notnull())
     sizes = ("examples", "num_units", "num_weights")
     kept = [
@@ -225,11 +227,13 @@ def _measured(setting: xr.Dataset) -> xr.Dataset:
         for name, values in setting.data_vars.items()
         if "seed" in values.dims or name in sizes
     ]
-    return setting[kept].drop_vars(set(setting.coords) - set(setting.dims))
+    return setting[kept]
 
 
 def _join_seeds(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Joins the seeds of several runs; of one that comes twice, the first is taken."""
+    import xarray as xr
+
     common = [name for name in parts[0] if all(name in part for part in parts)]
     joined, *others = [part[common] for part in parts]
     for part in others:

@@ -4,7 +4,7 @@ from made_up_runs import TASKS, diverging, level, make_run
 import numpy as np
 import pytest
 
-from experiments.reporting import choosing, comparison
+from experiments.reporting import comparison
 
 # Levels of eight seeds, the streams, which all methods share; the first three choose.
 STREAMS = np.array([0.0, 0.06, 0.02, 0.05, 0.01, 0.03, 0.08, 0.04])
@@ -177,7 +177,7 @@ def test_unequal_tuning_is_named():
     compared = compare(make_run(methods(), range(8)))
     (warning,) = [one for one in compared.warnings if "Unequal" in one]
     assert "most methods tried 3 strengths, but backprop 1." in warning
-    assert choosing.usual_trials(compared.choices) == 3
+    assert comparison.usual_trials(compared.choices) == 3
 
 
 @pytest.mark.parametrize(
