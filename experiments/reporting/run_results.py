@@ -50,7 +50,7 @@ DESCRIPTIONS = {
     "error": "squared error, before the update",
     "loss": "loss minimized, before the update",
     "dead_units": "fraction of units whose output is 0 on all measured examples",
-    "dormant_units": "fraction of units with at most 0.1 of the layer's mean |h|",
+    "tau_dormant_units": "fraction of units with at most 0.1 of the layer's mean |h|",
     "saturated_units": "fraction of units near an asymptote on 99 % of the examples",
     "effective_rank": "exp(entropy of the normalized singular values) of the features",
     "stable_rank": "singular values that hold 99 % of their sum",
@@ -193,24 +193,31 @@ def public_form(lanes: xr.Dataset) -> xr.Dataset:
     """
     import xarray as xr
 
+    settings = _settings_of_lanes(lanes)
+    # The number of each point of each case.
     points: dict[str, dict[tuple[tuple[str, float], ...], int]] = {}
-    places = []
-    for (_, case), *setting in _settings_of_lanes(lanes):
+    for (_, case), *point in settings:
         own = points.setdefault(case, {})
-        places.append((case, own.setdefault(tuple(setting), len(own))))
-    cases, seeds = list(points), list(dict.fromkeys(lanes.seed.values.tolist()))
-    index = (
-        np.array([cases.index(case) for case, _ in places]),
-        np.array([point for _, point in places]),
-        np.array([seeds.index(seed) for seed in lanes.seed.values.tolist()]),
+        own.setdefault(tuple(point), len(own))
+    first = next(iter(points.values()))
+    sweep = _swept_values(first)
+    sizes = tuple(len(values) for values in sweep.values())
+    same_sweep = len(first) == math.prod(sizes) and all(
+        own.keys() == first.keys() for own in points.values()
     )
     num_points = max(map(len, points.values()))
-    grids = [_swept_values(own) for own in points.values()]
-    sweep = {name: np.array(values) for name, values in grids[0].items()}
-    same_sweep = all(grid == grids[0] for grid in grids)
-    if not same_sweep:
-        sweep = {"point": np.arange(num_points)}
-    sizes = tuple(len(values) for values in sweep.values())
+    if same_sweep:
+        points = dict.fromkeys(points, first)
+    else:
+        sweep, sizes = {"point": np.arange(num_points)}, (num_points,)
+    cases, seeds = list(points), list(dict.fromkeys(lanes.seed.values.tolist()))
+    places = (
+        (cases.index(case), points[case][tuple(point)], seeds.index(seed))
+        for ((_, case), *point), seed in zip(
+            settings, lanes.seed.values.tolist(), strict=True
+        )
+    )
+    index = tuple(np.array(numbers) for numbers in zip(*places, strict=True))
 
     def variable(name: str) -> tuple[tuple[str, ...], np.ndarray]:
         """Returns the dimensions and values of a variable."""
@@ -387,6 +394,8 @@ def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
 def load(folder: str | os.PathLike) -> xr.Dataset:
     """Reads the results of a run folder, or of a results file.
 
+    What older runs have called `dormant_units` is read as `tau_dormant_units`.
+
     Raises:
       FileNotFoundError: there are none.
       OSError: the file is locked, damaged or of another kind.
@@ -401,7 +410,7 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             "writes its results from its first checkpoints on."
         )
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
+        dataset = xr.load_dataset(path, engine="h5netcdf")
     except OSError as error:
         if "unable to lock file" in str(error):
             raise OSError(
@@ -413,6 +422,8 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             f"{path} cannot be read: {error}. The command of the run writes it anew "
             "from the last checkpoint."
         ) from error
+    old_names = {"dormant_units": "tau_dormant_units"}
+    return dataset.rename({k: v for k, v in old_names.items() if k in dataset})
 
 
 def tidy_csv(dataset: xr.Dataset) -> str:

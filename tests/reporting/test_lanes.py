@@ -77,7 +77,7 @@ def file_of_one_sweep(epochs=0):
     lanes = np.arange(8.0).reshape(2, 2, 2)
     variables = {
         "accuracy": ([*GRID, "task"], lanes[..., None] + [0.1, 0.2, 0.3]),
-        "dead_units": (
+        "dormant_units": (
             [*GRID, "task", "layer"],
             lanes[..., None, None] + np.zeros((3, 2)),
         ),
@@ -134,6 +134,8 @@ def test_files_of_one_sweep_are_read_as_lanes(tmp_path, epochs):
     np.testing.assert_array_equal(lanes.seed, [3, 4] * 4)
     np.testing.assert_allclose(lanes.accuracy[:, 1], np.arange(8) + 0.2)
     np.testing.assert_array_equal(lanes.num_units[:, 0], [4] * 4 + [6] * 4)
+    assert "dormant_units" not in loaded
+    np.testing.assert_array_equal(lanes.tau_dormant_units[:, 0, 0], np.arange(8))
     if epochs:
         np.testing.assert_array_equal(lanes.accuracy_by_epoch[:, 2, 1], np.arange(8))
     again = run_results.public_form(lanes)
@@ -156,3 +158,14 @@ def test_of_an_unfinished_file_only_lanes_that_were_begun_are_read(tmp_path):
     assert lanes.sizes["lane"] == 4
     np.testing.assert_array_equal(lanes.accuracy.notnull().sum("task"), 2)
     assert run_results.swept_names(lanes) == ["step_size"]
+
+
+def test_lanes_in_any_order_and_some_of_them_are_laid_out_alike():
+    lanes = run_results.lanes_of(file_of_one_sweep())
+    shuffled = lanes.isel(lane=[0, 1, 2, 3, 6, 7, 5, 4])
+    xr.testing.assert_equal(
+        run_results.public_form(shuffled), run_results.public_form(lanes)
+    )
+    part = run_results.public_form(lanes.isel(lane=slice(6)))
+    np.testing.assert_array_equal(part.step_size, [[0.1, 0.2], [0.1, np.nan]])
+    np.testing.assert_allclose(part.accuracy[1, 0, :, 0], [4.1, 5.1])
