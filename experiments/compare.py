@@ -1,13 +1,13 @@
-"""Compares the methods of finished runs, each at the strength that suits it best.
+"""Compares the methods of finished runs, each at the setting that suits it best.
 
     python -m experiments.compare RUN ... --tuning_seeds=N [--reference=backprop]
     python -m experiments.compare RUN ... --tuning_run=RUN [--tuning_seeds=N]
     python -m experiments.compare --tuning_run=RUN
 
-A run holds methods (cases), strengths (sweep) and seeds; several runs unite theirs. The
-first N seeds choose the strength of each method by the mean of its score over all
+A run holds methods (cases), settings (sweep) and seeds; several runs unite theirs. The
+first N seeds choose the setting of each method by the mean of its score over all
 tasks, the others judge. With --tuning_run the seeds of that run choose, and runs of
-other seeds, and of the chosen strengths only, judge; without a RUN, it prints what is
+other seeds, and of the chosen settings only, judge; without a RUN, it prints what is
 chosen and the flags with which to run it.
 
 Tables go to comparison.md, comparison.csv and trials.csv, figures to differences.png
@@ -60,7 +60,7 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _print_choices(tuning_runs: Sequence[Run]) -> None:
-    choices, warnings = comparison.choose_strengths(tuning_runs, _TUNING_SEEDS.value)
+    choices, warnings = comparison.choose_settings(tuning_runs, _TUNING_SEEDS.value)
     print(comparison_output.choice_table(choices))
     print(*warnings, "", *comparison_output.flags(choices), sep="\n")
 

@@ -73,11 +73,11 @@ SCORES = (
     Score("last_tenth", "last tenth of the tasks", False, _over_last_tenth),
     Score("lost", "lost from the best task to the last tenth", True, _lost_from_best),
 )
-"""What methods are judged by. The first orders them, and chooses their strengths."""
+"""What methods are judged by. The first orders them, and chooses their settings."""
 
 
 class Choice(NamedTuple):
-    """The strengths that a method has tried, and the one that was best."""
+    """The settings that a method has tried, and the one that was best."""
 
     method: str
     trials: list[Trial]
@@ -92,10 +92,10 @@ class Choice(NamedTuple):
 
     @property
     def at_edge(self) -> list[str]:
-        """Names the hyper-parameters of which the lowest or highest value was best."""
+        """Names the hyperparameters of which the lowest or highest value was best."""
         edges = []
-        for name, value in self.trial.strength.items():
-            tried = {trial.strength.get(name, value) for trial in self.trials}
+        for name, value in self.trial.setting.items():
+            tried = {trial.setting.get(name, value) for trial in self.trials}
             if len(tried) > 1 and value in (min(tried), max(tried)):
                 edges.append(name)
         return edges
@@ -112,7 +112,7 @@ class Paired(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What the judging seeds say of a method, by one score."""
+    """What the evaluation seeds say of a method, by one score."""
 
     method: str
     num_seeds: int
@@ -128,15 +128,15 @@ class Comparison(NamedTuple):
     reference: str
     tuning_seeds: list[int]
     choices: list[Choice]
-    judged: dict[str, Trial]  # At the chosen strengths, with judging seeds only.
+    judged: dict[str, Trial]  # At the chosen settings, with evaluation seeds only.
     verdicts: dict[str, list[Verdict]]  # By the name of the score, best first.
     warnings: list[str]
 
 
-def choose_strengths(
+def choose_settings(
     runs: Sequence[Run], num_tuning_seeds: int | None
 ) -> tuple[list[Choice], list[str]]:
-    """Chooses the strengths of all methods of some runs, to judge them later.
+    """Chooses the settings of all methods of some runs, to judge them later.
 
     Args:
       runs: at least one.
@@ -162,11 +162,11 @@ def compare(
     reference: str,
     rng_seed: int,
 ) -> Comparison:
-    """Chooses the strengths of all methods and judges them on other seeds.
+    """Chooses the settings of all methods and judges them on other seeds.
 
     Args:
       runs: the runs that are judged, at least one.
-      tuning_runs: the runs that strengths are chosen on; those judged, if none.
+      tuning_runs: the runs that settings are chosen on; those judged, if none.
       num_tuning_seeds: how many of the first seeds choose; None for all seeds of the
         tuning runs, or for none if there are no tuning runs.
       reference: the method that others are compared with.
@@ -176,7 +176,7 @@ def compare(
       The comparison.
 
     Raises:
-      ValueError: runs that cannot be compared; a reference or a chosen strength that
+      ValueError: runs that cannot be compared; a reference or a chosen setting that
         was not run; no seeds to choose by; less than two seeds to judge by.
     """
     check_same_problem([*runs, *tuning_runs])
@@ -194,7 +194,7 @@ def compare(
     else:
         tried = candidates
         seeds = _first_seeds(tried, num_tuning_seeds or 0)
-    # A method with a single strength needs no tuning run.
+    # A method with a single setting needs no tuning run.
     tried = [
         trial
         for method in methods
@@ -202,7 +202,7 @@ def compare(
     ]
     choices = _choose(tried, seeds)
     chosen = {one.method: _find(one.trial, candidates) for one in choices}
-    judged = _with_judging_seeds(chosen, reference, seeds)
+    judged = _with_evaluation_seeds(chosen, reference, seeds)
     return Comparison(
         reference,
         seeds,
@@ -229,11 +229,11 @@ def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
 
 
 def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
-    """Chooses the best strength of each method: the best mean over tasks and seeds.
+    """Chooses the best setting of each method: the best mean over tasks and seeds.
 
-    Of errors a strength with fewer lost seeds is better, whatever the others; the same
-    holds of infinite means. Of equal strengths the first is taken. A method with one
-    strength needs no seeds.
+    Of errors a setting with fewer lost seeds is better, whatever the others; the same
+    holds of infinite means. Of equal settings the first is taken. A method with one
+    setting needs no seeds.
 
     Args:
       trials: of all methods.
@@ -252,7 +252,7 @@ def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
 
 
 def usual_trials(choices: Sequence[Choice]) -> int:
-    """Returns how many strengths most methods have tried; if undecided, the most."""
+    """Returns how many settings most methods have tried; if undecided, the most."""
     counts = Counter(len(choice.trials) for choice in choices)
     return max(counts, key=lambda number: (counts[number], number))
 
@@ -332,10 +332,10 @@ def _of_method(method: str, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _find(chosen: Trial, candidates: Sequence[Trial]) -> Trial:
-    """Returns the trial of this method and strength; ValueError if there is none."""
+    """Returns the trial of this method and setting; ValueError if there is none."""
     own = _of_method(chosen.method, candidates)
     for trial in own:
-        if trial.strength == chosen.strength:
+        if trial.setting == chosen.setting:
             return trial
     raise ValueError(
         f"{chosen} was chosen but not run to be judged; there are only "
@@ -343,7 +343,7 @@ def _find(chosen: Trial, candidates: Sequence[Trial]) -> Trial:
     )
 
 
-def _with_judging_seeds(
+def _with_evaluation_seeds(
     chosen: dict[str, Trial], reference: str, tuning_seeds: Sequence[int]
 ) -> dict[str, Trial]:
     """Leaves each trial the seeds that it has in common with the reference.
@@ -399,7 +399,7 @@ def _judge(
 
 
 def _warnings(judged: dict[str, Trial], reference: str) -> list[str]:
-    """Says what is doubtful about the judging seeds."""
+    """Says what is doubtful about the evaluation seeds."""
     found = []
     num_seeds = {method: len(trial.seeds) for method, trial in judged.items()}
     fewest = min(num_seeds.values())

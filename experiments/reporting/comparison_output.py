@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 EDGE = "†"
-"""Marks a strength at the edge of what was tried."""
+"""Marks a setting at the edge of what was tried."""
 UNEQUAL = "*"
 """Marks a number of trials that is not that of most methods."""
 
@@ -87,7 +87,7 @@ def verdict_table(comparison: Comparison, score: Score) -> str:
         lost = f", {verdict.num_lost} diverged" if verdict.num_lost else ""
         row = {
             "method": verdict.method,
-            "strength": _strength(choices[verdict.method]),
+            "strength": _setting(choices[verdict.method]),
             "seeds": f"{verdict.num_seeds}{lost}",
             "mean": _number(verdict.mean, trial),
             "interquartile mean": _number(verdict.interquartile_mean, trial),
@@ -116,7 +116,7 @@ def choice_table(choices: Sequence[Choice]) -> str:
             {
                 "method": choice.method,
                 "trials": f"{number}{UNEQUAL if number != usual else ''}",
-                "chosen": _strength(choice),
+                "chosen": _setting(choice),
                 "tried": _tried(choice),
                 "mean of tuning seeds": score,
                 "lanes diverged": str(sum(choice.num_lost)),
@@ -168,11 +168,11 @@ def trials_csv(choices: Sequence[Choice]) -> str:
 
 
 def flags(choices: Sequence[Choice]) -> list[str]:
-    """Writes what leaves a run the chosen strengths only, where cases have sweeps."""
+    """Writes what leaves a run the chosen settings only, where cases have sweeps."""
     return [
         f"--config.cases.{choice.method}.sweep.{name}='({value!r},)'"
         for choice in choices
-        for name, value in choice.trial.strength.items()
+        for name, value in choice.trial.setting.items()
     ]
 
 
@@ -190,22 +190,22 @@ def _number(value: float, trial: Trial, sign: str = "") -> str:
 
 
 def _parameters(trial: Trial) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in trial.strength.items())
+    return ", ".join(f"{name} {value:g}" for name, value in trial.setting.items())
 
 
-def _strength(choice: Choice) -> str:
+def _setting(choice: Choice) -> str:
     """Writes what was chosen, with a mark at the edge."""
     return ", ".join(
         f"{name} {value:g}{f' {EDGE}' if name in choice.at_edge else ''}"
-        for name, value in choice.trial.strength.items()
+        for name, value in choice.trial.setting.items()
     )
 
 
 def _tried(choice: Choice) -> str:
-    """Writes the values of each hyper-parameter that differs between trials."""
+    """Writes the values of each hyperparameter that differs between trials."""
     values: dict[str, set[float]] = {}
     for trial in choice.trials:
-        for name, value in trial.strength.items():
+        for name, value in trial.setting.items():
             values.setdefault(name, set()).add(value)
     return "; ".join(
         f"{name} {', '.join(f'{value:g}' for value in sorted(tried))}"
@@ -233,7 +233,7 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
 
     One panel for each score; methods are ordered by the first score, the best on top.
     An infinite difference is an arrow at the border of the panel; a method whose best
-    strength lies at the edge of its grid has a mark.
+    setting lies at the edge of its grid has a mark.
 
     Args:
       comparison: with at least one method beside the reference.
@@ -286,7 +286,7 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
 
 
 def draw_curves(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
-    """Draws all measures of the chosen strengths on the judging seeds.
+    """Draws all measures of the chosen settings on the evaluation seeds.
 
     As `plots.draw_settings` does; a seed that diverged has accuracy 0 from then on, and
     a line of errors ends where the first of its seeds does.

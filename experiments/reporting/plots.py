@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 _MOST_LINES = 8
 # Cases that each have a row of their own, if there are more lines.
 _MOST_ROWS_OF_CASES = 4
+# Tasks in the left panels of the figure of bins.
+_FIRST_TASKS = 10
+_MARKERS_ON_A_CURVE = 6
 
 Settings: TypeAlias = "list[tuple[dict[str, Any], xr.Dataset]]"
 """What tells a setting apart (its case and swept values), and its results."""
-_FIRST_TASKS = 10
 
 
 class Measure(NamedTuple):
@@ -51,8 +53,6 @@ MEASURES = (
     Measure("weight_magnitude", "mean |w|", 1, np.inf),
 )
 """The panels of a figure, in order; the score first, as in the paper."""
-
-_MARKERS_ON_A_CURVE = 6
 
 
 def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
@@ -321,8 +321,9 @@ def draw_bins(
 ) -> pathlib.Path:
     """Draws the accuracy of the first ten tasks, and of all tasks in bins.
 
-    Bands are 95 % confidence intervals of the mean over seeds, left out where a row has
-    too many lines.
+    The layout is that of the paper's figure 1, Continual ImageNet. Bands are 95 %
+    confidence intervals of the mean over seeds, left out where a row has too many
+    lines.
 
     Args:
       rows: the lines of each row of panels, by title; "" is a row that needs none.
@@ -540,7 +541,7 @@ def cut_outliers(axes: Sequence[Any]) -> None:
 
 
 def describe(labels: Mapping[str, Any]) -> str:
-    """Writes the case of a setting, if it is named, and its hyper-parameters."""
+    """Writes the case of a setting, if it is named, and its hyperparameters."""
     return ", ".join(
         in_words(str(value))
         if name == "case"

@@ -143,7 +143,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
         # 3 rates x 2 seeds x 5 units x 40 steps.
         assert deaths.sum() + alive.sum() == 3 * 2 * 5 * 40
 
-    choices, _ = comparison.choose_strengths([trials.Run("run", dataset)], None)
+    choices, _ = comparison.choose_settings([trials.Run("run", dataset)], None)
     tried = {choice.method: len(choice.trials) for choice in choices}
     assert tried == {"backprop": 1, "continual_backprop": 3, "random": 3}
     assert not next(one for one in choices if one.method == "backprop").at_edge

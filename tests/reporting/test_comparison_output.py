@@ -98,9 +98,9 @@ def test_the_text_says_who_judged_what_was_marked_and_what_is_doubtful():
     assert "Methods are judged on 6 seeds (2 to 7) and 20 tasks." in text
     assert "| weight_decay 0.2 † |" in text
     assert "* Unequal tuning: most methods tried 2 strengths, but backprop 1." in text
-    strengths = read_tables(text)["Strengths"]
-    assert list(strengths["trials"]) == ["1*", "2", "2"]
-    assert list(strengths["tried"]) == ["", *["weight_decay 0.1, 0.2"] * 2]
+    settings = read_tables(text)["Strengths"]
+    assert list(settings["trials"]) == ["1*", "2", "2"]
+    assert list(settings["tried"]) == ["", *["weight_decay 0.1, 0.2"] * 2]
     alone = comparison.compare(
         [make_run({m: {0: level(LEVELS)} for m in ("backprop", "l2")}, range(8))],
         *((), None, "backprop", 0),
