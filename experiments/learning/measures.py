@@ -45,18 +45,18 @@ def layer_measures(
 
     Returns:
       Float32 numbers, one for each layer. Measured of the hidden layers, not of the
-      head: `dead_units`, `dormant_units` (ReDo's, threshold 0.1) and `saturated_units`
-      (fractions; the last of bounded activations only), `effective_rank`,
-      `stable_rank` and `approximate_rank` (at the tasks of `rank_every`), `mean_age`
-      (updates since birth). Of all layers: `gradient_norm` (L2, of the mean loss over
-      the examples) and `update_to_weight` (norm of the update that the examples would
-      make as one batch, over the norm of the params).
+      head: `dead_units`, `tau_dormant_units` (ReDo's, threshold 0.1) and
+      `saturated_units` (fractions; the last of bounded activations only),
+      `effective_rank`, `stable_rank` and `approximate_rank` (at the tasks of
+      `rank_every`), `mean_age` (updates since birth). Of all layers: `gradient_norm`
+      (L2, of the mean loss over the examples) and `update_to_weight` (norm of the
+      update that the examples would make as one batch, over the norm of the params).
     """
     features = learner.features(state, inputs)
     hidden = [features[name] for name in learner.layers[:-1]]
     per_layer = {
         "dead_units": [metrics.dead_units(layer) for layer in hidden],
-        "dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
+        "tau_dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
         "mean_age": [
             jnp.mean(age.astype(jnp.float32)) for age in learner.unit_ages(state)
         ],

@@ -13,6 +13,7 @@ from absl import app, flags, logging
 import jax
 
 from experiments.learning.problem import Problem
+from experiments.reporting import files
 from experiments.run import distributed, runner, storage
 from experiments.run.config import check_has_effect, define_config_flag, overridden
 from experiments.run.folder import CONFIG_FILE
@@ -144,16 +145,16 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
-    from experiments.reporting import plots, run_results, survival, tables
+    from experiments.reporting import plots, run_results, tables
 
     say(tables.summary_table(dataset), sys.stdout)
     say(tables.INTERVALS, sys.stdout)
     for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
         say(line, sys.stdout)
-    written = [folder / run_results.RESULTS_FILE, folder / CONFIG_FILE]
+    written = [folder / files.RESULTS_FILE, folder / CONFIG_FILE]
     written.append(folder / CODE_FILE)
-    if (folder / survival.LOG_FILE).exists():
-        written.append(folder / survival.LOG_FILE)
+    if (folder / files.REPLACEMENTS_FILE).exists():
+        written.append(folder / files.REPLACEMENTS_FILE)
     try:
         written += plots.draw_run(dataset, folder)
     except OSError as error:

@@ -11,6 +11,7 @@ import shutil
 import socket
 from typing import TextIO
 
+from experiments.reporting import files
 from experiments.run import provenance
 from experiments.run.logs import TENSORBOARD_FOLDER
 from experiments.run.provenance import CODE_FILE, VERSION_FIELD
@@ -160,8 +161,8 @@ def _delete_run(folder: pathlib.Path) -> None:
         )
     written = written_by_runs()
     strange = []
-    for place, folders, files in os.walk(folder):
-        paths = [pathlib.Path(place) / name for name in (*folders, *files)]
+    for place, folders, names in os.walk(folder):
+        paths = [pathlib.Path(place) / name for name in (*folders, *names)]
         for path in paths:
             is_written = written.fullmatch(path.relative_to(folder).as_posix())
             if path.is_symlink() or not (is_written or path.is_dir()):
@@ -182,18 +183,16 @@ def _delete_run(folder: pathlib.Path) -> None:
 
 def written_by_runs() -> re.Pattern[str]:
     """Returns what the paths of all that a run writes match, relative to its folder."""
-    from experiments.reporting import comparison, plots, run_results, survival
 
     def one_of(*names: str) -> str:
         return f"({'|'.join(map(re.escape, names))})"
 
-    top = one_of(CONFIG_FILE, CODE_FILE, run_results.RESULTS_FILE, survival.LOG_FILE)
-    compared = one_of(*comparison.TABLE_FILES, *comparison.FIGURE_FILES)
+    top = one_of(CONFIG_FILE, CODE_FILE, files.RESULTS_FILE, files.REPLACEMENTS_FILE)
     patterns = (
         rf"\.?{top}",
         re.escape(LOCK_FILE),
-        rf"{plots.FIGURES_FOLDER}/{one_of(*plots.FIGURE_FILES)}",
-        rf"{comparison.FOLDER}/{compared}",
+        rf"{files.FIGURES_FOLDER}/{one_of(*files.FIGURE_FILES)}",
+        rf"{files.COMPARISON_FOLDER}/{one_of(*files.COMPARISON_FILES)}",
         rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
         rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
         rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",

@@ -10,6 +10,7 @@ import pathlib
 import numpy as np
 
 from experiments.learning.replacement_log import ENTRY_FIELDS, ReplacementLog
+from experiments.reporting.files import REPLACEMENTS_FILE
 from experiments.run.cases import Case
 
 
@@ -28,9 +29,7 @@ class LogFile:
     """
 
     def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
-        from experiments.reporting.survival import LOG_FILE
-
-        self._path = folder / LOG_FILE
+        self._path = folder / REPLACEMENTS_FILE
         self._swept = swept
 
     def append(

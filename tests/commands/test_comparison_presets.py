@@ -74,7 +74,7 @@ def test_a_run_of_the_preset_leads_to_a_verdict(name, tmp_path):
     run = Run(name, runner.run(config, tmp_path / "run", make_problem))
     compared = comparison.compare([run], [], 2, "backprop", 0)
     assert compared.tuning_seeds == [0, 1]
-    chosen = {choice.method: choice.trial.strength for choice in compared.choices}
+    chosen = {choice.method: choice.trial.setting for choice in compared.choices}
     assert chosen["l2"]["weight_decay"] < 1  # All that 10 leaves of a network is 0.
     assert chosen["backprop"].keys() == {"step_size"}
     for verdicts in compared.verdicts.values():

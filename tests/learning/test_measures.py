@@ -104,7 +104,8 @@ def test_weight_magnitude_is_the_mean_of_before_and_after():
 def test_only_bounded_activations_saturate():
     measures = measured("backprop")[2]
     assert np.isnan(measures["saturated_units"]).all()
-    for name in ("dead_units", "dormant_units", "effective_rank", "approximate_rank"):
+    units = ("dead_units", "tau_dormant_units")
+    for name in (*units, "effective_rank", "approximate_rank"):
         assert np.isfinite(measures[name][:2]).all(), name
         assert np.isnan(measures[name][2]), name
     saturated = measured("backprop", activation="tanh")[2]["saturated_units"]

@@ -14,8 +14,9 @@ from experiments.learning import replacement_log
 from experiments.learning.replacement_log import empty_log
 from experiments.reporting import (
     comparison,
+    files,
     plots,
-    statistics,
+    run_results,
     survival,
     tables,
     trials,
@@ -106,9 +107,9 @@ def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
     assert {row["layer"] for row in rows} == {"dense_0", "dense_1"}
     assert all(5 < int(row["age"]) <= 120 for row in rows)
     paths = plots.draw_run(dataset, tmp_path)
-    names = (plots.FIGURE_FILE, survival.FIGURE_FILE)
+    names = (files.LEARNING_FIGURE, files.SURVIVAL_FIGURE)
     assert paths == [tmp_path / "figures" / name for name in names]
-    assert set(names) <= set(plots.FIGURE_FILES)
+    assert set(names) <= set(files.FIGURE_FILES)
 
     lives = survival.read_lives(tmp_path / "replacements.csv", dataset)
     for deaths, alive in lives.values():
@@ -127,7 +128,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
     }
     config.sweep.replacement_rate = (0.1, 0.2, 0.3)
     dataset = runner.run(config, tmp_path, permuted_mnist.make_problem)
-    points = [labels for labels, _ in statistics.settings_of(dataset)]
+    points = [labels for labels, _ in run_results.settings_of(dataset)]
     assert [len(point) for point in points] == [1, 2, 2, 2, 3, 3, 3]
     assert tables.summary_table(dataset).count("\n") == 1 + 7
 
@@ -144,7 +145,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
         # 3 rates x 2 seeds x 5 units x 40 steps.
         assert deaths.sum() + alive.sum() == 3 * 2 * 5 * 40
 
-    choices, _ = comparison.choose_strengths([trials.Run("run", dataset)], None)
+    choices, _ = comparison.choose_settings([trials.Run("run", dataset)], None)
     tried = {choice.method: len(choice.trials) for choice in choices}
     assert tried == {"backprop": 1, "continual_backprop": 3, "random": 3}
     assert not next(one for one in choices if one.method == "backprop").at_edge

@@ -9,7 +9,7 @@ from tiny_runs import tiny_digits
 import xarray as xr
 
 from experiments import compare, figures, permuted_mnist, results
-from experiments.reporting import run_results, survival
+from experiments.reporting import files, run_results, survival
 from experiments.run import runner
 from experiments.run.cases import CompiledCase
 
@@ -119,7 +119,7 @@ def test_figures_of_an_unfinished_run_are_drawn_with_a_remark(
 ):
     """The log of replacements has a task that the results do not hold."""
     folder, _ = dead
-    log = folder / survival.LOG_FILE
+    log = folder / files.REPLACEMENTS_FILE
     with log.open("a") as file:
         file.write("continual_backprop,1,0,3,dense_0,2,9,0.5\n")
     call(figures._main, monkeypatch, folder)

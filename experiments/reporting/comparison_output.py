@@ -1,20 +1,54 @@
-"""The outcome of a comparison in words and numbers: Markdown and CSV."""
+"""The outcome of a comparison as Markdown, CSV and figures."""
+
+from __future__ import annotations
 
 from collections.abc import Sequence
+import pathlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
-from experiments.reporting import paired
-from experiments.reporting.choosing import Choice, usual_trials
-from experiments.reporting.comparison import SCORES, Comparison, Score
+from experiments.reporting import files, plots, statistics
+from experiments.reporting.comparison import (
+    FEWEST_TO_RESAMPLE,
+    SCORES,
+    Choice,
+    Comparison,
+    Score,
+    usual_trials,
+)
+from experiments.reporting.styles import in_words, method_style
 from experiments.reporting.tables import format_table
 from experiments.reporting.trials import Trial
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 EDGE = "†"
-"""Marks a strength at the edge of what was tried."""
+"""Marks a setting at the edge of what was tried."""
 UNEQUAL = "*"
 """Marks a number of trials that is not that of most methods."""
+
+
+def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Writes all tables and figures of a comparison.
+
+    Args:
+      comparison: with at least one method beside the reference.
+      folder: where to write; made if needed.
+
+    Returns:
+      The files written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / name for name in files.COMPARISON_FILES]
+    text, verdicts, trials, differences, curves = paths
+    text.write_text(markdown(comparison), encoding="utf-8")
+    verdicts.write_text(verdicts_csv(comparison))
+    trials.write_text(trials_csv(comparison.choices))
+    draw_differences(comparison, differences)
+    draw_curves(comparison, curves)
+    return paths
 
 
 def markdown(comparison: Comparison) -> str:
@@ -26,7 +60,7 @@ def markdown(comparison: Comparison) -> str:
         f"{_basis('Strengths are chosen', tried, comparison.tuning_seeds)} "
         f"{_basis('Methods are judged', reference, reference.seeds)} Differences are "
         "means over paired seeds, method minus reference, with 95 % intervals: "
-        f"bootstrap, below {paired.FEWEST_TO_RESAMPLE} seeds Student's t. They are not "
+        f"bootstrap, below {FEWEST_TO_RESAMPLE} seeds Student's t. They are not "
         "widened for the number of methods: of 20 that are like the reference, about "
         "one seems better or worse by chance.",
     ]
@@ -53,7 +87,7 @@ def verdict_table(comparison: Comparison, score: Score) -> str:
         lost = f", {verdict.num_lost} diverged" if verdict.num_lost else ""
         row = {
             "method": verdict.method,
-            "strength": _strength(choices[verdict.method]),
+            "strength": _setting(choices[verdict.method]),
             "seeds": f"{verdict.num_seeds}{lost}",
             "mean": _number(verdict.mean, trial),
             "interquartile mean": _number(verdict.interquartile_mean, trial),
@@ -82,7 +116,7 @@ def choice_table(choices: Sequence[Choice]) -> str:
             {
                 "method": choice.method,
                 "trials": f"{number}{UNEQUAL if number != usual else ''}",
-                "chosen": _strength(choice),
+                "chosen": _setting(choice),
                 "tried": _tried(choice),
                 "mean of tuning seeds": score,
                 "lanes diverged": str(sum(choice.num_lost)),
@@ -134,15 +168,17 @@ def trials_csv(choices: Sequence[Choice]) -> str:
 
 
 def flags(choices: Sequence[Choice]) -> list[str]:
-    """Writes what leaves a run the chosen strengths only, where cases have sweeps."""
+    """Writes what leaves a run the chosen settings only, where cases have sweeps."""
     return [
         f"--config.cases.{choice.method}.sweep.{name}='({value!r},)'"
         for choice in choices
-        for name, value in choice.trial.strength.items()
+        for name, value in choice.trial.setting.items()
     ]
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
+    import pandas as pd
+
     return pd.DataFrame(rows).to_csv(index=False, float_format="%.9g")
 
 
@@ -154,22 +190,22 @@ def _number(value: float, trial: Trial, sign: str = "") -> str:
 
 
 def _parameters(trial: Trial) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in trial.strength.items())
+    return ", ".join(f"{name} {value:g}" for name, value in trial.setting.items())
 
 
-def _strength(choice: Choice) -> str:
+def _setting(choice: Choice) -> str:
     """Writes what was chosen, with a mark at the edge."""
     return ", ".join(
         f"{name} {value:g}{f' {EDGE}' if name in choice.at_edge else ''}"
-        for name, value in choice.trial.strength.items()
+        for name, value in choice.trial.setting.items()
     )
 
 
 def _tried(choice: Choice) -> str:
-    """Writes the values of each hyper-parameter that differs between trials."""
+    """Writes the values of each hyperparameter that differs between trials."""
     values: dict[str, set[float]] = {}
     for trial in choice.trials:
-        for name, value in trial.strength.items():
+        for name, value in trial.setting.items():
             values.setdefault(name, set()).add(value)
     return "; ".join(
         f"{name} {', '.join(f'{value:g}' for value in sorted(tried))}"
@@ -190,3 +226,101 @@ def _listed(seeds: Sequence[int]) -> str:
     if len(seeds) == 1:
         return f"seed {seeds[0]}"
     return f"{len(seeds)} seeds ({', '.join(map(str, seeds))})"
+
+
+def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
+    """Draws the differences to the reference with their intervals.
+
+    One panel for each score; methods are ordered by the first score, the best on top.
+    An infinite difference is an arrow at the border of the panel; a method whose best
+    setting lies at the edge of its grid has a mark.
+
+    Args:
+      comparison: with at least one method beside the reference.
+      path: the file to write.
+
+    Returns:
+      The path.
+    """
+    reference = comparison.judged[comparison.reference]
+    order = [
+        verdict.method
+        for verdict in comparison.verdicts[SCORES[0].name]
+        if verdict.method != comparison.reference
+    ]
+    factor, unit = (
+        (100, "points of accuracy")
+        if reference.more_is_better
+        else (1, "squared error")
+    )
+    figure, axes = plots.subplots(
+        1,
+        len(SCORES),
+        sharey=True,
+        figsize=(4 * len(SCORES), 1.3 + 0.26 * len(order)),
+    )
+    for axis, score in zip(axes[0], SCORES, strict=True):
+        pairs = {one.method: one.paired for one in comparison.verdicts[score.name]}
+        for row, method in enumerate(order):
+            _draw_interval(axis, row, np.array(pairs[method][:3]) * factor, method)
+        axis.axvline(0, color="black", linewidth=0.8, zorder=0)
+        more_is_better = score.more_is_better(reference)
+        direction = "better →" if more_is_better else "← better"
+        axis.set_title(score.title, fontsize="medium")
+        axis.set_xlabel(f"{unit} ({direction})")
+        axis.grid(axis="y", alpha=0.3)
+    at_edge = {choice.method for choice in comparison.choices if choice.at_edge}
+    labels = [
+        f"{in_words(method)} {EDGE if method in at_edge else ''}" for method in order
+    ]
+    axes[0, 0].set_yticks(range(len(order)), labels)
+    axes[0, 0].set_ylim(len(order) - 0.4, -0.6)
+    title = (
+        f"Difference to {in_words(comparison.reference)} on the same seeds, 95 % "
+        "intervals"
+    )
+    if at_edge:
+        title += f" ({EDGE} best strength at the edge of its grid)"
+    figure.suptitle(title, fontsize="medium")
+    return plots.save(figure, path)
+
+
+def draw_curves(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
+    """Draws all measures of the chosen settings on the evaluation seeds.
+
+    As `plots.draw_settings` does; a seed that diverged has accuracy 0 from then on, and
+    a line of errors ends where the first of its seeds does.
+    """
+    settings = [
+        ({"case": method}, _with_lost(trial))
+        for method, trial in comparison.judged.items()
+    ]
+    return plots.draw_settings(settings, path)
+
+
+def _draw_interval(axis: Any, row: int, ends: np.ndarray, method: str) -> None:
+    """Draws a difference and the low and high end of its interval as one row."""
+    difference, low, high = ends
+    style = method_style(method)
+    if np.isfinite(difference):
+        axis.plot([low, high], [row, row], color=style.color, linewidth=1.5)
+        axis.plot(difference, row, color=style.color, marker=style.marker, markersize=5)
+    elif np.isinf(difference):
+        axis.plot(
+            1 if difference > 0 else 0,
+            row,
+            color=style.color,
+            marker=">" if difference > 0 else "<",
+            markersize=7,
+            transform=axis.get_yaxis_transform(),
+            clip_on=False,
+        )
+
+
+def _with_lost(trial: Trial) -> xr.Dataset:
+    name = statistics.score_name(trial.results)
+    scores = trial.scores(trial.seeds)
+    # No mean is infinite: errors of the other seeds alone would look too well.
+    scores[:, np.isinf(scores).any(axis=0)] = np.nan
+    results = trial.results.sel(seed=trial.seeds)
+    return results.assign({name: (("seed", "task"), scores)})
