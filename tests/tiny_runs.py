@@ -30,7 +30,7 @@ def _tiny(presets, shrink_config, overrides):
     shrink_config(config)
     for field, value in overrides.items():
         config[field] = value
-    return complete(config)
+    return config
 
 
 def tiny_digits(**overrides):
