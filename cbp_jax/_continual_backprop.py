@@ -111,7 +111,7 @@ def continual_backprop(
     The returned updates are those of the base optimizer, except on reset entries, where
     they lead to the new value. Nothing that scales updates may be chained after it.
     Build the transformation inside a vmapped function if every lane is to have its own
-    `key` or hyper-parameters; all numbers may be traced arrays.
+    `key` or hyperparameters; all numbers may be traced arrays.
 
     Example::
 

@@ -17,6 +17,7 @@ P positions (1, except for a convolution that is flattened into a dense layer), 
 from collections.abc import Callable
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -110,11 +111,15 @@ def _deviation(measurements: Measurements) -> jax.Array:
             "measurements._replace(mean_activation=...) with the units' running "
             "averages [N]."
         )
+    chex.assert_rank(measurements.activation, 3)
+    chex.assert_shape(measurements.mean_activation, measurements.activation.shape[2:])
     return jnp.abs(measurements.activation - measurements.mean_activation[None, None])
 
 
 def _outgoing_signal(signal: jax.Array, measurements: Measurements) -> jax.Array:
     """Averages signal [B, P, N] times the outgoing weights at each position: [N]."""
+    chex.assert_rank(signal, 3)
+    chex.assert_shape(measurements.outgoing_magnitude, signal.shape[1:])
     per_position = jnp.mean(signal, axis=0) * measurements.outgoing_magnitude
     return jnp.mean(per_position, axis=0)
 

@@ -2,8 +2,9 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from cbp_jax._numbers import as_float
+from cbp_jax._numbers import as_float, check_range, is_traced
 
 
 def dead_units(features: jax.Array) -> jax.Array:
@@ -14,6 +15,9 @@ def dead_units(features: jax.Array) -> jax.Array:
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no axis of samples.
     """
     features = _flatten_samples(features)
     return _fraction_of_units(jnp.all(features == 0, axis=0), features)
@@ -33,7 +37,11 @@ def dormant_units(
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no axis of samples, or `threshold` is out of [0, 1].
     """
+    check_range("threshold", threshold, 0, 1)
     features = _flatten_samples(features)
     num_active = jnp.sum(features > 0, axis=0).astype(features.dtype)
     return _fraction_of_units(num_active < threshold * features.shape[0], features)
@@ -53,6 +61,9 @@ def tau_dormant_units(
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no axis of samples.
     """
     features = _flatten_samples(features)
     strength = jnp.mean(jnp.abs(features), axis=0)
@@ -84,7 +95,15 @@ def saturated_units(
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no axis of samples, `threshold` is out of [0, 1],
+        or `low` is not below `high`.
     """
+    check_range("threshold", threshold, 0, 1)
+    is_given = not is_traced(low) and not is_traced(high)
+    if is_given and not np.all(np.asarray(low) < np.asarray(high)):
+        raise ValueError(f"low must be below high, got {low} and {high}")
     features = _flatten_samples(features)
     distance = margin * (high - low)
     is_near = (features <= low + distance) | (features >= high - distance)
@@ -94,6 +113,11 @@ def saturated_units(
 
 def _flatten_samples(features: jax.Array) -> jax.Array:
     features = as_float(features)
+    if features.ndim < 2:
+        raise ValueError(
+            f"features must be [..., samples, units], got shape {features.shape}: a "
+            "fraction of units needs a batch of samples"
+        )
     return features.reshape(-1, features.shape[-1])
 
 

@@ -8,7 +8,7 @@ import jax
 from jax import lax
 import jax.numpy as jnp
 
-from cbp_jax._numbers import as_float
+from cbp_jax._numbers import as_float, check_range
 from cbp_jax._xla import one_by_one_on_cpu
 
 
@@ -118,7 +118,8 @@ def stable_rank(
       Scalar, a whole number of units as float32 or float64.
 
     Raises:
-      ValueError: if `method` is unknown or `features` is not a matrix.
+      ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
+        is out of [0, 1).
     """
     return _leading_count(singular_values(features, method), threshold)
 
@@ -141,7 +142,8 @@ def approximate_rank(
       Scalar, a whole number of units as float32 or float64.
 
     Raises:
-      ValueError: if `method` is unknown or `features` is not a matrix.
+      ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
+        is out of [0, 1).
     """
     values = singular_values(features, method)
     # Squares of very large or small values would overflow or vanish in float32.
@@ -179,6 +181,7 @@ def numerical_rank(
 
 def _leading_count(values: jax.Array, threshold: jax.Array | float) -> jax.Array:
     """Smallest k whose first k values exceed a share of the sum; NaN for NaN."""
+    check_range("threshold", threshold, 0, 1, open_end=True)
     total = jnp.sum(values)
     is_short = jnp.cumsum(values)[:-1] <= threshold * total
     count = 1 + jnp.sum(is_short).astype(values.dtype)

@@ -24,6 +24,7 @@ _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    "timed_task",
     *("tensorboard", "data_dir"),
 }
 

@@ -109,7 +109,7 @@ def test_off_is_the_base_optimizer_bit_for_bit(name):
 
 @NAMES
 def test_lanes_are_solo_runs(name):
-    """Lanes differ in their hyper-parameters, keys and params."""
+    """Lanes differ in their hyperparameters, keys and params."""
     factors, keys = np.array([1.0, 0.5]), jax.random.split(tiny.KEY)
     numbers = {
         option: jnp.asarray(number * factors, type(number))

@@ -31,6 +31,20 @@ def measurements(positions):
     )
 
 
+def test_measurements_of_other_shapes_are_errors():
+    """All would broadcast, to a wrong utility."""
+    m = measurements(positions=2)
+    for wrong in (
+        {"mean_activation": m.activation},
+        {"outgoing_magnitude": m.outgoing_magnitude[0]},
+        {"activation": m.activation[0]},
+    ):
+        with pytest.raises(AssertionError, match="rank|shape"):
+            utility.overall(m._replace(**wrong))
+    with pytest.raises(ValueError, match="no mean_activation"):
+        utility.overall(m._replace(mean_activation=None))
+
+
 def formulas(m):
     """Returns each utility by the paper's formula, in loops over units."""
     num_positions = m.activation.shape[1]
