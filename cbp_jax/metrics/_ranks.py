@@ -95,7 +95,9 @@ def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
     total = jnp.sum(values)
     # `jax.scipy.special.entr` makes an infinity, which `jax_debug_infs` stops at.
     share = values / _positive_or_one(total)
-    entropy = jnp.sum(-(share * jnp.log(_positive_or_one(share))))
+    product = share * jnp.log(_positive_or_one(share))
+    # The select keeps XLA from fusing product and sum, which rounds otherwise.
+    entropy = jnp.sum(-jnp.where(share == 0, 0, product))
     return jnp.where(total > 0, jnp.exp(entropy), total)
 
 
