@@ -30,10 +30,10 @@ from ml_collections import ConfigDict, config_flags
 import numpy as np
 from tqdm import tqdm
 
-from experiments.engine import command_line
-from experiments.engine.cases import prepare_cases
-from experiments.engine.configuration import complete
 from experiments.learning.checks import ConfigError
+from experiments.run import command_line
+from experiments.run.cases import prepare_cases
+from experiments.run.config import complete
 from experiments.timing import programs, torch_loop
 from experiments.timing.rounds import take_turns
 from experiments.timing.table import (
@@ -276,7 +276,7 @@ def time_group(
             timing = timing._replace(data_share=1 - np.median(alone / update))
         if (name, MEASURES) in built:
             measures = seconds[name, MEASURES] / lanes
-            task = measures + whole[name].problem.steps_per_task * update
+            task = measures + whole[name].problem.updates_per_task * update
             timing = timing._replace(measures_share=np.median(measures / task))
         timings[name] = timing
     return timings

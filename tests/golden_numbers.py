@@ -20,6 +20,10 @@ _ROOT = FOLDER.parents[1]
 # Arrays of more numbers are summed up.
 _MANY = 12
 _MOST_SHOWN = 8
+_CHANGED = (
+    "A change that only moves, renames or speeds up code must not get here: find out "
+    "what it changed. If the algorithm, its random numbers or this test changed"
+)
 
 
 class Golden:
@@ -28,18 +32,20 @@ class Golden:
     Args:
       name: of the file, without its ending.
       test: path of the tests that check it, for the message of a failure.
+      meaning: what a difference tells, for that message as well.
     """
 
-    def __init__(self, name, test):
+    def __init__(self, name, test, meaning=_CHANGED):
         self._path = FOLDER / f"{name}.json"
         self._test = pathlib.Path(test).relative_to(_ROOT)
+        self._meaning = meaning
 
     def names(self):
         """Returns the names of the entries."""
         return set(self._read())
 
     def check(self, entry, found):
-        """Fails if a tree of arrays and strings is not as written, or writes it where asked to."""
+        """Fails if a tree of arrays and strings is not as written; or writes it."""
         found = _summary(found)
         written = self._read()
         if os.environ.get(_RENEW):
@@ -67,13 +73,11 @@ class Golden:
             )
 
     def _where(self, entry):
-        return f"Golden numbers {entry!r} of {self._path.relative_to(_ROOT)}"
+        return f"Entry {entry!r} of {self._path.relative_to(_ROOT)}"
 
     def _advice(self):
         return (
-            "A change that only moves, renames or speeds up code must not get here: "
-            "find out what it changed. If the algorithm, its random numbers or this "
-            "test changed on purpose, renew the numbers, look at their diff, and say "
+            f"{self._meaning} on purpose, renew the file, look at its diff, and say "
             "why in the commit message:\n"
             f"    {_RENEW}=1 python -m pytest -m '' {self._test}"
         )

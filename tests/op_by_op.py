@@ -5,6 +5,8 @@ Here next to nothing is compiled. As nothing is fused, results also round nearly
 on all machines.
 """
 
+import math
+
 import jax
 from jax import dtypes
 from jax.extend.core import Jaxpr, Literal
@@ -20,19 +22,24 @@ _CALLS = {
     "custom_vjp_call": "call_jaxpr",
     "custom_vmap_call": "call",
 }
+_BITS = 512
 # What is as simple in NumPy, by element or with parameters. All other primitives are
 # compiled, once for each shape.
 _BY_ELEMENT = {
     **{name: getattr(np, name) for name in ("abs", "floor", "sign", "sqrt", "square")},
-    **{"add": np.add, "sub": np.subtract, "mul": np.multiply, "neg": np.negative},
-    **{"max": np.maximum, "min": np.minimum, "is_finite": np.isfinite},
+    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh")},
+    **{"add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply},
+    **{"neg": np.negative, "max": np.maximum, "min": np.minimum},
     **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal},
-    **{"gt": np.greater, "ge": np.greater_equal, "copy": np.asarray},
+    **{"gt": np.greater, "ge": np.greater_equal, "is_finite": np.isfinite},
     **{"and": np.bitwise_and, "or": np.bitwise_or, "not": np.invert},
+    **{"copy": np.asarray, "stop_gradient": np.asarray},
     "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
 }
 _BY_NUMPY = {
     "convert_element_type": lambda x, new_dtype, **_: x.astype(new_dtype),
+    "bitcast_convert_type": lambda x, new_dtype: x.view(new_dtype),
+    "integer_pow": lambda x, y: x**y,
     "reshape": lambda x, new_sizes, **_: x.reshape(new_sizes),
     "squeeze": lambda x, dimensions: x.squeeze(dimensions),
     "transpose": lambda x, permutation: x.transpose(permutation),
@@ -69,6 +76,24 @@ def _slice(x, start_indices, limit_indices, strides):
 
 
 @_by_numpy
+def _shift_right_logical(x, y):
+    unsigned = np.dtype(f"u{x.dtype.itemsize}")
+    return (x.view(unsigned) >> y.view(unsigned)).view(x.dtype)
+
+
+@_by_numpy
+def _dot_general(x, y, dimension_numbers, **_):
+    (x_summed, y_summed), (x_batch, y_batch) = dimension_numbers
+    x_axes, y_axes = list(range(x.ndim)), list(range(x.ndim, x.ndim + y.ndim))
+    for one, other in zip((*x_summed, *x_batch), (*y_summed, *y_batch), strict=True):
+        y_axes[other] = x_axes[one]
+    batch = [x_axes[axis] for axis in x_batch]
+    shared = {*batch, *(x_axes[axis] for axis in x_summed)}
+    kept = [axis for axis in (*x_axes, *y_axes) if axis not in shared]
+    return np.einsum(x, x_axes, y, y_axes, [*batch, *kept])
+
+
+@_by_numpy
 def _iota(dtype, shape, dimension, **_):
     sizes = [-1 if axis == dimension else 1 for axis in range(len(shape))]
     return np.broadcast_to(np.arange(shape[dimension]).reshape(sizes), shape).astype(
@@ -76,14 +101,24 @@ def _iota(dtype, shape, dimension, **_):
     )
 
 
-def evaluate(function, *arguments):
-    """Returns `function(*arguments)`; arguments and results are pytrees of arrays."""
-    program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-    with np.errstate(all="ignore"):
-        results = _run(program, jax.tree.leaves(arguments))
-    return jax.tree.unflatten(
-        jax.tree.structure(shapes), [jnp.asarray(leaf) for leaf in results]
-    )
+def op_by_op(function):
+    """Returns the same function of pytrees of arrays, evaluated one by one.
+
+    It is traced at the first call; later calls must be of the same shapes.
+    """
+    traced = []
+
+    def evaluated(*arguments):
+        if not traced:
+            traced.extend(jax.make_jaxpr(function, return_shape=True)(*arguments))
+        program, shapes = traced
+        with np.errstate(all="ignore"):
+            results = _run(program, jax.tree.leaves(arguments))
+        return jax.tree.unflatten(
+            jax.tree.structure(shapes), [jnp.asarray(leaf) for leaf in results]
+        )
+
+    return evaluated
 
 
 def _run(program, inputs):
@@ -129,20 +164,26 @@ def _apply(equation, inputs):
 
 
 def _random(primitive, params, keys, *numbers):
-    """Takes one key after the other: no program for each number of them."""
+    """Takes one key after the other, and bits from the first of many of its bits.
+
+    Both are what JAX's default generator gives; so few programs are needed.
+    """
     impl, data = jax.random.key_impl(keys), np.asarray(jax.random.key_data(keys))
-    size = data.shape[-1]
     shape = np.broadcast_shapes(keys.shape, *(np.shape(one) for one in numbers))
-    data = np.broadcast_to(data, (*shape, size)).reshape(-1, size)
+    data = np.broadcast_to(data, (*shape, data.shape[-1])).reshape(-1, data.shape[-1])
     numbers = [np.broadcast_to(one, shape).ravel() for one in numbers]
+    drawn = params.get("shape", ())
+    if primitive.name == "random_bits":
+        params = params | {"shape": (_BITS * math.ceil(math.prod(drawn) / _BITS),)}
     results = [
         primitive.bind(jax.random.wrap_key_data(one, impl=impl), *rest, **params)
         for one, *rest in zip(data, *numbers, strict=True)
     ]
-    shape += params.get("shape", ())
     if primitive.name == "random_bits":
-        return np.reshape(results, shape)
-    results = np.reshape([jax.random.key_data(key) for key in results], (*shape, size))
+        bits = [np.asarray(result)[: math.prod(drawn)] for result in results]
+        return np.reshape(bits, (*shape, *drawn))
+    results = [jax.random.key_data(key) for key in results]
+    results = np.reshape(results, (*shape, *drawn, data.shape[-1]))
     return jax.random.wrap_key_data(results, impl=impl)
 
 

@@ -21,11 +21,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 import numpy as np
 
-from cbp_jax import layers, networks
-from experiments.engine import memory
-from experiments.engine.cases import Case, CompiledCase
-from experiments.engine.lanes import LaneMap, lane_key, lane_settings
+from cbp_jax import networks
 from experiments.learning.measures import layer_measures
+from experiments.run import machine
+from experiments.run.cases import Case, CompiledCase
+from experiments.run.config import lane_hyperparameters, lane_key
+from experiments.run.lanes import LaneMap
 
 NUM_BATCHES = 4
 """K: a loop goes round so many batches; a power of 2, so that it divides fast."""
@@ -57,11 +58,11 @@ class Program:
         began = time.perf_counter()
         compiled = compiles(carry)
         self.compile_seconds = time.perf_counter() - began
-        self.memory_bytes = memory.bytes_needed(compiled)
+        self.memory_bytes = machine.bytes_needed(compiled)
         # The devices of a CPU share its memory.
         devices = jax.local_devices()
         sharing = len(devices) if devices[0].platform == "cpu" else 1
-        if self.memory_bytes * sharing > memory.device_limit():
+        if self.memory_bytes * sharing > machine.device_limit():
             raise MemoryError(f"needs {self.memory_bytes:,} bytes on each device")
         self._run, self._carry, self.updates = run, carry, updates
 
@@ -78,7 +79,7 @@ def task_program(case: Case) -> Program:
     def run(state: Any) -> Any:
         return compiled.run_task(state, next(tasks))[0]
 
-    updates = case.problem.steps_per_task * case.num_lanes
+    updates = case.problem.updates_per_task * case.num_lanes
     return Program(compiled.compile_task, run, compiled.start(None), updates)
 
 
@@ -86,8 +87,8 @@ def updates_program(case: Case, steps: int) -> Program:
     """Builds `steps` updates of each learner, without its stream and its measures."""
 
     def update(lane: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        settings = lane_settings(case.config, lane)
-        return case.problem.learner.step(settings, state, inputs, targets)[0]
+        hyperparameters = lane_hyperparameters(case.config, lane)
+        return case.problem.learner.step(hyperparameters, state, inputs, targets)[0]
 
     return _loop_program(case, update, _start(case), steps)
 
@@ -119,9 +120,9 @@ def measures_program(case: Case) -> Program:
     inputs, targets = lane_map.replicate([leaf[0, 0] for leaf in batch])
 
     def measure(state: Any, lane: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        settings = lane_settings(config, lane)
+        hyperparameters = lane_hyperparameters(config, lane)
         return layer_measures(
-            config, learner, settings, state, inputs, targets, jnp.int32(0)
+            config, learner, hyperparameters, state, inputs, targets, jnp.int32(0)
         )
 
     jitted = lane_map.jit(measure, num_shared=2)
@@ -270,12 +271,12 @@ def hand_written_update(config: Any, names: Sequence[str]) -> Callable[..., Any]
         for name in names:
             kernel, bias = params[name]["kernel"], params[name]["bias"]
             if kernel.ndim == 4:
-                convolve = layers.convolution_named(config.convolution)
+                convolve = networks.convolution_named(config.convolution)
                 numbers = "NHWC", "HWIO", "NHWC"
                 hidden = convolve(
                     hidden, kernel, (1, 1), "VALID", dimension_numbers=numbers
                 )
-                hidden = layers.max_pool(activation(hidden + bias), (2, 2))
+                hidden = networks.max_pool(activation(hidden + bias), (2, 2))
                 continue
             hidden = hidden.reshape(hidden.shape[0], -1) @ kernel + bias
             if name != names[-1]:
@@ -349,7 +350,7 @@ def _lane_map(case: Case) -> LaneMap:
 def _init(case: Case) -> Callable[[Any], Any]:
     """Returns what initializes the learner of a lane."""
     init = case.problem.learner.init
-    return lambda lane: init(lane_settings(case.config, lane), lane_key(lane))
+    return lambda lane: init(lane_hyperparameters(case.config, lane), lane_key(lane))
 
 
 def _start(case: Case) -> Any:

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.engine.cases import Case
 from experiments.learning.checks import ConfigError
+from experiments.run.cases import Case
 from experiments.timing.programs import NUM_BATCHES, make_batches, param_shapes
 
 

@@ -1,19 +1,20 @@
 """The first updates of every rule and optimizer, see `golden_numbers`."""
 
 from typing import NamedTuple
+import warnings
 
 from golden_numbers import Golden
 import jax
 import jax.numpy as jnp
 import numpy as np
-from op_by_op import evaluate
+from op_by_op import op_by_op
 import optax
 import optimizer_cases
 import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import optimizers, recipes, utility
+from cbp_jax import optimizers, utility, variants
 
 RULES = Golden("rules", __file__)
 OPTIMIZERS = Golden("optimizers", __file__)
@@ -40,15 +41,16 @@ def take_updates(tx, params=PARAMS, grads=GRADS, features=None, units=tiny.UNITS
     """What can be seen of some updates: params, units' statistics, who was replaced."""
     features = make_features() if features is None else features
 
+    @op_by_op
     def update(params, state, grads, features):
         updates, state = tx.update(grads, state, params, features=features)
         return optax.apply_updates(params, updates), state
 
-    state = evaluate(tx.init, params)
+    state = op_by_op(tx.init)(params)
     replaced = {group.name: [] for group in units}
     for index in range(NUM_UPDATES):
         batch = tiny.at((grads, features), index)
-        params, state = evaluate(update, params, state, *batch)
+        params, state = update(params, state, *batch)
         reset = state if hasattr(state, "replaced") else state[-1]
         for name, history in replaced.items():
             history.append(indices(reset.replaced[name], reset.units[name].age))
@@ -82,17 +84,18 @@ def indices(replaced, age):
 def replace(base=SGD, units=tiny.UNITS, **options):
     """Continual backprop that replaces units from the second update on."""
     numbers = {"replacement_rate": 0.3, "decay_rate": 0.9, "maturity_threshold": 1}
-    return cbp_jax.continual_backprop(
-        base, units, **(numbers | {"key": KEY} | options)
-    )
+    options = numbers | {"key": KEY} | options
+    with warnings.catch_warnings():  # Of a low maturity without a correction.
+        warnings.simplefilter("ignore", UserWarning)
+        return cbp_jax.continual_backprop(base, units, **options)
 
 
-def recipe(name):
+def variant(name):
     """A published variant, with numbers that let it replace units at once."""
     numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
     # Without correction for age a unit must mature for some times 1 / (1 - decay).
-    numbers |= {"decay_rate": 0.1} if name == "NATURE" else {}
-    return replace(**(getattr(recipes, name) | numbers))
+    numbers |= {"decay_rate": 0.0} if name == "NATURE" else {}
+    return replace(**(getattr(variants, name) | numbers))
 
 
 def in_lanes():
@@ -100,9 +103,7 @@ def in_lanes():
 
     def tx_of(lane):
         rate, decay, key = lane
-        return replace(
-            replacement_rate=rate, decay_rate=decay, key=key, max_per_step=2
-        )
+        return replace(replacement_rate=rate, decay_rate=decay, key=key, max_per_step=2)
 
     lanes = jnp.array([0.3, 0.1]), jnp.array([0.9, 0.5]), jax.random.split(KEY)
     return optax.GradientTransformationExtraArgs(
@@ -151,7 +152,7 @@ UTILITIES = (
 )
 RULE_CASES = {
     **{
-        f"recipe {name}": recipe(name)
+        f"recipe {name}": variant(name)
         for name in ("PREPRINT", "NATURE", "RELEASED_MLP", "RELEASED_CONV")
     },
     **{
@@ -167,7 +168,7 @@ RULE_CASES = {
     "one unit at most": replace(replacement_rate=0.9, max_per_step=1),
     "every unit at every update": replace(replacement_rate=1.0, maturity_threshold=0),
     "not corrected for age": replace(
-        bias_correction=False, decay_rate=0.1, replacement_rate=0.6, max_per_step=2
+        bias_correction=False, decay_rate=0.0, replacement_rate=0.6, max_per_step=2
     ),
     "rate by a schedule": replace(
         replacement_rate=lambda count: jnp.where(count < 2, 0.0, 0.5), max_per_step=2
@@ -249,11 +250,11 @@ def test_the_first_updates_of_a_convolution():
 @pytest.mark.parametrize("name", optimizer_cases.CASES)
 def test_the_first_updates_of_an_optimizer(name):
     tx, params = optimizer_cases.make(name, key=KEY), optimizer_cases.PARAMS
+    state, update = op_by_op(tx.init)(params), op_by_op(tx.update)
     history = []
-    state = evaluate(tx.init, params)
     for index in range(optimizer_cases.NUM_STEPS):
         grads = tiny.at(optimizer_cases.GRADS, index)
-        updates, state = evaluate(tx.update, grads, state, params)
+        updates, state = update(grads, state, params)
         params = optax.apply_updates(params, updates)
         history.append(params)
     found = {f"params after {index + 1}": one for index, one in enumerate(history)}
@@ -264,8 +265,8 @@ def test_the_first_updates_of_an_optimizer(name):
 def test_the_noise_of_an_optimizer(noise):
     tx = optimizers.perturb(0.1, key=KEY, noise=noise)
     grads = tiny.at(optimizer_cases.GRADS, 0)
-    state = evaluate(tx.init, grads)
-    updates, _ = evaluate(tx.update, grads, state, optimizer_cases.PARAMS)
+    state = op_by_op(tx.init)(grads)
+    updates, _ = op_by_op(tx.update)(grads, state, optimizer_cases.PARAMS)
     OPTIMIZERS.check(f"perturb by {noise}", updates)
 
 

@@ -13,8 +13,8 @@ from experiments import (
     permuted_mnist,
     slowly_changing_regression,
 )
-from experiments.engine.cases import prepare_cases
-from experiments.engine.configuration import complete
+from experiments.run.cases import prepare_cases
+from experiments.run.config import complete
 from experiments.timing import programs
 
 PROBLEMS = {
@@ -37,7 +37,7 @@ def test_the_floor_makes_the_updates_of_backprop(name):
     """Two updates, so that momentum counts where there is any."""
     case = backprop_case(name)
     learner = case.problem.learner
-    settings, key = one_lane(case.config)
+    hyperparameters, key = one_lane(case.config)
     batches = programs.make_batches(case, 1, 2, case.config.batch_size)
     update = programs.hand_written_update(case.config, learner.layers)
 
@@ -48,11 +48,11 @@ def test_the_floor_makes_the_updates_of_backprop(name):
             carry = state.params, ()
         for index in range(2):
             batch = [jnp.asarray(leaf[0, index]) for leaf in batches]
-            state = learner.step(settings, state, *batch)[0]
+            state = learner.step(hyperparameters, state, *batch)[0]
             carry = update(carry, *batch)
         return state.params, carry[0]
 
-    before = jax.jit(lambda: learner.init(settings, key))()
+    before = jax.jit(lambda: learner.init(hyperparameters, key))()
     wanted, actual = both(before)
     moved = 0.0
     for path, leaf in jax.tree_util.tree_leaves_with_path(wanted):
@@ -107,7 +107,7 @@ def test_the_measures_are_those_before_a_task_and_teach_nothing(monkeypatch):
 
 
 def test_a_program_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
-    monkeypatch.setattr(programs.memory, "device_limit", lambda: 1000)
+    monkeypatch.setattr(programs.machine, "device_limit", lambda: 1000)
     program = jax.jit(lambda carry: carry + 1)
     with pytest.raises(MemoryError, match=r"needs [\d,]+ bytes on each device"):
         programs.Program(
