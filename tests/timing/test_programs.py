@@ -94,8 +94,8 @@ def test_the_measures_are_those_before_a_task_and_teach_nothing(monkeypatch):
     case, seen = backprop_case("digits", num_seeds=3), []
     measure = programs.layer_measures
 
-    def spy(config, learner, settings, state, inputs, targets, task):
-        found = measure(config, learner, settings, state, inputs, targets, task)
+    def spy(config, learner, hyperparameters, state, inputs, targets, task):
+        found = measure(config, learner, hyperparameters, state, inputs, targets, task)
         seen.append((inputs.shape, "effective_rank" in found))
         return found
 
