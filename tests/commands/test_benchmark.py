@@ -43,16 +43,17 @@ def test_a_config_has_a_line_for_each_case(tmp_path):
         "permuted_mnist",
         "--config=configs/pmnist.py:smoke",
         "--config.hidden_layers=1",
-        *("--steps=20", "--rounds=2", "--parts=data", "--parts=measures"),
+        *("--steps=20", "--rounds=2"),
         f"--csv={tmp_path / 'found.csv'}",
     )
     assert result.returncode == 0, result.stderr
     lines = {
-        line.split()[1]: line for line in result.stdout.splitlines() if "|" in line
+        line.split()[1]: line
+        for line in result.stdout.splitlines()
+        if line.startswith("| ")
     }
     assert {"backprop", "continual_backprop", "floor"} <= lines.keys()
     assert re.search(r"\| [\d.e+]+ +\| 1 \(1 to 1\) +\| 2 ", lines["backprop"])
-    assert "data %" in lines["case"] and "measures %" in lines["case"]
 
 
 def test_a_preset_writes_a_table_and_a_file(tmp_path):
@@ -82,7 +83,6 @@ def test_a_preset_writes_a_table_and_a_file(tmp_path):
     [
         (("mnist", "--config=configs/pmnist.py"), "such as permuted_mnist"),
         (("permuted_mnist", "--config=configs/pmnist.py", "--reference=l2"), "'l2'"),
-        (("permuted_mnist",), "and its --config"),
     ],
 )
 def test_bad_arguments_are_named_with_the_choices(arguments, message, tmp_path):
@@ -124,7 +124,7 @@ def test_groups_are_chosen_by_a_part_of_their_names():
 def test_made_up_images_read_as_mnist(tmp_path):
     benchmark.write_images(tmp_path)
     images = datasets.load("mnist", str(tmp_path)).images
-    assert images.shape == (60_000, 28, 28)
+    assert images.shape == (60_000, 28, 28, 1)
 
 
 class MadeUpProgram:
@@ -232,7 +232,7 @@ def run_groups(monkeypatch, tmp_path, capsys):
 
 def test_what_is_done_is_in_the_file_and_no_group_begins_without_time(run_groups):
     lines, printed = run_groups(3.5)
-    assert lines == [1, 2, 2, 3]
+    assert lines == [0, 2, 2, 3]
     assert "2 x 5, 2 lanes: needs more of memory" in printed
     assert "5 x 5, 2 lanes: no time left" in printed
     assert len(re.findall(r"\| backprop ", printed)) == 3
@@ -240,5 +240,5 @@ def test_what_is_done_is_in_the_file_and_no_group_begins_without_time(run_groups
 
 def test_what_is_done_is_shown_after_an_interrupt(run_groups):
     lines, printed = run_groups(60, interrupted=4)
-    assert lines == [1, 2, 2, 3]
+    assert lines == [0, 2, 2, 3]
     assert len(re.findall(r"\| backprop ", printed)) == 2

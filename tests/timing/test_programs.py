@@ -89,6 +89,23 @@ def test_programs_make_as_many_updates_as_they_say_on_all_lanes():
         assert program.compile_seconds > 0
 
 
+def test_the_measures_are_those_before_a_task_and_teach_nothing(monkeypatch):
+    """Ranks included, of all lanes; the number of examples is that of the run."""
+    case, seen = backprop_case("digits", num_seeds=3), []
+    measure = programs.layer_measures
+
+    def spy(config, learner, hyperparameters, state, inputs, targets, task):
+        found = measure(config, learner, hyperparameters, state, inputs, targets, task)
+        seen.append((inputs.shape, "effective_rank" in found))
+        return found
+
+    monkeypatch.setattr(programs, "layer_measures", spy)
+    program = programs.measures_program(case)
+    program()
+    assert set(seen) == {((case.config.measured_examples, 64), True)}
+    np.testing.assert_array_equal(program._carry.num_updates[:3], [0, 0, 0])
+
+
 def test_a_program_that_needs_more_memory_than_there_is_is_refused(monkeypatch):
     monkeypatch.setattr(programs.machine, "device_limit", lambda: 1000)
     program = jax.jit(lambda carry: carry + 1)
