@@ -88,9 +88,9 @@ def replace(base=SGD, units=tiny.UNITS, **options):
 
 def recipe(name):
     """A published variant, with numbers that let it replace units at once."""
-    numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
-    # Without correction for age a unit must mature for some times 1 / (1 - decay).
-    numbers |= {"decay_rate": 0.1} if name == "NATURE" else {}
+    numbers = {"replacement_rate": 0.3, "decay_rate": 0.9, "maturity_threshold": 1}
+    # Without a correction for age no short maturity but 0 makes sense.
+    numbers |= {"maturity_threshold": 0} if name == "NATURE" else {}
     return replace(**(getattr(recipes, name) | numbers))
 
 
@@ -164,7 +164,10 @@ RULE_CASES = {
     "one unit at most": replace(replacement_rate=0.9, max_per_step=1),
     "every unit at every update": replace(replacement_rate=1.0, maturity_threshold=0),
     "not corrected for age": replace(
-        bias_correction=False, decay_rate=0.1, replacement_rate=0.6, max_per_step=2
+        bias_correction=False,
+        maturity_threshold=0,
+        replacement_rate=0.6,
+        max_per_step=2,
     ),
     "rate by a schedule": replace(
         replacement_rate=lambda count: jnp.where(count < 2, 0.0, 0.5), max_per_step=2
