@@ -17,6 +17,7 @@ import numpy as np
 _CALLS = {
     "jit": "jaxpr",
     "pjit": "jaxpr",
+    "shard_map": "jaxpr",  # Over one device.
     "closed_call": "call_jaxpr",
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
@@ -202,4 +203,9 @@ def _scan(params, inputs):
         results = _run(params["jaxpr"], [*consts, *carry, *entries])
         carry, rows[index] = results[:num_carry], results[num_carry:]
     columns = zip(*(rows[index] for index in order), strict=True)
-    return [*carry, *map(np.stack, columns)]
+    return [*carry, *map(_stack, columns)]
+
+
+def _stack(rows):
+    has_keys = dtypes.issubdtype(rows[0].dtype, dtypes.extended)
+    return jnp.stack(rows) if has_keys else np.stack(rows)
