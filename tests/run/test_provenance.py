@@ -26,7 +26,7 @@ def code_of(**files):
 def test_the_sources_are_those_that_compute_numbers():
     code = provenance.current_code(MAKE_PROBLEM)
     for name in (
-        *("cbp_jax/__init__.py", "cbp_jax/resets/transform.py"),
+        *("cbp_jax/__init__.py", "cbp_jax/_resets.py"),
         *("experiments/learning/methods.py", "experiments/run/lanes.py"),
         *("experiments/streams/permuted_images.py", "experiments/permuted_mnist.py"),
     ):

@@ -126,5 +126,6 @@ def test_a_folder_that_takes_no_checkpoints_is_an_error_before_training(
         runner.run(tiny_digits(), tmp_path / "run", permuted_mnist.make_problem)
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {
         "checkpoints",
+        "code.json",
         "config.json",
     }

@@ -62,7 +62,7 @@ def test_every_lane_equals_its_solo_run(swept):
         state, curve = init_lane(lane), []
         for task in range(3):
             state, metrics, _ = run_lane(state, lane, np.int32(task), case.problem.data)
-            curve.append(metrics["loss"])
+            curve.append(np.asarray(metrics["loss"]))
         solo.append(curve)
     together = dataset.loss.values.reshape(30, 3)
     np.testing.assert_allclose(together, np.array(solo), rtol=1e-5)
