@@ -489,6 +489,12 @@ def _draw_if_due(
     if not live:
         return {}, rng_key, dict(num_replaced)
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+    bounds = {group.name: _most(rules[group.name], group) for group in live.values()}
+    # `work` outlives the trace; it must not hold on to a rate that is traced.
+    live = {
+        n: group._replace(group=group.group._replace(replacement_rate=None))
+        for n, group in live.items()
+    }
 
     def work(operand: PyTree) -> PyTree:
         scores, due, rng_key, num_replaced = operand
@@ -501,7 +507,7 @@ def _draw_if_due(
                 group,
                 group.group.initializer or initializer,
                 shapes,
-                _most(rules[name], group),
+                bounds[name],
             )
             drawn[name] = _over_stack(draw_slice, group)(
                 scores[name],

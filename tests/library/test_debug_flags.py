@@ -35,16 +35,16 @@ def test_a_fault_of_ones_own_is_found(fault, no_fault):
         fault(jnp.zeros(3))
 
 
-def optimizer(name):
-    """With numbers as lanes have them."""
+def numbers_of(name):
+    """As arrays, as lanes have them."""
     numbers = CASES[name].numbers.items()
-    return make(name, {key: jnp.asarray(value, type(value)) for key, value in numbers})
+    return {key: jnp.asarray(value, type(value)) for key, value in numbers}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_optimizer_updates(name, no_fault):
     """The second update is an event."""
-    tx, params = optimizer(name), PARAMS
+    tx, params = make(name, numbers_of(name)), PARAMS
     state = tx.init(params)
     for index in range(2):
         grads = tiny.at(GRADS, index)
@@ -54,12 +54,12 @@ def test_every_optimizer_updates(name, no_fault):
 
 @pytest.mark.parametrize("name", CASES)
 def test_no_optimizer_leaks(name):
-    def step(grads, params):
-        tx = optimizer(name)
+    def step(grads, params, numbers):
+        tx = make(name, numbers)
         return tx.update(grads, tx.init(params), params, grad=grads)
 
     with jax.checking_leaks():
-        jax.eval_shape(step, PARAMS, PARAMS)
+        jax.eval_shape(step, PARAMS, PARAMS, numbers_of(name))
 
 
 def test_no_decay_weighs_each_average_fully(no_fault):
@@ -124,7 +124,7 @@ KERNELS = {
 
 
 def case_of(name, kind):
-    """A transformation of one group, its params and features of it."""
+    """What makes a transformation of one group, the group, params and features."""
     incoming, outgoing, feature, options = KERNELS[kind]
     rng = np.random.default_rng(0)
 
@@ -138,15 +138,20 @@ def case_of(name, kind):
     }
     group = cbp_jax.UnitGroup("in", "in/kernel", "in/bias", "out/kernel", **options)
     rule, settings = RULES[name]
-    tx = rule(optax.sgd(0.1, momentum=0.9), (group,), key=tiny.FAST_KEY, **settings)
+
+    def make_tx(**numbers):
+        base = optax.sgd(0.1, momentum=0.9)
+        return rule(base, (group,), key=tiny.FAST_KEY, **settings | numbers)
+
     # A unit that is silent all the time.
     features = {"in": draw(*stack, 5, *feature).at[..., 2].set(0)}
-    return tx, group, params, features
+    return make_tx, group, params, features
 
 
 @pytest.mark.parametrize("name", ["continual_backprop", *EAGER])
 def test_every_rule_resets(name, no_fault):
-    tx, _, params, features = case_of(name, "dense")
+    make_tx, _, params, features = case_of(name, "dense")
+    tx = make_tx()
     state = tx.init(params)
     for _ in range(2):
         updates, state = tx.update(params, state, params, features=features)
@@ -157,9 +162,12 @@ def test_every_rule_resets(name, no_fault):
 @pytest.mark.parametrize("kind", KERNELS)
 @pytest.mark.parametrize("name", RULES)
 def test_no_rule_promotes_or_leaks(name, kind):
-    tx, group, params, features = case_of(name, kind)
+    make_tx, group, params, features = case_of(name, kind)
+    numbers = RULES[name][1].items()
+    traced = {key: value for key, value in numbers if isinstance(value, jax.Array)}
 
-    def step(params, features):
+    def step(params, features, numbers):
+        tx = make_tx(**numbers)
         updates, state = tx.update(params, tx.init(params), params, features=features)
         statistics = {"in": {"mean": params["in"]["bias"][None]}}
         with_statistics = (group._replace(statistics="in"),)
@@ -170,7 +178,7 @@ def test_no_rule_promotes_or_leaks(name, kind):
         )
 
     with jax.checking_leaks():
-        jax.eval_shape(step, params, features)
+        jax.eval_shape(step, params, features, traced)
 
 
 @pytest.mark.parametrize("features", [jnp.zeros((7, 4)), jnp.ones((3, 4))])
