@@ -15,8 +15,13 @@ import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
-_RENEW = "UPDATE_GOLDEN"
 _ROOT = FOLDER.parents[1]
+_RENEW = "UPDATE_GOLDEN"
+_ADVICE = f"""
+A change that only moves, renames or speeds up code must leave them as they are: find
+out what it has changed. Where an algorithm, its random numbers or the test itself has
+changed on purpose, renew them, read their diff, and say why in the commit message:
+    {_RENEW}=1 python -m pytest -m '' """
 # Arrays of more numbers are summed up.
 _MANY = 12
 _MOST_SHOWN = 8
@@ -28,71 +33,61 @@ class Golden:
     Args:
       name: of the file, without its ending.
       test: path of the tests that check it, for the message of a failure.
+      folder: where the file is.
     """
 
-    def __init__(self, name, test):
-        self._path = FOLDER / f"{name}.json"
-        self._test = pathlib.Path(test).relative_to(_ROOT)
-
-    def names(self):
-        """Returns the names of the entries."""
-        return set(self._read())
+    def __init__(self, name, test, folder=FOLDER):
+        self._path = pathlib.Path(folder) / f"{name}.json"
+        self._test = os.path.relpath(test, _ROOT)
 
     def check(self, entry, found):
-        """Fails if a tree of arrays and strings is not as written, or writes it."""
-        found = _summary(found)
-        written = self._read()
+        """Fails if a tree of arrays and strings is not as written.
+
+        Where they are to be renewed, what differs is written instead.
+        """
+        found, written = _summary(found), self._read()
+        if entry in written:
+            differences = list(_differences(found, written[entry]))
+        else:
+            differences = ["  there is no such entry"]
+        if not differences:
+            return
         if os.environ.get(_RENEW):
             self._write(written | {entry: found})
             return
-        if entry not in written:
-            pytest.fail(f"{self._where(entry)} is not there.\n{self._advice()}")
-        differences = list(_differences(found, written[entry]))
-        if differences:
-            shown = "\n".join(differences[:_MOST_SHOWN])
-            left = len(differences) - _MOST_SHOWN
-            more = f"\n... and {left} more." if left > 0 else ""
-            pytest.fail(f"{self._where(entry)}:\n{shown}{more}\n{self._advice()}")
+        left = len(differences) - _MOST_SHOWN
+        if left > 0:
+            differences = [*differences[:_MOST_SHOWN], f"  ... and {left} more"]
+        self._fail(f"Golden numbers {entry!r}", differences)
 
     def check_names(self, entries):
         """Fails if the file holds entries that no test checks, or removes them."""
         written = self._read()
-        unknown = written.keys() - set(entries)
+        unknown = sorted(written.keys() - set(entries))
         if unknown and os.environ.get(_RENEW):
-            self._write({name: written[name] for name in written.keys() - unknown})
+            self._write({name: written[name] for name in written if name in entries})
         elif unknown:
-            pytest.fail(
-                f"{self._path.relative_to(_ROOT)} holds entries that no test checks: "
-                f"{sorted(unknown)}.\n{self._advice()}"
-            )
+            self._fail("Golden numbers", [f"  no test checks {unknown}"])
 
-    def _where(self, entry):
-        return f"Golden numbers {entry!r} of {self._path.relative_to(_ROOT)}"
-
-    def _advice(self):
-        return (
-            "A change that only moves, renames or speeds up code must not get here: "
-            "find out what it changed. If the algorithm, its random numbers or this "
-            "test changed on purpose, renew the numbers, look at their diff, and say "
-            "why in the commit message:\n"
-            f"    {_RENEW}=1 python -m pytest -m '' {self._test}"
-        )
+    def _fail(self, what, lines):
+        where = os.path.relpath(self._path, _ROOT)
+        pytest.fail("\n".join([f"{what} of {where}:", *lines, _ADVICE + self._test]))
 
     def _read(self):
         return json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def _write(self, entries):
         if os.environ.get("PYTEST_XDIST_WORKER"):
-            pytest.fail(f"Run without -n to write golden numbers ({_RENEW} is set).")
-        lines = []
-        for name, arrays in sorted(entries.items()):
-            rows = [
-                f"    {json.dumps(key)}: {json.dumps(value)}"
-                for key, value in arrays.items()
+            pytest.fail(f"{_RENEW} is set: run pytest without -n, or with -n 0.")
+        blocks = []
+        for entry, arrays in sorted(entries.items()):
+            lines = [
+                f"    {json.dumps(name)}: {json.dumps(numbers)}"
+                for name, numbers in arrays.items()
             ]
-            lines.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n  }")
+            blocks.append(f"  {json.dumps(entry)}: {{\n" + ",\n".join(lines) + "\n  }")
         self._path.parent.mkdir(exist_ok=True)
-        self._path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        self._path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
 
 
 def _summary(tree):
