@@ -1,39 +1,80 @@
 """Continual backprop in JAX."""
 
 from importlib import metadata as _metadata
+import warnings as _warnings
 
-from cbp_jax import initializers as initializers
-from cbp_jax import layers as layers
-from cbp_jax import metrics as metrics
-from cbp_jax import networks as networks
-from cbp_jax import optimizers as optimizers
-from cbp_jax import recipes as recipes
-from cbp_jax import training as training
-from cbp_jax import utility as utility
-from cbp_jax.discovery.checking import check_units as check_units
-from cbp_jax.discovery.collecting import collect_features as collect_features
-from cbp_jax.discovery.features import with_features as with_features
-from cbp_jax.discovery.inference import InferredUnits as InferredUnits
-from cbp_jax.discovery.inference import infer_units as infer_units
-from cbp_jax.resets.rewriting import reset_units as reset_units
-from cbp_jax.resets.rule import Choice as Choice
-from cbp_jax.resets.rule import Measurements as Measurements
-from cbp_jax.resets.rule import Rule as Rule
-from cbp_jax.resets.rule import choose_where as choose_where
-from cbp_jax.resets.statistics import reset_statistics as reset_statistics
-from cbp_jax.resets.transform import UnitResetState as UnitResetState
-from cbp_jax.resets.transform import reset_by_rule as reset_by_rule
-from cbp_jax.resets.units import UnitGroup as UnitGroup
-from cbp_jax.resets.units import sequential_units as sequential_units
-from cbp_jax.rules.continual_backprop import (
-    ContinualBackpropState as ContinualBackpropState,
+from cbp_jax import (
+    initializers,
+    layers,
+    metrics,
+    networks,
+    optimizers,
+    training,
+    utility,
+    variants,
 )
-from cbp_jax.rules.continual_backprop import continual_backprop as continual_backprop
-from cbp_jax.rules.continual_backprop import replace_units as replace_units
-from cbp_jax.rules.low_utility import UnitState as UnitState
-from cbp_jax.rules.redo import redo as redo
-from cbp_jax.rules.self_normalized_resets import (
-    self_normalized_resets as self_normalized_resets,
+from cbp_jax._continual_backprop import (
+    ContinualBackpropState,
+    UnitState,
+    continual_backprop,
+    replace_units,
 )
+from cbp_jax._discovery.checking import check_units
+from cbp_jax._discovery.features import collect_features, with_features
+from cbp_jax._discovery.inference import InferredUnits, infer_units
+from cbp_jax._redo import redo
+from cbp_jax._resets import (
+    Choice,
+    Measurements,
+    Rule,
+    UnitResetState,
+    choose_where,
+    reset_by_rule,
+)
+from cbp_jax._self_normalized_resets import self_normalized_resets
+from cbp_jax._trees import reset_statistics, reset_units
+from cbp_jax._units import UnitGroup, sequential_units
+
+__all__ = [
+    "Choice",
+    "ContinualBackpropState",
+    "InferredUnits",
+    "Measurements",
+    "Rule",
+    "UnitGroup",
+    "UnitResetState",
+    "UnitState",
+    "check_units",
+    "choose_where",
+    "collect_features",
+    "continual_backprop",
+    "infer_units",
+    "initializers",
+    "layers",
+    "metrics",
+    "networks",
+    "optimizers",
+    "redo",
+    "replace_units",
+    "reset_by_rule",
+    "reset_statistics",
+    "reset_units",
+    "self_normalized_resets",
+    "sequential_units",
+    "training",
+    "utility",
+    "variants",
+    "with_features",
+]
 
 __version__ = _metadata.version("cbp_jax")
+
+
+def __getattr__(name: str) -> object:
+    """Finds a name that has changed, with a warning."""
+    if name == "recipes":
+        _warnings.warn(
+            "cbp_jax.recipes is now cbp_jax.variants.", DeprecationWarning, stacklevel=2
+        )
+        return variants
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

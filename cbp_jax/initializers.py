@@ -13,8 +13,17 @@ import math
 from types import MappingProxyType
 
 import jax
-from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
+
+from cbp_jax._types import Initializer
+
+__all__ = [
+    "GAINS",
+    "draws_unit_by_unit",
+    "kaiming_uniform",
+    "uniform_fan_in",
+    "unit_by_unit",
+]
 
 GAINS: Mapping[str, float] = MappingProxyType(
     {
@@ -115,7 +124,7 @@ def unit_by_unit(initializer: Initializer) -> Initializer:
     ) -> jax.Array:
         return initializer(key, shape, dtype)
 
-    init.unit_by_unit = True
+    init.unit_by_unit = True  # pyrefly: ignore[missing-attribute]
     return init
 
 

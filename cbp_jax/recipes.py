@@ -1,76 +1,11 @@
-"""The published variants of continual backprop, as arguments.
+"""The old name of `cbp_jax.variants`."""
 
-`continual_backprop(base_optimizer, units, key=key, **recipes.PREPRINT)`. Each recipe
-gives every argument in which the variants differ, so that any can be overridden:
-`**(recipes.NATURE | {"replacement_rate": 1e-6})`.
-"""
+import warnings
 
-from collections.abc import Mapping
-from types import MappingProxyType
-from typing import Any
+from cbp_jax.variants import NATURE, PREPRINT, RELEASED_CONV, RELEASED_MLP
 
-from cbp_jax import utility
+__all__ = ["NATURE", "PREPRINT", "RELEASED_CONV", "RELEASED_MLP"]
 
-_Recipe = Mapping[str, Any]
-
-
-def _recipe(**arguments: Any) -> _Recipe:
-    return MappingProxyType(arguments)
-
-
-PREPRINT = _recipe(
-    utility_fn=utility.overall,
-    bias_correction=True,
-    budget="accumulate",
-    count="eligible",
-    max_per_step=None,
-    replacement_rate=1e-6,
-    decay_rate=0.99,
-    maturity_threshold=100,
+warnings.warn(
+    "cbp_jax.recipes is now cbp_jax.variants.", DeprecationWarning, stacklevel=2
 )
-"""arXiv:2306.13812, with its settings for Online Permuted MNIST."""
-
-NATURE = _recipe(
-    utility_fn=utility.contribution,
-    bias_correction=False,
-    budget="accumulate",
-    count="eligible",
-    max_per_step=1,
-    replacement_rate=1e-5,
-    decay_rate=0.99,
-    maturity_threshold=1000,
-)
-"""Nature 632, 2024, Algorithm 1, with its settings for class-incremental CIFAR-100.
-
-The paper replaces one unit when the budget exceeds 1, here when it reaches 1.
-"""
-
-RELEASED_MLP = _recipe(
-    utility_fn=utility.overall,
-    bias_correction=True,
-    budget="bernoulli",
-    count="eligible",
-    max_per_step=None,
-    replacement_rate=1e-4,
-    decay_rate=0.99,
-    maturity_threshold=100,
-)
-"""The authors' code for fully connected networks, with its Slowly-Changing Regression
-budget; its Online Permuted MNIST runs are `PREPRINT`.
-
-Where more than one unit is due in a step, that code drops the fraction; here it is
-drawn. The config of the Regression gives this maturity under a name that the program
-does not read, so that its runs take the program's default of 10.
-"""
-
-RELEASED_CONV = _recipe(
-    utility_fn=utility.overall,
-    bias_correction=True,
-    budget="accumulate",
-    count="all",
-    max_per_step=None,
-    replacement_rate=3e-4,
-    decay_rate=0.99,
-    maturity_threshold=100,
-)
-"""The authors' code for convolutions, with its settings for Continual ImageNet."""

@@ -8,7 +8,9 @@ from flax.training import train_state
 import jax
 import optax
 
-from cbp_jax.resets.units import PyTree
+from cbp_jax._types import PyTree
+
+__all__ = ["TrainState"]
 
 
 class TrainState(train_state.TrainState):

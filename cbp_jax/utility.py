@@ -1,6 +1,6 @@
 """Utility measures: how much a hidden unit is worth to its network at this step.
 
-A utility function maps the `UnitMeasurements` of one group to one number per unit.
+A utility function maps the `cbp_jax.Measurements` of one group to one number per unit.
 The transform keeps the running average of that number and replaces the mature units
 where it is lowest, so only the order of the units inside a group matters. Any function
 of this signature can be passed as `utility_fn`; those here are the measures of Dohare
@@ -15,32 +15,35 @@ P positions (1, except for a convolution that is flattened into a dense layer), 
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 
+from cbp_jax._resets import Measurements
 
-class UnitMeasurements(NamedTuple):
-    """What a utility function may look at, all of the floating dtype of the state."""
+__all__ = [
+    "UtilityFn",
+    "activation_over_input",
+    "adaptation",
+    "contribution",
+    "inverted",
+    "mean_corrected_contribution",
+    "overall",
+    "random",
+    "weight_magnitude",
+]
 
-    activation: jax.Array  # [B, P, N], from before the optimizer step.
-    mean_activation: jax.Array  # [N], running average, corrected for the unit's age.
-    incoming_magnitude: jax.Array  # [N], mean |w| into the unit, after the step.
-    outgoing_magnitude: jax.Array  # [P, N], mean |w| out of the unit, after the step.
-    age: jax.Array  # int32 [N], optimizer updates since birth, this one included.
-    key: jax.Array  # A key of this step and group, for utilities that are random.
+UtilityFn = Callable[[Measurements], jax.Array]
 
 
-UtilityFn = Callable[[UnitMeasurements], jax.Array]
-
-
-def contribution(measurements: UnitMeasurements) -> jax.Array:
+def contribution(measurements: Measurements) -> jax.Array:
     """Returns |h| sum|w_out| per unit, [N]: Nature, Algorithm 1 (`contribution`)."""
     return _outgoing_signal(jnp.abs(measurements.activation), measurements)
 
 
-def mean_corrected_contribution(measurements: UnitMeasurements) -> jax.Array:
+def mean_corrected_contribution(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| sum|w_out| per unit, [N].
 
     What the next layer would miss if the unit's mean were kept as a bias. The
@@ -49,12 +52,12 @@ def mean_corrected_contribution(measurements: UnitMeasurements) -> jax.Array:
     return _outgoing_signal(_deviation(measurements), measurements)
 
 
-def adaptation(measurements: UnitMeasurements) -> jax.Array:
+def adaptation(measurements: Measurements) -> jax.Array:
     """Returns 1 / sum|w_in| per unit, [N]: how fast it can change (`adaptation`)."""
     return _reciprocal(measurements.incoming_magnitude)
 
 
-def overall(measurements: UnitMeasurements) -> jax.Array:
+def overall(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| sum|w_out| / sum|w_in| per unit, [N].
 
     The preprint's overall utility, which its experiments use
@@ -63,47 +66,60 @@ def overall(measurements: UnitMeasurements) -> jax.Array:
     return mean_corrected_contribution(measurements) * adaptation(measurements)
 
 
-def weight_magnitude(measurements: UnitMeasurements) -> jax.Array:
+def weight_magnitude(measurements: Measurements) -> jax.Array:
     """Returns sum|w_out| per unit, [N] (`weight`)."""
     return jnp.mean(measurements.outgoing_magnitude, axis=0)
 
 
-def activation_over_input(measurements: UnitMeasurements) -> jax.Array:
+def activation_over_input(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| / sum|w_in| per unit, [N] (`feature_by_input`)."""
     deviation = jnp.mean(_deviation(measurements), axis=(0, 1))
     return deviation * adaptation(measurements)
 
 
-def random(measurements: UnitMeasurements) -> jax.Array:
-    """Returns uniform numbers, [N]: every mature unit is equally likely to go."""
+def random(measurements: Measurements) -> jax.Array:
+    """Returns uniform numbers, [N], for which mature units are replaced at random."""
     shape, dtype = measurements.age.shape, measurements.incoming_magnitude.dtype
     return jax.random.uniform(measurements.key, shape, dtype)
 
 
 # Averaged over time, draws of young units would spread wider than those of old ones and
 # be the lowest more often. The mark tells the transform to rank by this step alone.
-random.memoryless = True
+random.memoryless = True  # pyrefly: ignore[missing-attribute]
 
 
 def inverted(utility_fn: UtilityFn) -> UtilityFn:
-    """Returns the negative of a utility: the best mature units are the first to go.
+    """Returns the negative of a utility: the best mature units are replaced first.
 
     A control, the lower bound of what replacing units can do.
     """
 
-    def negative(measurements: UnitMeasurements) -> jax.Array:
+    def negative(measurements: Measurements) -> jax.Array:
         return -utility_fn(measurements)
 
-    negative.memoryless = getattr(utility_fn, "memoryless", False)
+    negative.memoryless = getattr(  # pyrefly: ignore[missing-attribute]
+        utility_fn, "memoryless", False
+    )
     return negative
 
 
-def _deviation(measurements: UnitMeasurements) -> jax.Array:
+def _deviation(measurements: Measurements) -> jax.Array:
+    if measurements.mean_activation is None:
+        raise ValueError(
+            "The measurements have no mean_activation, which only "
+            "cbp_jax.continual_backprop keeps. Pass "
+            "measurements._replace(mean_activation=...) with the units' running "
+            "averages [N]."
+        )
+    chex.assert_rank(measurements.activation, 3)
+    chex.assert_shape(measurements.mean_activation, measurements.activation.shape[2:])
     return jnp.abs(measurements.activation - measurements.mean_activation[None, None])
 
 
-def _outgoing_signal(signal: jax.Array, measurements: UnitMeasurements) -> jax.Array:
+def _outgoing_signal(signal: jax.Array, measurements: Measurements) -> jax.Array:
     """Averages signal [B, P, N] times the outgoing weights at each position: [N]."""
+    chex.assert_rank(signal, 3)
+    chex.assert_shape(measurements.outgoing_magnitude, signal.shape[1:])
     per_position = jnp.mean(signal, axis=0) * measurements.outgoing_magnitude
     return jnp.mean(per_position, axis=0)
 
@@ -111,3 +127,15 @@ def _outgoing_signal(signal: jax.Array, measurements: UnitMeasurements) -> jax.A
 def _reciprocal(magnitude: jax.Array) -> jax.Array:
     is_zero = magnitude == 0
     return jnp.where(is_zero, 0, 1 / jnp.where(is_zero, 1, magnitude))
+
+
+def __getattr__(name: str) -> object:
+    """Finds a name that has changed, with a warning."""
+    if name == "UnitMeasurements":
+        warnings.warn(
+            "cbp_jax.utility.UnitMeasurements is now cbp_jax.Measurements.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return Measurements
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

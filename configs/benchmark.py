@@ -4,24 +4,20 @@
 
 | preset      | machine | minutes | what                                             |
 |-------------|---------|---------|--------------------------------------------------|
-| cpu         | 2 cores | 5       | all problems, 1 to 1,000 lanes                   |
-| accelerator | 1 GPU   | 5       | checks, then 1 to 4,096 lanes of 3 x 100 units   |
-| smoke       | any     | 1       | all of that with tiny networks, that it runs     |
+| cpu         | 2 cores | 9       | all problems, 1 to 1,000 lanes                   |
+| accelerator | 1 GPU   | 5       | networks of 3 x 100 units with 1 to 4,096 lanes  |
+| smoke       | any     | 1       | tiny networks, to see that the benchmark runs    |
 
 Groups are timed in their order, the most telling first. Each is one network with one
-number of lanes, and times the cases of its config beside each other. `check` and
-`check_short` are no presets but configs of a run: a short one of permuted digits, whose
-numbers must be the same on all machines.
+number of lanes, and times the cases of its config against each other.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from configs import imagenet, pmnist, scr
-
-PRESETS = ("cpu", "accelerator", "smoke")
 
 _METHODS = {
     "backprop": {"method": "backprop"},
@@ -35,11 +31,9 @@ def get_config(preset: str = "cpu") -> ConfigDict:
     Raises:
       ValueError: unknown preset.
     """
-    if preset in ("check", "check_short"):
-        return _check_config(preset)
     if preset not in PRESETS:
         raise ValueError(f"Unknown preset {preset!r}; choose from {list(PRESETS)}.")
-    return ConfigDict(_PRESETS[preset] | {"preset": preset})
+    return ConfigDict({"groups": _PRESETS[preset]})
 
 
 def _group(
@@ -53,8 +47,8 @@ def _group(
 ) -> ConfigDict:
     """Describes one network with one number of lanes.
 
-    Beside its updates a task draws its stream and measures two examples, for about as
-    long as four updates; so `steps` should be many more.
+    A task also draws its stream and measures two examples, which takes about as long as
+    four updates; so `steps` should be many more.
 
     Args:
       problem: name of the program.
@@ -111,28 +105,6 @@ def _images(lanes: int, steps: int, **more: Any) -> ConfigDict:
     return _group("continual_imagenet", "3 conv + 2", config, lanes, steps, **more)
 
 
-def _check_config(preset: str) -> ConfigDict:
-    """The default run's first task, whole and its first examples alone.
-
-    The whole task tells whether a machine learns the same, the short one whether it
-    computes the same: a rounding error grows with the number of updates.
-    """
-    config = pmnist.get_config("default")
-    config.num_tasks = 1
-    short = {
-        "method": "continual_backprop",
-        "examples_per_task": 100,
-        "measured_examples": 100,
-        "replacement_rate": 1e-3,
-        "maturity_threshold": 10,
-    }
-    config.cases = {"continual_backprop_short": short}
-    if preset == "check":
-        config.cases.update({"continual_backprop": {"method": "continual_backprop"}})
-    config.preset = preset
-    return config
-
-
 _Groups = Sequence[ConfigDict]
 _PARTS = ("data", "measures")
 
@@ -186,34 +158,5 @@ _SMOKE: _Groups = (
     ),
 )
 
-_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "cpu": {
-        "groups": _CPU,
-        "check": "",  # Or the config of the run that is compared with a CPU's.
-        "minutes": 5.0,
-        "rounds": 7,
-        "steps": 1000,  # Updates of a task, where no group says.
-        "sample_seconds": 0.1,
-        # Of the vectors and the matrices that measure each device.
-        "stream_megabytes": 256,
-        "matrix_size": 1024,
-        # The paper's run: 30 seeds of 800 tasks of 60,000 images.
-        "paper": {"network": "3 x 2,000", "lane_steps": 30 * 800 * 60_000},
-    },
-}
-_PRESETS["accelerator"] = _PRESETS["cpu"] | {
-    "groups": _ACCELERATOR,
-    "check": "check",
-    "stream_megabytes": 1024,
-    "matrix_size": 8192,
-}
-_PRESETS["smoke"] = _PRESETS["cpu"] | {
-    "groups": _SMOKE,
-    "check": "check_short",
-    "minutes": 10.0,
-    "rounds": 2,
-    "sample_seconds": 0.0,
-    "stream_megabytes": 1,
-    "matrix_size": 64,
-    "paper": {"network": "1 x 4", "lane_steps": 30 * 800 * 60_000},
-}
+_PRESETS = {"cpu": _CPU, "accelerator": _ACCELERATOR, "smoke": _SMOKE}
+PRESETS = tuple(_PRESETS)

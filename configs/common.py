@@ -1,8 +1,8 @@
 """What the configs of all problems share, and how a preset becomes a config.
 
-The hyper-parameters of a method, their published values and their ranges are declared
-with the method, in experiments/learning/methods/. A config has those of the methods
-that its cases use.
+The hyperparameters of a method, their published values and their ranges are declared
+with the method, in experiments/learning/methods.py. A run adds those that its cases
+take and its config leaves out.
 """
 
 from collections.abc import Mapping
@@ -10,11 +10,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
-from experiments.learning.methods import parameters_of
-
 _LEARNER = {
-    "method": "continual_backprop",  # A name in experiments/learning/methods/.
+    "method": "continual_backprop",  # A name in experiments/learning/methods.py.
     "optimizer": "sgd",  # Or "adam".
     "noise": "normal",  # Of noise_scale; "signs" of that size cost far less.
     "hidden_layers": 1,  # 0 for a linear model.
@@ -32,8 +29,9 @@ _LANES = {
         "backprop": {"method": "backprop"},
         "continual_backprop": {"method": "continual_backprop"},
     },
+    "sweep": {},  # Values of hyperparameters, for all cases that take them.
     "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 chooses.
-    "probe": {  # Overrides of the short task that is timed to choose it.
+    "timed_task": {  # Overrides of the short task that is timed to choose it.
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
@@ -62,18 +60,13 @@ def make_config(
       problem: fields of the problem's own, and shared ones in which it differs.
 
     Returns:
-      The config; `sweep` names all that its methods can sweep.
+      The config, without the hyperparameters whose defaults it leaves as they are; a
+      run adds these.
 
     Raises:
       ValueError: unknown preset.
     """
     if preset not in presets:
         raise ValueError(f"Unknown preset {preset!r}; choose from {list(presets)}.")
-    chosen = presets[preset]
-    fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(chosen)
-    parameters = dict(OPTIMIZER_PARAMETERS)
-    for case in fields["cases"].values():
-        parameters |= parameters_of(fields | case)
-    defaults = {name: parameter.default for name, parameter in parameters.items()}
-    sweep = dict.fromkeys(parameters, ()) | chosen.get("sweep", {})
-    return ConfigDict(defaults | fields | {"preset": preset, "sweep": sweep})
+    fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(presets[preset])
+    return ConfigDict(fields | {"preset": preset})

@@ -56,7 +56,7 @@ _PROBLEM = {
     "batch_size": 100,
     "conv_channels": (32, 64, 128),
     "conv_sizes": (5, 3, 3),  # Height and width of the kernels.
-    "convolution": "auto",  # Or a name in cbp_jax.layers.CONVOLUTIONS.
+    "convolution": "auto",  # Or a name in cbp_jax.networks.CONVOLUTIONS.
     "hidden_layers": 2,  # Dense ones, behind the convolutions.
     "hidden_units": 128,  # Of each dense layer.
     "step_size": 0.01,
@@ -67,7 +67,7 @@ _PROBLEM = {
     "tasks_per_bin": 50,  # Of the table and the figure of accuracy.
     "measured_examples": 1000,
     "cases": _BACKPROP | _CONTINUAL_BACKPROP | _LINEAR,
-    "probe": {"num_epochs": 1, "rank_every": 0},
+    "timed_task": {"num_epochs": 1, "rank_every": 0},
 }
 
 _TEXTURES = {

@@ -1,7 +1,7 @@
 """Every method as a case, with its published settings.
 
-The hyper-parameters that a case does not set have the published values of
-experiments/learning/methods/. Step sizes belong to the problem: those of Adam and of
+The hyperparameters that a case does not set have the published values of
+experiments/learning/methods.py. Step sizes belong to the problem: those of Adam and of
 mini-batches, which need others than SGD on single examples, are given.
 """
 
@@ -73,7 +73,7 @@ Strengths = dict[str, dict[str, tuple[float, ...]]]
 def strengths(
     *, step_sizes: tuple[float, ...], adam_step_sizes: tuple[float, ...]
 ) -> Strengths:
-    """Returns three values of one hyper-parameter for each method, to choose from.
+    """Returns three values of one hyperparameter for each method, to choose from.
 
     They are the published ones, or around these. A method without a strength of its own
     is tried with three step sizes, so that all have the same number of trials.

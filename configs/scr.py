@@ -55,7 +55,11 @@ _PROBLEM = {
     "hidden_units": 5,
     "num_seeds": 100,
     "lanes_per_block": 1000,  # Many, as they are so small.
-    "probe": {"examples_per_task": 2000, "measured_examples": 100, "rank_every": 0},
+    "timed_task": {
+        "examples_per_task": 2000,
+        "measured_examples": 100,
+        "rank_every": 0,
+    },
 }
 
 _LINEAR = {"linear": {"method": "backprop", "hidden_layers": 0}}

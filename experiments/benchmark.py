@@ -1,227 +1,334 @@
-r"""Times training, beside what the machine can do; experiments/README.md reads it.
+r"""Times training; experiments/README.md says how to read the numbers.
 
     python -m experiments.benchmark [--preset=cpu|accelerator|smoke] [--minutes=5] \
-        [--only='3 x 100'] [--against=torch] [--csv=FILE]
+        [--only='3 x 100'] [--rounds=7] [--against=torch] [--csv=FILE]
     python -m experiments.benchmark PROBLEM --config=configs/pmnist.py:methods \
         [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7] \
         [--parts=data] [--parts=measures]
 
 A preset of configs/benchmark.py times its groups, each a network and a number of lanes.
-The second form times the methods of any config beside each other, with the lanes that a
-run of it would have; PROBLEM is the name of a program, such as permuted_mnist.
+The second form times the methods of any config against each other, with the lanes that
+a run of it would have; PROBLEM is the name of a program, such as permuted_mnist.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+import contextlib
+import csv
+from functools import partial
 import importlib
 import math
-import os
 import pathlib
+import struct
 import sys
 import tempfile
-import threading
+import time
 from typing import Any
 
 from absl import app, flags
 import jax
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
+import numpy as np
 from tqdm import tqdm
 
-from experiments.engine import command_line
-from experiments.engine.overrides import define_config_flag
 from experiments.learning.checks import ConfigError
-from experiments.learning.problem import Problem
-from experiments.timing import checks, sessions, torch_loop
-from experiments.timing.groups import DATA, MEASURES, Plan, time_group
-from experiments.timing.machine import Machine
-from experiments.timing.made_up_images import write_images
-from experiments.timing.rounds import Deadline
-from experiments.timing.table import CsvFile, Row, rows, table
+from experiments.run import command_line
+from experiments.run.cases import prepare_cases
+from experiments.run.config import complete
+from experiments.timing import programs, torch_loop
+from experiments.timing.rounds import take_turns
+from experiments.timing.table import (
+    COLUMNS,
+    FLOOR,
+    TORCH,
+    Row,
+    Timing,
+    csv_cells,
+    make_rows,
+    make_table,
+)
 
-PROBLEMS = ("continual_imagenet", "permuted_mnist", "slowly_changing_regression")
+DATA, MEASURES = "data", "measures"
+"""Parts of a run whose shares of its time can be measured."""
 
-_ROOT = pathlib.Path(__file__).parents[1]
-_TRACE = _ROOT / "tests" / "traces" / "mlp_sgd_relu_online.npz"
-# Of the time that there is; the rest is for what is under way when this is over.
-_PLANNED = 0.9
+_PRESET_MINUTES = 5.0
+_SAMPLE_SECONDS = 0.1
+_TASK, _BANDWIDTH = "task", "bandwidth"
 
 
 def _main(arguments: Sequence[str]) -> None:
     problem = arguments[1] if len(arguments) == 2 else None
-    if len(arguments) > 2 or (problem is not None and problem not in PROBLEMS):
-        raise app.UsageError(f"Name one problem of {list(PROBLEMS)}, or none.")
-    if (problem is None) != (_CONFIG.value is None):
+    if len(arguments) > 2 or (problem is None) != (_CONFIG.value is None):
         raise app.UsageError(
-            f"Name both one problem of {list(PROBLEMS)} and its --config, or neither."
+            "Name both one problem, such as permuted_mnist, and its --config, or "
+            "neither."
         )
     command_line.use_all_cores()
     try:
         if _AGAINST.value:
             torch_loop.check_installed()
-        sys.exit(_run_preset() if problem is None else _run_config(problem))
+        if problem is None:
+            _run_preset(_PRESET.value)
+        else:
+            _run_config(problem, _CONFIG.value)
     except (ImportError, ValueError, OSError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         sys.exit(1)
 
 
-def _run_preset() -> int:
-    """Runs the groups of a preset; returns the exit status."""
-    preset = _preset(_PRESET.value)
-    minutes = _MINUTES.value or preset.minutes
-    deadline = Deadline(60 * _PLANNED * minutes)
-    groups = sessions.choose(preset.groups, _ONLY.value)
-    if preset.preset == "accelerator" and jax.default_backend() == "cpu":
+def _run_preset(name: str) -> None:
+    # Configs are not part of the package.
+    presets = importlib.import_module("configs.benchmark")
+    groups = choose(presets.get_config(name).groups, _ONLY.value)
+    if name == "accelerator" and jax.default_backend() == "cpu":
         print(
             "JAX sees no accelerator here, only a CPU, which will not get far. On an "
             "NVIDIA GPU: pip install '.[cuda]'.",
             file=sys.stderr,
         )
-    path = pathlib.Path(_CSV.value or f"runs/benchmark/{preset.preset}.csv")
-    csv_file = CsvFile(path)
-    found: list[Row] = []
-    done: list[checks.Check] = []
-    temporary = tempfile.TemporaryDirectory()
-
-    def stop() -> None:
-        print(f"{minutes:g} minutes are over; stopped in the middle of a group.")
-        _report(found, done, preset, csv_file)
-        sys.stdout.flush()
-        temporary.cleanup()
-        os._exit(_status(done))
-
-    # What is being compiled cannot be interrupted in any other way.
-    timer = threading.Timer(60 * minutes, stop)
-    timer.daemon = True
-    timer.start()
-    with temporary as folder:
-        if preset.check and _CHECK.value:
-            for check in _checks(preset.check, pathlib.Path(folder)):
-                done.append(check)
-                tqdm.write(check.line)
-        if any(group.config.get("dataset") == "mnist" for group in groups):
+    with tempfile.TemporaryDirectory() as folder:
+        of_mnist = [group for group in groups if group.problem == "permuted_mnist"]
+        for group in of_mnist:
+            group.config.data_dir = folder
+        if of_mnist:
             write_images(pathlib.Path(folder))
-        for group in groups:
-            if group.config.get("dataset") == "mnist":
-                group.config.data_dir = folder
-        timed = sessions.time_groups(
-            groups,
-            _make_problem_of,
-            _plan(preset, _ROUNDS.value or preset.rounds),
-            Machine(preset.stream_megabytes, preset.matrix_size),
-            deadline,
-            csv_file,
-        )
-        for group, new in zip(groups, timed, strict=True):
-            found += new
-            tqdm.write(f"{sessions.title(group)}: {sessions.line(new)}")
-    timer.cancel()
-    _report(found, done, preset, csv_file)
-    return _status(done)
+        _run_groups(name, groups, _MINUTES.value or _PRESET_MINUTES)
 
 
-def _checks(config: str, folder: pathlib.Path) -> Iterator[checks.Check]:
-    """Makes the checks, the quick one first."""
-    yield checks.replay_trace(_TRACE)
-    problem = "permuted_mnist"
-    yield from checks.compare_with_cpu(
-        _preset(config),
-        _make_problem_of(problem),
-        ("-m", f"experiments.{problem}", f"--config=configs/benchmark.py:{config}"),
-        _ROOT,
-        folder,
-    )
-
-
-def _report(
-    found: Sequence[Row],
-    done: Sequence[checks.Check],
-    preset: ConfigDict,
-    csv_file: CsvFile,
-) -> None:
-    """Prints all that is known."""
-    for check in done:
-        print(check.line)
-    if found:
-        print(table(found, _REFERENCE.value))
-        for line in sessions.projection(found, preset.paper):
-            print(line)
-    print(f"{_where()}; medians (middle half) over rounds that take turns.")
-    print(f"Written: {csv_file.path}")
-
-
-def _status(done: Sequence[checks.Check]) -> int:
-    return int(any(check.status == "FAILED" for check in done))
-
-
-def _run_config(problem: str) -> int:
-    """Times the methods of a config; returns the exit status."""
-    config = _CONFIG.value
+def _run_config(problem: str, config: ConfigDict) -> None:
     if _REFERENCE.value not in config.cases:
         raise ConfigError(
             f"--reference must be one of the config's cases {sorted(config.cases)}, "
             f"got {_REFERENCE.value!r}."
         )
-    preset = _preset("cpu" if jax.default_backend() == "cpu" else "accelerator")
-    rounds, steps = _ROUNDS.value or preset.rounds, _STEPS.value or preset.steps
-    plan = _plan(preset, rounds)._replace(steps=steps, parts=_PARTS.value)
-    deadline = Deadline(60 * _MINUTES.value if _MINUTES.value else math.inf)
-    machine = Machine(preset.stream_megabytes, preset.matrix_size)
-    group = time_group(
-        config, _make_problem_of(problem), plan, machine, deadline, costs={}
-    )
-    network = f"{config.hidden_layers} x {config.hidden_units:,}"
-    found = rows(
-        group,
-        problem=problem,
-        network=network,
+    group = ConfigDict({"problem": problem, "config": config})
+    group.network = f"{config.hidden_layers} x {config.hidden_units:,}"
+    group.steps, group.parts = _STEPS.value, _PARTS.value
+    _run_groups(problem, [group], _MINUTES.value or math.inf)
+
+
+def _run_groups(name: str, groups: Sequence[ConfigDict], minutes: float) -> None:
+    run_groups(
+        groups,
+        pathlib.Path(_CSV.value or f"runs/benchmark/{name}.csv"),
+        minutes,
         reference=_REFERENCE.value,
-        where=sessions.where(),
+        rounds=_ROUNDS.value,
+        against_torch=_AGAINST.value is not None,
     )
-    print(table(found, _REFERENCE.value))
-    print(f"{_where()}; medians of {rounds} rounds of {steps} updates (middle half).")
-    if _CSV.value:
-        csv_file = CsvFile(pathlib.Path(_CSV.value))
-        csv_file.append(found)
-        print(f"Written: {csv_file.path}")
-    return 0
 
 
-def _preset(name: str) -> ConfigDict:
-    """Reads a preset; configs are no part of the package, like what follows."""
-    return importlib.import_module("configs.benchmark").get_config(name)
+def run_groups(
+    groups: Sequence[ConfigDict],
+    path: pathlib.Path,
+    minutes: float,
+    *,
+    reference: str,
+    **options: Any,
+) -> None:
+    """Times groups one after the other and prints a table, also after a Ctrl-C.
+
+    Args:
+      groups: see `time_group`.
+      path: of the CSV file; what it holds is replaced, and grows after each group.
+      minutes: when they are over, no group begins.
+      reference: see `time_group`, like the following.
+      **options: others of `time_group`.
+    """
+    end = time.monotonic() + 60 * minutes
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found: list[Row] = []
+    with path.open("w", newline="") as file, contextlib.suppress(KeyboardInterrupt):
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for group in groups:
+            if time.monotonic() >= end:
+                tqdm.write(f"{title(group)}: no time left")
+                continue
+            try:
+                timings = time_group(group, reference=reference, end=end, **options)
+            except ConfigError as error:
+                if len(groups) == 1:
+                    raise
+                # All that a preset can lack is memory for its lanes.
+                tqdm.write(f"{title(group)}: {error}")
+                continue
+            rows = make_rows(timings, group.problem, group.network, reference)
+            writer.writerows(map(csv_cells, rows))
+            file.flush()
+            found += rows
+            tqdm.write(f"{title(group)}: done")
+    if found:
+        print(make_table(found, reference))
+        print(
+            f"{found[0]['device']}, JAX {found[0]['jax']}; medians (middle half) over "
+            "rounds that take turns."
+        )
+    print(f"Written: {path}")
 
 
-def _make_problem_of(name: str) -> Callable[[Any], Problem]:
-    return importlib.import_module(f"experiments.{name}").make_problem
+def title(group: ConfigDict) -> str:
+    """Names a group."""
+    return f"{group.problem}, {group.network}, {group.config.num_seeds} lanes"
 
 
-def _plan(preset: ConfigDict, rounds: int) -> Plan:
-    return Plan(
-        reference=_REFERENCE.value,
-        steps=preset.steps,
+def choose(groups: Sequence[ConfigDict], part: str) -> list[ConfigDict]:
+    """Returns the groups with that in their titles.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    chosen = [group for group in groups if part in title(group)]
+    if not chosen:
+        titles = "; ".join(title(group) for group in groups)
+        raise ConfigError(
+            f"--only={part!r} is part of no group's name; choose from: {titles}."
+        )
+    return chosen
+
+
+def write_images(folder: pathlib.Path) -> None:
+    """Writes random images as files of MNIST, to time its problem without a download.
+
+    They are as many as MNIST has, to take the same place in caches.
+    """
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (60_000, 28, 28), np.uint8)
+    labels = random.integers(0, 10, len(images), np.uint8)
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        # The magic number of an IDX file: two zeros, uint8, the number of axes.
+        header = struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape)
+        (folder / f"train-{name}-ubyte").write_bytes(header + array.tobytes())
+
+
+def time_group(
+    group: ConfigDict,
+    *,
+    reference: str,
+    rounds: int,
+    against_torch: bool = False,
+    end: float = math.inf,
+) -> dict[str, Timing]:
+    """Times all cases of a config against each other, and what they are compared with.
+
+    Args:
+      group: `problem`, the name of a program; `config`, that of a run, whose lanes are
+        timed; `steps`, updates of a learner in a timed task; `parts`, those of `DATA`
+        and `MEASURES` whose shares are wanted.
+      reference: the case that bandwidth, floor and PyTorch take their shapes from.
+      rounds: see `take_turns`.
+      against_torch: whether to time PyTorch.
+      end: see `take_turns`.
+
+    Returns:
+      By name of the case, `FLOOR` and `TORCH` among them. What does not fit into memory
+      says so.
+
+    Raises:
+      ValueError: a config that cannot be run.
+    """
+    make_problem = _make_problem_of(group.problem)
+    config = complete(group.config)
+    short = programs.shorten(config, group.steps)
+    cases = {case.name: case for case in prepare_cases(short, make_problem)}
+    whole = {}
+    if MEASURES in group.parts:
+        whole = {case.name: case for case in prepare_cases(config, make_problem)}
+    builders: dict[tuple[str, str], Callable[[], Any]] = {}
+    for name, case in cases.items():
+        builders[name, _TASK] = partial(programs.task_program, case)
+        if DATA in group.parts:
+            builders[name, DATA] = partial(programs.updates_program, case, group.steps)
+        if MEASURES in group.parts:
+            builders[name, MEASURES] = partial(programs.measures_program, whole[name])
+    like = cases[reference]
+    if programs.has_floor(like.config):
+        builders[FLOOR, _TASK] = partial(programs.floor_program, like, group.steps)
+    if against_torch:
+        builders[TORCH, _TASK] = partial(torch_loop.TorchLoop, like, group.steps)
+    built, failed = build(builders)
+    seconds = take_turns(
+        built | {_BANDWIDTH: programs.bandwidth_program()},
         rounds=rounds,
-        sample_seconds=preset.sample_seconds,
-        against_torch=torch_loop.TorchLoop if _AGAINST.value else None,
+        sample_seconds=_SAMPLE_SECONDS,
+        end=end,
     )
+    bandwidth = programs.BANDWIDTH_BYTES / seconds[_BANDWIDTH]
+    timings = {}
+    for name, part in builders:
+        if part != _TASK:
+            continue
+        lanes = 1 if name == TORCH else cases.get(name, like).num_lanes
+        if (name, part) in failed:
+            timings[name] = Timing(lanes, status=failed[name, part])
+            continue
+        program = built[name, part]
+        update = seconds[name, part] / program.updates
+        moved = programs.weight_bytes(cases.get(name, like)) / update
+        timing = Timing(
+            lanes,
+            update,
+            bandwidth_share=float(np.median(moved / bandwidth)),
+            compile_seconds=program.compile_seconds,
+            memory_bytes=program.memory_bytes,
+        )
+        if (name, DATA) in built:
+            alone = seconds[name, DATA] / built[name, DATA].updates
+            timing = timing._replace(data_share=1 - np.median(alone / update))
+        if (name, MEASURES) in built:
+            measures = seconds[name, MEASURES] / lanes
+            task = measures + whole[name].problem.updates_per_task * update
+            timing = timing._replace(measures_share=np.median(measures / task))
+        timings[name] = timing
+    return timings
 
 
-def _where() -> str:
-    here = sessions.where()
-    return f"{here['device']}, JAX {here['jax']}"
+def build(
+    builders: Mapping[Any, Callable[[], Any]],
+) -> tuple[dict[Any, Any], dict[Any, str]]:
+    """Builds and runs each program once; returns those that can, and why others not."""
+    built, failed = {}, {}
+    with tqdm(builders.items(), unit="program", leave=False) as bar:
+        for name, builder in bar:
+            bar.set_description(f"compile {', '.join(name)}")
+            try:
+                program = builder()
+                program()
+            except (MemoryError, jax.errors.JaxRuntimeError) as error:
+                if not isinstance(error, MemoryError) and (
+                    "RESOURCE_EXHAUSTED" not in str(error)
+                ):
+                    raise
+                failed[name] = f"out of memory: {str(error).splitlines()[0][:120]}"
+            else:
+                built[name] = program
+    return built, failed
+
+
+def _make_problem_of(name: str) -> Callable[[Any], Any]:
+    try:
+        return importlib.import_module(f"experiments.{name}").make_problem
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ConfigError(
+            f"{error}: name a program that trains, such as permuted_mnist."
+        ) from error
 
 
 if __name__ == "__main__":
-    _CONFIG = define_config_flag()
+    _CONFIG = config_flags.DEFINE_config_file(
+        "config", None, "Config file, with a preset after a colon."
+    )
     _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
-    _MINUTES = flags.DEFINE_float("minutes", None, "When to stop.", 0.0)
+    _MINUTES = flags.DEFINE_float(
+        "minutes", None, f"When to stop; of presets {_PRESET_MINUTES:g}.", 0.0
+    )
     _ONLY = flags.DEFINE_string("only", "", "Part of the names of groups to time.")
-    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time this beside.")
+    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time this as well.")
     _CSV = flags.DEFINE_string(
-        "csv", None, "File of all numbers; with a preset runs/benchmark/PRESET.csv."
+        "csv", None, "File of all numbers; default runs/benchmark/NAME.csv."
     )
     _REFERENCE = flags.DEFINE_string("reference", "backprop", "Case to compare with.")
-    _STEPS = flags.DEFINE_integer("steps", None, "Updates of a timed task.", 1)
-    _ROUNDS = flags.DEFINE_integer("rounds", None, "Times that each is timed.", 1)
-    _CHECK = flags.DEFINE_bool("check", True, "Make the checks that a preset has.")
+    _STEPS = flags.DEFINE_integer("steps", 1000, "Updates of a timed task.", 1)
+    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that each is timed.", 1)
     _PARTS = flags.DEFINE_multi_enum(
         "parts", [], [DATA, MEASURES], "Part of a run whose share is wanted."
     )

@@ -1,13 +1,13 @@
-"""Compares the methods of finished runs, each at the strength that suits it best.
+"""Compares the methods of finished runs, each at the setting that suits it best.
 
     python -m experiments.compare RUN ... --tuning_seeds=N [--reference=backprop]
     python -m experiments.compare RUN ... --tuning_run=RUN [--tuning_seeds=N]
     python -m experiments.compare --tuning_run=RUN
 
-A run holds methods (cases), strengths (sweep) and seeds; several runs unite theirs. The
-first N seeds choose the strength of each method by the mean of its score over all
+A run holds methods (cases), settings (sweep) and seeds; several runs unite theirs. The
+first N seeds choose the setting of each method by the mean of its score over all
 tasks, the others judge. With --tuning_run the seeds of that run choose, and runs of
-other seeds, and of the chosen strengths only, judge; without a RUN, it prints what is
+other seeds, and of the chosen settings only, judge; without a RUN, it prints what is
 chosen and the flags with which to run it.
 
 Tables go to comparison.md, comparison.csv and trials.csv, figures to differences.png
@@ -22,8 +22,8 @@ from absl import app, flags
 
 from experiments.reporting import (
     comparison,
-    comparison_figure,
-    comparison_tables,
+    comparison_output,
+    files,
     run_results,
 )
 from experiments.reporting.trials import Run
@@ -48,10 +48,9 @@ def _main(arguments: Sequence[str]) -> None:
             _REFERENCE.value,
             _BOOTSTRAP_SEED.value,
         )
-        folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{comparison.FOLDER}")
-        text = comparison_tables.markdown(compared)
-        print(text)
-        print(*_write(compared, text, folder), sep="\n")
+        folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{files.COMPARISON_FOLDER}")
+        print(comparison_output.markdown(compared))
+        print(*comparison_output.write(compared, folder), sep="\n")
         for run in (*runs, *tuning_runs):
             for line in run_results.remarks(run.dataset):
                 print(f"{run.name}: {line}", file=sys.stderr)
@@ -61,23 +60,9 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 def _print_choices(tuning_runs: Sequence[Run]) -> None:
-    choices, warnings = comparison.choose_strengths(tuning_runs, _TUNING_SEEDS.value)
-    print(comparison_tables.choice_table(choices))
-    print(*warnings, "", *comparison_tables.flags(choices), sep="\n")
-
-
-def _write(
-    compared: comparison.Comparison, text: str, folder: pathlib.Path
-) -> list[pathlib.Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    markdown, verdicts, trials = (folder / name for name in comparison.TABLE_FILES)
-    markdown.write_text(text, encoding="utf-8")
-    verdicts.write_text(comparison_tables.verdicts_csv(compared))
-    trials.write_text(comparison_tables.trials_csv(compared.choices))
-    differences, curves = (folder / name for name in comparison.FIGURE_FILES)
-    comparison_figure.draw_differences(compared, differences)
-    comparison_figure.draw_curves(compared, curves)
-    return [markdown, verdicts, trials, differences, curves]
+    choices, warnings = comparison.choose_settings(tuning_runs, _TUNING_SEEDS.value)
+    print(comparison_output.choice_table(choices))
+    print(*warnings, "", *comparison_output.flags(choices), sep="\n")
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments.engine import command_line
 from experiments.learning.checks import ConfigError, check_choice, check_positive
-from experiments.learning.conv_net import make_conv_net
-from experiments.learning.heads import clear_head
-from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.learner import LearnerState, clear_head, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
+from experiments.learning.networks import make_conv_net
 from experiments.learning.problem import Problem
+from experiments.run import command_line
 from experiments.streams.class_pairs import draw_orders, make_stream
 
 
@@ -62,7 +61,7 @@ def make_problem(config: Any) -> Problem:
         return images - jnp.broadcast_to(stream.mean_image, images.shape)
 
     def run_task(
-        settings: Any,
+        hyperparameters: Any,
         state: LearnerState,
         lane_key: jax.Array,
         task: jax.Array,
@@ -82,7 +81,7 @@ def make_problem(config: Any) -> Problem:
         def step(
             state: LearnerState, indices: jax.Array
         ) -> tuple[LearnerState, jax.Array]:
-            state, _, loss = learner.step(settings, state, *read(indices))
+            state, _, loss = learner.step(hyperparameters, state, *read(indices))
             return state, loss
 
         def run_epoch(state: LearnerState, order: jax.Array) -> Any:
@@ -97,7 +96,7 @@ def make_problem(config: Any) -> Problem:
         measures = layer_measures(
             config,
             learner,
-            settings,
+            hyperparameters,
             state,
             *read(first[: config.measured_examples]),
             task,
@@ -117,7 +116,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data=stream.data,
         run_task=run_task,
-        steps_per_task=num_updates + sees_tasks,
+        updates_per_task=num_updates + sees_tasks,
         examples_per_task=config.num_epochs * num_images,
     )
 

@@ -14,16 +14,16 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments.engine import command_line
 from experiments.learning.checks import (
     check_batch_size,
     check_choice,
     check_measured_examples,
 )
-from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.learner import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem
+from experiments.run import command_line
 from experiments.streams import datasets
 from experiments.streams.permuted_images import SAMPLING, draw_task
 
@@ -60,7 +60,7 @@ def make_problem(config: Any) -> Problem:
     }
 
     def run_task(
-        settings: Any,
+        hyperparameters: Any,
         state: LearnerState,
         lane_key: jax.Array,
         task: jax.Array,
@@ -75,14 +75,14 @@ def make_problem(config: Any) -> Problem:
 
         inputs, labels = read(order[: config.measured_examples])
         measures = layer_measures(
-            config, learner, settings, state, inputs, labels, task
+            config, learner, hyperparameters, state, inputs, labels, task
         )
 
         def step(
             state: LearnerState, indices: jax.Array
         ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
             images, labels = read(indices)
-            state, outputs, loss = learner.step(settings, state, images, labels)
+            state, outputs, loss = learner.step(hyperparameters, state, images, labels)
             return state, (jnp.argmax(outputs, axis=-1) == labels, loss)
 
         batches = order.reshape(updates_per_task, config.batch_size)
@@ -97,7 +97,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data=data,
         run_task=run_task,
-        steps_per_task=updates_per_task,
+        updates_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
 

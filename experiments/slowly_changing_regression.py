@@ -14,16 +14,16 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
-from experiments.engine import command_line
 from experiments.learning.checks import (
     check_batch_size,
     check_choice,
     check_measured_examples,
 )
-from experiments.learning.learners import LearnerState, make_learner
+from experiments.learning.learner import LearnerState, make_learner
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.networks import make_mlp
 from experiments.learning.problem import Problem
+from experiments.run import command_line
 from experiments.streams.drifting_bits import (
     Examples,
     check_stream,
@@ -63,7 +63,7 @@ def make_problem(config: Any) -> Problem:
     )
 
     def run_task(
-        settings: Any,
+        hyperparameters: Any,
         state: LearnerState,
         lane_key: jax.Array,
         task: jax.Array,
@@ -74,14 +74,14 @@ def make_problem(config: Any) -> Problem:
         measured = unpack(examples.words[: config.measured_examples], num_inputs)
         targets = examples.targets[: config.measured_examples]
         measures = layer_measures(
-            config, learner, settings, state, measured, targets, task
+            config, learner, hyperparameters, state, measured, targets, task
         )
 
         def step(
             state: LearnerState, batch: Examples
         ) -> tuple[LearnerState, jax.Array]:
             inputs = unpack(batch.words, num_inputs)
-            state, _, loss = learner.step(settings, state, inputs, batch.targets)
+            state, _, loss = learner.step(hyperparameters, state, inputs, batch.targets)
             return state, loss
 
         batches = jax.tree.map(
@@ -98,7 +98,7 @@ def make_problem(config: Any) -> Problem:
         learner=learner,
         data={},
         run_task=run_task,
-        steps_per_task=updates_per_task,
+        updates_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
 

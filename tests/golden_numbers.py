@@ -17,14 +17,13 @@ import pytest
 FOLDER = pathlib.Path(__file__).parent / "golden"
 _ROOT = FOLDER.parents[1]
 _RENEW = "UPDATE_GOLDEN"
-_ADVICE = f"""
-A change that only moves, renames or speeds up code must leave them as they are: find
-out what it has changed. Where an algorithm, its random numbers or the test itself has
-changed on purpose, renew them, read their diff, and say why in the commit message:
-    {_RENEW}=1 python -m pytest -m '' """
 # Arrays of more numbers are summed up.
 _MANY = 12
 _MOST_SHOWN = 8
+_CHANGED = (
+    "A change that only moves, renames or speeds up code must not get here: find out "
+    "what it changed. If the algorithm, its random numbers or this test changed"
+)
 
 
 class Golden:
@@ -33,17 +32,19 @@ class Golden:
     Args:
       name: of the file, without its ending.
       test: path of the tests that check it, for the message of a failure.
+      meaning: what a difference tells, for that message as well.
       folder: where the file is.
     """
 
-    def __init__(self, name, test, folder=FOLDER):
+    def __init__(self, name, test, meaning=_CHANGED, folder=FOLDER):
         self._path = pathlib.Path(folder) / f"{name}.json"
         self._test = os.path.relpath(test, _ROOT)
+        self._meaning = meaning
 
     def check(self, entry, found):
         """Fails if a tree of arrays and strings is not as written.
 
-        Where they are to be renewed, what differs is written instead.
+        Where the file is to be renewed, what differs is written instead.
         """
         found, written = _summary(found), self._read()
         if entry in written:
@@ -58,7 +59,7 @@ class Golden:
         left = len(differences) - _MOST_SHOWN
         if left > 0:
             differences = [*differences[:_MOST_SHOWN], f"  ... and {left} more"]
-        self._fail(f"Golden numbers {entry!r}", differences)
+        self._fail(f"Entry {entry!r}", differences)
 
     def check_names(self, entries):
         """Fails if the file holds entries that no test checks, or removes them."""
@@ -67,11 +68,16 @@ class Golden:
         if unknown and os.environ.get(_RENEW):
             self._write({name: written[name] for name in written if name in entries})
         elif unknown:
-            self._fail("Golden numbers", [f"  no test checks {unknown}"])
+            self._fail("Entries", [f"  no test checks {unknown}"])
 
     def _fail(self, what, lines):
         where = os.path.relpath(self._path, _ROOT)
-        pytest.fail("\n".join([f"{what} of {where}:", *lines, _ADVICE + self._test]))
+        advice = (
+            f"{self._meaning} on purpose, renew the file, look at its diff, and say "
+            "why in the commit message:\n"
+            f"    {_RENEW}=1 python -m pytest -m '' {self._test}"
+        )
+        pytest.fail("\n".join([f"{what} of {where}:", *lines, advice]))
 
     def _read(self):
         return json.loads(self._path.read_text()) if self._path.exists() else {}

@@ -20,7 +20,7 @@ def _neither_renewed_nor_in_parallel(monkeypatch):
 @pytest.fixture
 def golden(tmp_path, monkeypatch):
     """A file with one entry."""
-    golden = Golden("numbers", __file__, tmp_path)
+    golden = Golden("numbers", __file__, folder=tmp_path)
     with monkeypatch.context() as patch:
         patch.setenv("UPDATE_GOLDEN", "1")
         golden.check("entry", FOUND)

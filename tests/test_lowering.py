@@ -16,7 +16,7 @@ from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
 import cbp_jax
 from cbp_jax import metrics, networks
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
-from experiments.engine.configuration import complete, make_cases
+from experiments.run.config import complete, make_cases
 
 PARAMS = tiny.make_params()
 FEATURES = tiny.at(tiny.make_features(), 0)

@@ -3,6 +3,7 @@
 Shapes: T steps, B batch, N units of a group, K replaced at most in one step.
 """
 
+import chex
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
 import jax.numpy as jnp
@@ -190,18 +191,12 @@ def by_path(tree):
 
 def assert_equal(actual, wanted):
     """Bit for bit, for trees of arrays without typed keys."""
-    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
-    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
+    chex.assert_trees_all_equal(actual, wanted)
 
 
 def assert_close(actual, wanted):
     """Up to how different programs round, for trees of arrays without typed keys."""
-    assert jax.tree.structure(actual) == jax.tree.structure(wanted)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-        actual,
-        wanted,
-    )
+    chex.assert_trees_all_close(actual, wanted, rtol=1e-5, atol=1e-6)
 
 
 def primitives(jaxpr, is_conditional=False):

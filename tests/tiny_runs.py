@@ -12,21 +12,21 @@ import numpy as np
 import pytest
 
 from configs import imagenet, pmnist, scr
-from experiments.engine import configuration, runner
-from experiments.engine.cases import CompiledCase
-from experiments.engine.lanes import lane_settings, make_grid
 from experiments.reporting import run_results
+from experiments.run import provenance, runner
+from experiments.run.cases import CompiledCase
+from experiments.run.config import complete, lane_hyperparameters, make_grid
 from experiments.streams import drifting_bits
 
 
 def one_lane(config):
-    """Returns the settings and the key of the first lane of a case's config."""
+    """Returns the hyperparameters and the key of the first lane of a case's config."""
     lane = jax.tree.map(lambda leaf: jnp.asarray(leaf[0]), make_grid(config).lanes)
-    return lane_settings(config, lane), jax.random.key(lane.seed)
+    return lane_hyperparameters(config, lane), jax.random.key(lane.seed)
 
 
 def _tiny(presets, shrink_config, overrides):
-    config = presets.get_config("smoke")
+    config = complete(presets.get_config("smoke"))
     shrink_config(config)
     for field, value in overrides.items():
         config[field] = value
@@ -97,7 +97,7 @@ def _drawing_of_bits(config):
 
 def draw_bits(config, seed, num_tasks, first_task=0):
     """Bits [tasks x T, M] and targets [tasks x T] of so many tasks of a seed."""
-    draw = _drawing_of_bits(configuration.to_json(config))
+    draw = _drawing_of_bits(provenance.to_json(config))
     tasks = range(first_task, first_task + num_tasks)
     drawn = [draw(jnp.uint32(seed), jnp.int32(task)) for task in tasks]
     words = np.concatenate([examples.words for examples in drawn])

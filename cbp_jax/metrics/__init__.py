@@ -11,14 +11,32 @@ for a diverged network: a NaN anywhere in the input makes the result NaN.
 Dohare et al. (2024) stands for Loss of plasticity in deep continual learning, Nature.
 """
 
-from cbp_jax.metrics.activity import dead_units as dead_units
-from cbp_jax.metrics.activity import dormant_units as dormant_units
-from cbp_jax.metrics.activity import saturated_units as saturated_units
-from cbp_jax.metrics.activity import tau_dormant_units as tau_dormant_units
-from cbp_jax.metrics.decompositions import METHODS as METHODS
-from cbp_jax.metrics.ranks import approximate_rank as approximate_rank
-from cbp_jax.metrics.ranks import effective_rank as effective_rank
-from cbp_jax.metrics.ranks import numerical_rank as numerical_rank
-from cbp_jax.metrics.ranks import singular_values as singular_values
-from cbp_jax.metrics.ranks import stable_rank as stable_rank
-from cbp_jax.metrics.weights import weight_magnitude as weight_magnitude
+from cbp_jax.metrics._activity import (
+    dead_units,
+    dormant_units,
+    saturated_units,
+    tau_dormant_units,
+)
+from cbp_jax.metrics._ranks import (
+    METHODS,
+    approximate_rank,
+    effective_rank,
+    numerical_rank,
+    singular_values,
+    stable_rank,
+)
+from cbp_jax.metrics._weights import weight_magnitude
+
+__all__ = [
+    "METHODS",
+    "approximate_rank",
+    "dead_units",
+    "dormant_units",
+    "effective_rank",
+    "numerical_rank",
+    "saturated_units",
+    "singular_values",
+    "stable_rank",
+    "tau_dormant_units",
+    "weight_magnitude",
+]

@@ -5,8 +5,24 @@ dropout_key, train)` for outputs and features, `units()` for the groups of hidde
 `initializer()` for the distribution of their fresh weights.
 """
 
-from cbp_jax.networks.activations import ACTIVATIONS as ACTIVATIONS
-from cbp_jax.networks.activations import PAIRED as PAIRED
-from cbp_jax.networks.activations import activation_function as activation_function
-from cbp_jax.networks.conv_net import ConvNet as ConvNet
-from cbp_jax.networks.mlp import MLP as MLP
+from cbp_jax.networks._activations import ACTIVATIONS, PAIRED, activation_function
+from cbp_jax.networks._conv_net import ConvNet
+from cbp_jax.networks._convolution import (
+    CONVOLUTIONS,
+    convolution_named,
+    patches_convolution,
+)
+from cbp_jax.networks._max_pooling import max_pool
+from cbp_jax.networks._mlp import MLP
+
+__all__ = [
+    "ACTIVATIONS",
+    "CONVOLUTIONS",
+    "MLP",
+    "PAIRED",
+    "ConvNet",
+    "activation_function",
+    "convolution_named",
+    "max_pool",
+    "patches_convolution",
+]

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message names the value and the cure."""
+    """A config that cannot be run; the message names the value and the remedy."""
 
 
 _LARGEST_INTEGER = 2**31 - 1

@@ -1,4 +1,4 @@
-"""The keys of all experiments: of one generator, whatever JAX's default is."""
+"""The random numbers of all experiments: their generator, and what they are for."""
 
 import jax
 
@@ -9,6 +9,10 @@ PRNG_IMPL = "threefry2x32"
 `rbg` and `unsafe_rbg`, draw for all keys by the first one, so that what a seed sees
 would depend on the seeds beside it.
 """
+
+# Purposes of the random numbers derived from a lane's key. They are the same for every
+# method, so that two methods with one seed see the same data and initial weights.
+INITIALIZATION, STREAM, REPLACEMENT, NOISE = range(4)
 
 
 def make_key(seed: int | jax.Array) -> jax.Array:

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from cbp_jax import metrics
-from experiments.learning.learners import Learner, LearnerState
-from experiments.learning.measured import Measured
+from experiments.learning.learner import Learner, LearnerState
+from experiments.learning.problem import Measured
 
 # The values that a bounded activation approaches.
 _ASYMPTOTES = {"sigmoid": (0.0, 1.0), "tanh": (-1.0, 1.0)}
@@ -25,7 +25,7 @@ _RANKS = {
 def layer_measures(
     config: Any,
     learner: Learner,
-    settings: SimpleNamespace,
+    hyperparameters: SimpleNamespace,
     state: LearnerState,
     inputs: jax.Array,
     targets: jax.Array,
@@ -37,7 +37,7 @@ def layer_measures(
       config: `activation`, `rank_every` (measure ranks at every so many tasks, 0 for
         never) and `rank_method` (`cbp_jax.metrics.singular_values`).
       learner: the learner.
-      settings: its hyper-parameters.
+      hyperparameters: its numbers.
       state: its state.
       inputs: `[samples, ...]`.
       targets: `[samples]`.
@@ -45,18 +45,18 @@ def layer_measures(
 
     Returns:
       Float32 numbers, one for each layer. Measured of the hidden layers, not of the
-      head: `dead_units`, `dormant_units` (ReDo's, threshold 0.1) and `saturated_units`
-      (fractions; the last of bounded activations only), `effective_rank`,
-      `stable_rank` and `approximate_rank` (at the tasks of `rank_every`), `mean_age`
-      (updates since birth). Of all layers: `gradient_norm` (L2, of the mean loss over
-      the examples) and `update_to_weight` (norm of the update that the examples would
-      make as one batch, over the norm of the params).
+      head: `dead_units`, `tau_dormant_units` (ReDo's, threshold 0.1) and
+      `saturated_units` (fractions; the last of bounded activations only),
+      `effective_rank`, `stable_rank` and `approximate_rank` (at the tasks of
+      `rank_every`), `mean_age` (updates since birth). Of all layers: `gradient_norm`
+      (L2, of the mean loss over the examples) and `update_to_weight` (norm of the
+      update that the examples would make as one batch, over the norm of the params).
     """
     features = learner.features(state, inputs)
     hidden = [features[name] for name in learner.layers[:-1]]
     per_layer = {
         "dead_units": [metrics.dead_units(layer) for layer in hidden],
-        "dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
+        "tau_dormant_units": [metrics.tau_dormant_units(layer) for layer in hidden],
         "mean_age": [
             jnp.mean(age.astype(jnp.float32)) for age in learner.unit_ages(state)
         ],
@@ -68,7 +68,7 @@ def layer_measures(
             for layer in hidden
         ]
     measures = {name: _measured([*found, None]) for name, found in per_layer.items()}
-    grads, updates = learner.probe(settings, state, inputs, targets)
+    grads, updates = learner.preview(hyperparameters, state, inputs, targets)
     return (
         measures
         | _ranks(config, _outputs(learner, features), task)
@@ -101,9 +101,7 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": _measured(
-            [after.num_resets.get(name) for name in learner.layers]
-        ),
+        "units_reset": _measured([*learner.units_reset(after), None]),
     }
 
 

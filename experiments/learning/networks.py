@@ -1,35 +1,19 @@
 """From a config to a network, and what methods must know about it."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 import math
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 from flax.core import FrozenDict
 
-from cbp_jax import networks
+from cbp_jax import layers, networks
 from cbp_jax.initializers import GAINS
 from cbp_jax.optimizers import uniform_fan_in_bound
-from experiments.learning.checks import check_choice
-from experiments.learning.hyper_parameters import DECAY, HyperParameter
+from experiments.learning.checks import ConfigError, check_choice
 
-NORMALIZATION_PARAMETERS: Mapping[str, Mapping[str, HyperParameter]] = MappingProxyType(
-    {
-        "none": {},
-        "online": {
-            "online_norm_forward_decay": HyperParameter(
-                0.999, DECAY, None, "of online normalization's mean and variance"
-            ),
-            "online_norm_backward_decay": HyperParameter(
-                0.99, DECAY, None, "of online normalization's control of gradients"
-            ),
-        },
-        "batch": {},
-        "layer": {},
-        "rms": {},
-    }
-)
-"""What each normalization takes, by the name that `config.normalization` takes."""
+_NORMALIZATIONS = ("none", *layers.NORMALIZATIONS)
+_POOL = 2
 
 
 def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
@@ -39,18 +23,50 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
       ValueError: unknown activation or normalization, or a size that cannot be; no
         layers at all are a linear model.
     """
-    if config.hidden_layers < 0 or config.hidden_units < 1:
-        raise ValueError(
-            "config.hidden_layers must be at least 0 and config.hidden_units at least "
-            f"1, got {config.hidden_layers} and {config.hidden_units}."
-        )
-    networks.activation_function(config.activation)
-    check_choice("normalization", config.normalization, NORMALIZATION_PARAMETERS)
+    _check_hidden_layers(config)
     return networks.MLP(
         (config.hidden_units,) * config.hidden_layers,
         num_outputs,
         config.activation,
         config.normalization,
+    )
+
+
+def make_conv_net(
+    config: Any, image_shape: tuple[int, ...], num_outputs: int
+) -> networks.ConvNet:
+    """Builds the network of `conv_channels` and `conv_sizes`, and dense layers behind.
+
+    Args:
+      config: `conv_channels`, `conv_sizes`, `convolution`; for the dense layers
+        `hidden_layers` and `hidden_units`; `activation` and `normalization`.
+      image_shape: (height, width, channels).
+      num_outputs: of the head.
+
+    Returns:
+      The network; without any layers it is a linear model.
+
+    Raises:
+      ValueError: unknown activation, normalization or convolution; or sizes that do not
+        fit together or the images.
+    """
+    channels, sizes = tuple(config.conv_channels), tuple(config.conv_sizes)
+    if len(channels) != len(sizes) or min((*channels, *sizes, 1)) < 1:
+        raise ConfigError(
+            "config.conv_channels and config.conv_sizes must be as many numbers of at "
+            f"least 1, got {channels} and {sizes}."
+        )
+    _check_hidden_layers(config)
+    _check_map(image_shape, sizes)
+    check_choice("convolution", config.convolution, ("auto", *networks.CONVOLUTIONS))
+    return networks.ConvNet(
+        num_outputs=num_outputs,
+        activation=config.activation,
+        conv_channels=channels,
+        conv_sizes=sizes,
+        dense_units=(config.hidden_units,) * config.hidden_layers,
+        convolution=config.convolution,
+        normalization=config.normalization,
     )
 
 
@@ -78,14 +94,14 @@ def layer_sizes(
     }
 
 
-def with_settings(network: Any, settings: SimpleNamespace) -> Any:
-    """Gives a network the hyper-parameters of its normalization, traced or not."""
+def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
+    """Gives a network the hyperparameters of its normalization, traced or not."""
     if network.normalization != "online":
         return network
     return network.clone(
         normalization_options=FrozenDict(
-            forward_decay=settings.online_norm_forward_decay,
-            backward_decay=settings.online_norm_backward_decay,
+            forward_decay=hyperparameters.online_norm_forward_decay,
+            backward_decay=hyperparameters.online_norm_backward_decay,
         )
     )
 
@@ -105,3 +121,28 @@ def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
         return gain * math.sqrt(3) * uniform_fan_in_bound(path, kernel_shape)
 
     return bounds
+
+
+def _check_hidden_layers(config: Any) -> None:
+    """Raises ValueError for hidden layers that cannot be."""
+    if config.hidden_layers < 0 or config.hidden_units < 1:
+        raise ConfigError(
+            "config.hidden_layers must be at least 0 and config.hidden_units at least "
+            f"1, got {config.hidden_layers} and {config.hidden_units}."
+        )
+    networks.activation_function(config.activation)
+    check_choice("normalization", config.normalization, _NORMALIZATIONS)
+
+
+def _check_map(image_shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
+    """Raises ConfigError unless something is left of an image after all layers."""
+    pixels = min(image_shape[:2])
+    left = [pixels]
+    for size in sizes:
+        left.append((left[-1] - size + 1) // _POOL)
+        if left[-1] < 1:
+            raise ConfigError(
+                f"config.conv_sizes {sizes} leave nothing of images of {pixels} "
+                f"pixels: {' -> '.join(map(str, left))} after each layer and its "
+                "max-pooling. Leave layers out or make their kernels smaller."
+            )

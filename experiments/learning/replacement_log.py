@@ -1,56 +1,52 @@
 """A log of who was replaced, filled on the device.
 
-Shapes: C events kept for each lane and task, K replaced at most in one step.
+Shapes: C entries kept for each lane and task, K replaced at most in one step.
 """
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cbp_jax import UnitResetState
-from cbp_jax.averages import average_weight
 
-EVENT_FIELDS = ("step", "layer", "unit", "age", "utility")
-"""The fields of `ReplacementLog` that describe an event."""
+ENTRY_FIELDS = ("step", "layer", "unit", "age", "utility")
+"""The fields of `ReplacementLog` that describe an entry."""
 
 
 class ReplacementLog(NamedTuple):
-    """Events of one lane in one task; those beyond C are only counted."""
+    """Entries of one lane in one task; those beyond C are only counted."""
 
-    step: jax.Array  # int32 [C], updates since the start of the task.
+    step: jax.Array  # int32 [C], updates made before it since the first one.
     layer: jax.Array  # int32 [C], index of the hidden layer.
     unit: jax.Array  # int32 [C]
     age: jax.Array  # int32 [C], at the replacement.
     # float32 [C], age-corrected, of the step before; None if the rule keeps none.
     utility: jax.Array | None
-    count: jax.Array  # int32 scalar, events so far, also those beyond C.
-    clock: jax.Array  # int32 scalar, updates since the start of the task.
+    count: jax.Array  # int32 scalar, entries so far, also those beyond C.
 
 
 def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
-    """Returns a log of C = capacity events, at the start of a task.
+    """Returns a log of C = capacity entries, at the start of a task.
 
     Args:
       capacity: C.
       has_utility: whether the rule keeps utilities.
     """
     integers = jnp.zeros(capacity, jnp.int32)
-    zero = jnp.zeros((), jnp.int32)
     return ReplacementLog(
         *(integers, integers, integers, integers),
         utility=jnp.zeros(capacity, jnp.float32) if has_utility else None,
-        count=zero,
-        clock=zero,
+        count=jnp.zeros((), jnp.int32),
     )
 
 
 def record(
     log: ReplacementLog,
     layers: Sequence[str],
-    settings: SimpleNamespace,
+    hyperparameters: SimpleNamespace,
     before: UnitResetState,
     after: UnitResetState,
 ) -> ReplacementLog:
@@ -59,39 +55,46 @@ def record(
     Args:
       log: the log so far.
       layers: names of the hidden layers, which are those of the unit groups.
-      settings: the learner's hyper-parameters; `decay_rate` of the utilities' running
-        average, if the rule keeps any.
+      hyperparameters: the learner's; `decay_rate` of the utilities' running average, if
+        the rule keeps any.
       before: the optimizer's state before the update.
       after: the state after it, whose `replaced` is recorded.
 
     Returns:
-      The log with the new events, and its clock one step on.
+      The log with the new entries.
     """
     capacity = log.step.shape[0]
     for index, name in enumerate(layers):
         units = before.units[name]
         replaced = after.replaced[name]
-        is_event = replaced < units.age.shape[0]
-        place = log.count + jnp.cumsum(is_event) - 1
-        place = jnp.where(is_event, place, capacity)
-        unit = jnp.where(is_event, replaced, 0)
+        is_entry = replaced < units.age.shape[0]
+        place = log.count + jnp.cumsum(is_entry) - 1
+        place = jnp.where(is_entry, place, capacity)
+        unit = jnp.where(is_entry, replaced, 0)
         age = jnp.maximum(units.age[unit], 1)
-        event = {
-            "step": jnp.broadcast_to(log.clock, unit.shape),
+        entry = {
+            "step": jnp.broadcast_to(before.count, unit.shape),
             "layer": jnp.full_like(unit, index),
             "unit": unit,
             "age": age + 1,
         }
         if log.utility is not None:
             dtype = units.utility.dtype
-            weight = average_weight(age, settings.decay_rate, dtype)
+            weight = _average_weight(age, hyperparameters.decay_rate, dtype)
             utility = units.utility[unit] / weight
-            event["utility"] = utility.astype(jnp.float32)
+            entry["utility"] = utility.astype(jnp.float32)
         log = log._replace(
-            count=log.count + jnp.sum(is_event, dtype=jnp.int32),
+            count=log.count + jnp.sum(is_entry, dtype=jnp.int32),
             **{
                 field: getattr(log, field).at[place].set(value, mode="drop")
-                for field, value in event.items()
+                for field, value in entry.items()
             },
         )
-    return log._replace(clock=log.clock + 1)
+    return log
+
+
+def _average_weight(age: jax.Array, decay_rate: jax.Array, dtype: Any) -> jax.Array:
+    """Returns 1 - decay**age, the weight of a running average that began at 0."""
+    # The logarithm of 0 would be infinite, which `jax_debug_infs` takes for a fault.
+    positive = jnp.maximum(jnp.asarray(decay_rate, dtype), jnp.finfo(dtype).tiny)
+    return -jnp.expm1(age.astype(dtype) * jnp.log(positive))

@@ -1,14 +1,16 @@
-"""The figures of a run."""
+"""The figures of a run, and what they are made of: measures, curves, legends."""
 
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
-import xarray as xr
 
-from experiments.reporting import binned_plots, panels, statistics, survival
-from experiments.reporting.bins import tasks_per_bin
+from experiments.reporting import files, run_results, statistics, survival, tables
+from experiments.reporting.statistics import in_bins, tasks_per_bin
 from experiments.reporting.styles import (
     FAMILIES,
     REFERENCES,
@@ -19,18 +21,38 @@ from experiments.reporting.styles import (
     position,
 )
 
-FIGURES_FOLDER = "figures"
-FIGURE_FILE = "learning.png"
-FIGURE_FILES = (FIGURE_FILE, binned_plots.FIGURE_FILE, survival.FIGURE_FILE)
-"""All that `draw_run` can write there; `--overwrite` deletes them with a run."""
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Lines that one panel can hold.
 _MOST_LINES = 8
 # Cases that each have a row of their own, if there are more lines.
 _MOST_ROWS_OF_CASES = 4
+# Tasks in the left panels of the figure of bins.
+_FIRST_TASKS = 10
+_MARKERS_ON_A_CURVE = 6
 
-Settings = list[tuple[dict[str, Any], xr.Dataset]]
+Settings: TypeAlias = "list[tuple[dict[str, Any], xr.Dataset]]"
 """What tells a setting apart (its case and swept values), and its results."""
+
+
+class Measure(NamedTuple):
+    """A variable of the results and how it is drawn."""
+
+    variable: str
+    label: str  # Of the axis, with the unit.
+    factor: float  # To this unit.
+    highest: float  # That it can be, in this unit; the lowest is 0.
+
+
+MEASURES = (
+    Measure("accuracy", "accuracy (%)", 100, 100),
+    Measure("error", "squared error", 1, np.inf),
+    Measure("dead_units_percent", "dead units (%)", 1, 100),
+    Measure("effective_rank_percent", "effective rank (% of width)", 1, 100),
+    Measure("weight_magnitude", "mean |w|", 1, np.inf),
+)
+"""The panels of a figure, in order; the score first, as in the paper."""
 
 
 def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
@@ -44,13 +66,13 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
       The files written.
     """
     draw_learning = draw_errors if "error" in dataset else draw
-    written = draw_learning(dataset, run / FIGURES_FOLDER)
+    written = draw_learning(dataset, run / files.FIGURES_FOLDER)
     if written and tasks_per_bin(dataset) > 1:
-        written.append(_draw_bins(dataset, run / FIGURES_FOLDER))
-    log = run / survival.LOG_FILE
+        written.append(_draw_bins(dataset, run / files.FIGURES_FOLDER))
+    log = run / files.REPLACEMENTS_FILE
     if log.exists():
         lives = survival.read_lives(log, dataset)
-        written.append(survival.draw_survival(run / FIGURES_FOLDER, lives))
+        written.append(survival.draw_survival(run / files.FIGURES_FOLDER, lives))
     return written
 
 
@@ -70,9 +92,9 @@ def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
       The files written; none if every lane diverged at once.
     """
     settings = _settings(dataset)
-    if not settings or not panels.measures_of(dataset):
+    if not settings or not measures_of(dataset):
         return []
-    return [draw_settings(settings, folder / FIGURE_FILE)]
+    return [draw_settings(settings, folder / files.LEARNING_FIGURE)]
 
 
 def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
@@ -88,18 +110,18 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
     first = settings[0][1]
     measures = [
         measure
-        for measure in panels.MEASURES
-        if any(panels.has_values(one, measure.variable) for _, one in settings)
+        for measure in MEASURES
+        if any(has_values(one, measure.variable) for _, one in settings)
     ]
     rows = _rows(sorted(settings, key=lambda one: position(one[0]["case"])))
-    figure, axes = panels.subplots(len(rows), len(measures), sharey="col")
+    figure, axes = subplots(len(rows), len(measures), sharey="col")
     for row_axes, (title, row) in zip(axes, rows.items(), strict=True):
         for axis, measure in zip(row_axes, measures, strict=True):
             for number, (label, style, setting) in enumerate(_lines(row)):
-                panels.draw_curves(
+                draw_curves(
                     axis,
-                    panels.times(setting),
-                    panels.curves(setting, measure).values,
+                    times(setting),
+                    curves(setting, measure).values,
                     style,
                     highest=measure.highest,
                     band="half_width" if len(settings) <= _MOST_LINES else "",
@@ -110,15 +132,15 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
             axis.set_ylabel(measure.label)
             axis.tick_params(labelleft=True)
         if title:
-            panels.legend_beside(row_axes[-1], title)
+            legend_beside(row_axes[-1], title)
     for axis in axes[-1]:
-        axis.set_xlabel(panels.time_axis(first))
+        axis.set_xlabel(time_axis(first))
     for column, measure in zip(axes.T, measures, strict=True):
         if np.isinf(measure.highest):
-            panels.cut_outliers(column)
+            cut_outliers(column)
     if list(rows) == [""]:
-        panels.legend_above(figure, axes[0, 0].lines, num_columns=len(measures))
-    return panels.save(figure, path)
+        legend_above(figure, axes[0, 0].lines, num_columns=len(measures))
+    return save(figure, path)
 
 
 def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
@@ -137,7 +159,7 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     Returns:
       The files written; none if every lane diverged at once.
     """
-    if not panels.has_values(dataset, "error"):
+    if not has_values(dataset, "error"):
         return []
     grouped = _by_activation(dataset)
     if max(map(len, grouped.values())) > _MOST_LINES:
@@ -150,12 +172,10 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
     )
     share_legend = len({tuple(settings) for settings in grouped.values()}) == 1
     num_columns = min(len(grouped), 3)
-    figure, axes = panels.subplots(
-        -(-len(grouped) // num_columns), num_columns, sharey=True
-    )
+    figure, axes = subplots(-(-len(grouped) // num_columns), num_columns, sharey=True)
     for axis, (activation, settings) in zip(axes.flat, grouped.items(), strict=False):
         axis.set_title(in_words(activation))
-        axis.set_xlabel(panels.time_axis(dataset))
+        axis.set_xlabel(time_axis(dataset))
         axis.set_ylabel("squared error")
         axis.tick_params(labelleft=True)
         styles = distinct_styles({label: case for label, (case, _) in settings.items()})
@@ -167,10 +187,10 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
         if not share_legend:
             axis.legend(frameon=False, fontsize="small")
     if share_legend:
-        panels.legend_above(figure, axes[0, 0].lines, num_columns + 1)
+        legend_above(figure, axes[0, 0].lines, num_columns + 1)
     for axis in axes.flat[len(grouped) :]:
         axis.remove()
-    return [panels.save(figure, folder / FIGURE_FILE)]
+    return [save(figure, folder / files.LEARNING_FIGURE)]
 
 
 def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
@@ -188,12 +208,12 @@ def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
         networks, baselines = settings, []
     rows = _rows(sorted(networks, key=lambda one: position(one[0]["case"])))
     lines = {title: _lines(row) for title, row in rows.items()}
-    return binned_plots.draw_bins(lines, baselines, folder / binned_plots.FIGURE_FILE)
+    return draw_bins(lines, baselines, folder / files.BINS_FIGURE)
 
 
 def _settings(dataset: xr.Dataset) -> Settings:
     """Returns the settings that were run, without labels that tell none apart."""
-    settings = list(statistics.settings_of(dataset))
+    settings = list(run_results.settings_of(dataset))
     seen: dict[tuple[str, str], set[Any]] = {}
     for labels, _ in settings:
         for name, value in labels.items():
@@ -247,7 +267,7 @@ def _lines(row: Settings) -> list[tuple[str, MethodStyle, xr.Dataset]]:
     If there are too many, the settings of a case share label and style.
     """
     cases = [labels.get("case", "") for labels, _ in row]
-    names = [panels.describe(labels) for labels, _ in row]
+    names = [describe(labels) for labels, _ in row]
     if len(row) > _MOST_LINES and all(cases):
         names = [in_words(case) for case in cases]
     styles = distinct_styles(dict(zip(names, cases, strict=True)))
@@ -276,19 +296,255 @@ def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, tuple[str, xr.Dat
         if list(activations.values()).count(activation) == 1 and len(labels) > 1:
             del labels["case"]
         if setting.error.notnull().any():
-            label = panels.describe(labels)
+            label = describe(labels)
             grouped.setdefault(activation, {})[label] = case, setting
     return grouped
 
 
 def _draw_error(axis: Any, setting: xr.Dataset, style: MethodStyle, label: str) -> None:
     errors = setting.error.transpose("seed", "task").values
-    panels.draw_curves(
+    draw_curves(
         axis,
-        panels.times(setting),
+        times(setting),
         errors,
         style,
         highest=np.inf,
         band="standard_error",
         label=label,
+    )
+
+
+def draw_bins(
+    rows: Mapping[str, list[tuple[str, MethodStyle, xr.Dataset]]],
+    baselines: Sequence[xr.Dataset],
+    path: pathlib.Path,
+) -> pathlib.Path:
+    """Draws the accuracy of the first ten tasks, and of all tasks in bins.
+
+    The layout is that of the paper's figure 1, Continual ImageNet. Bands are 95 %
+    confidence intervals of the mean over seeds, left out where a row has too many
+    lines.
+
+    Args:
+      rows: the lines of each row of panels, by title; "" is a row that needs none.
+      baselines: results of linear models, dashed lines in all panels.
+      path: the file to write.
+
+    Returns:
+      The path.
+    """
+    figure, axes = subplots(len(rows), 2, sharey="row")
+    linear = method_style("linear")._replace(color="gray", dashes="--")
+    for row_axes, (title, lines) in zip(axes, rows.items(), strict=True):
+        band = "half_width" if len(lines) <= _MOST_LINES else ""
+        for label, style, setting in lines:
+            _draw_binned(row_axes, setting, style, band=band, label=label)
+        for setting in baselines:
+            _draw_binned(row_axes, setting, linear, band="", label="linear")
+        row_axes[0].set_ylabel("test accuracy (%)")
+        row_axes[0].set_ylim(top=min(row_axes[0].get_ylim()[1], 101))
+        row_axes[1].tick_params(labelleft=True)
+        if title:
+            legend_beside(row_axes[-1], title)
+    size = max(tasks_per_bin(lines[0][2]) for lines in rows.values())
+    axes[0, 0].set_title(f"first {_FIRST_TASKS} tasks")
+    axes[0, 1].set_title(f"all tasks, in bins of {size}")
+    for axis in axes[-1]:
+        axis.set_xlabel("task")
+    for axis in axes.flat:
+        axis.locator_params("x", integer=True)
+    if list(rows) == [""]:
+        legend_above(figure, axes[0, 0].lines, num_columns=4)
+    return save(figure, path)
+
+
+def _draw_binned(
+    axes: Sequence[Any], setting: xr.Dataset, style: MethodStyle, **options: Any
+) -> None:
+    """Draws one setting into both panels of a row."""
+    options["highest"] = 100
+    has_run = setting.examples.notnull().values
+    tasks = setting.task.values[has_run]
+    accuracy = 100 * setting.accuracy.transpose("seed", "task").values[:, has_run]
+    start = slice(_FIRST_TASKS)
+    draw_curves(axes[0], tasks[start], accuracy[:, start], style, **options)
+    size = tasks_per_bin(setting)
+    middles = in_bins(tasks[np.newaxis].astype(float), size)[0]
+    draw_curves(axes[1], middles, in_bins(accuracy, size), style, **options)
+
+
+def measures_of(dataset: xr.Dataset) -> list[Measure]:
+    """Returns the measures that a run has taken."""
+    return [measure for measure in MEASURES if has_values(dataset, measure.variable)]
+
+
+def has_values(dataset: xr.Dataset, name: str) -> bool:
+    """Whether a variable is there and not NaN throughout."""
+    return name in dataset and bool(dataset[name].notnull().any())
+
+
+def curves(setting: xr.Dataset, measure: Measure) -> xr.DataArray:
+    """Returns what to draw of a setting, in the unit of the measure: (seed, task).
+
+    Measures of layers are averaged over them.
+    """
+    values = setting[measure.variable]
+    if "layer" in values.dims:
+        values = statistics.over_layers(setting, measure.variable)
+    return values.transpose("seed", "task") * measure.factor
+
+
+def time_axis(dataset: xr.Dataset) -> str:
+    """Returns what a run is drawn against, as the label of the axis."""
+    return "examples (millions)" if "error" in dataset else "task"
+
+
+def times(setting: xr.Dataset) -> np.ndarray:
+    """Returns the tasks of a setting on that axis."""
+    return setting.examples.values / 1e6 if "error" in setting else setting.task.values
+
+
+def draw_curves(
+    axis: Any,
+    x: np.ndarray,
+    values: np.ndarray,
+    style: MethodStyle,
+    *,
+    highest: float,
+    band: str = "half_width",
+    band_opacity: float = 0.2,
+    marker_at: float | None = None,
+    **options: Any,
+) -> None:
+    """Draws the mean over seeds and its band.
+
+    Args:
+      axis: where to draw.
+      x: [tasks].
+      values: [seeds, tasks].
+      style: of the line.
+      highest: what values can be at most; bands end there, and at 0.
+      band: the field of `statistics.Estimate` that is half of the band's width, or ""
+        for none.
+      band_opacity: from 0 to 1.
+      marker_at: where the first marker is, as a share of their distance; None for none.
+      **options: of the line.
+    """
+    estimates = statistics.estimate(values)
+    measured = np.isfinite(estimates.mean)
+    x, mean = x[measured], estimates.mean[measured]
+    if marker_at is not None and x.size:
+        distance = max(1, x.size // _MARKERS_ON_A_CURVE)
+        first = int(marker_at * distance)
+        options |= {"marker": style.marker, "markevery": (first, distance)}
+    axis.plot(x, mean, **{"linewidth": 1.5, "markersize": 4} | style.line() | options)
+    if band:
+        half_width = np.nan_to_num(getattr(estimates, band)[measured])
+        axis.fill_between(
+            x,
+            np.maximum(mean - half_width, 0),
+            np.minimum(mean + half_width, highest),
+            color=style.color,
+            alpha=band_opacity,
+            lw=0,
+        )
+
+
+def subplots(num_rows: int, num_columns: int, **options: Any) -> tuple[Any, Any]:
+    """Makes a figure and its axes [rows, columns]."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(
+        num_rows,
+        num_columns,
+        layout="constrained",
+        squeeze=False,
+        **{"figsize": (4 * num_columns, 3.2 * num_rows)} | options,
+    )
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
+    """Writes a figure and frees its memory; the folder is made if needed."""
+    from matplotlib import pyplot as plt
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+def legend_above(figure: Any, lines: Sequence[Any], num_columns: int) -> None:
+    """Puts one legend for all panels above them; equal labels stand once.
+
+    Args:
+      figure: the figure.
+      lines: what the legend explains.
+      num_columns: of the legend, fewer where the figure is too narrow for as many.
+    """
+    handles = _first_of_each_label(lines)
+    for ncols in range(num_columns, 0, -1):
+        legend = figure.legend(
+            handles=handles,
+            loc="outside upper center",
+            ncols=ncols,
+            frameon=False,
+        )
+        if ncols == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+
+
+def legend_beside(axis: Any, title: str) -> None:
+    """Puts the legend of a row right of its last panel; equal labels stand once."""
+    legend = axis.legend(
+        handles=_first_of_each_label(axis.lines),
+        title=title,
+        loc="center left",
+        bbox_to_anchor=(1.02, 0.5),
+        frameon=False,
+        alignment="left",
+        handlelength=3.5,
+    )
+    legend.get_title().set_fontweight("bold")
+
+
+def _first_of_each_label(lines: Sequence[Any]) -> list[Any]:
+    """Leaves out lines whose label an earlier one has."""
+    by_label: dict[str, Any] = {}
+    for line in lines:
+        by_label.setdefault(line.get_label(), line)
+    return list(by_label.values())
+
+
+def cut_outliers(axes: Sequence[Any]) -> None:
+    """Ends the axis of values, common to some panels, where the others end.
+
+    A line above ten times the median of the lines' maxima leaves the panel, so that a
+    diverging lane does not leave all others flat.
+    """
+    lines = [line.get_ydata() for axis in axes for line in axis.lines]
+    tops = np.array([np.max(line) for line in lines if line.size])
+    limit = 10 * np.median(tops) if tops.size else 0
+    if limit > 0 and tops.max() > limit:
+        # The margins were chosen for the whole range, outliers included.
+        top = tops[tops <= limit].max()
+        bottom = min(np.min(line) for line in lines if line.size)
+        margin = 0.05 * (top - bottom)
+        for axis in axes:
+            axis.set_ylim(bottom - margin, top + margin)
+
+
+def describe(labels: Mapping[str, Any]) -> str:
+    """Writes the case of a setting, if it is named, and its hyperparameters."""
+    return ", ".join(
+        in_words(str(value))
+        if name == "case"
+        else f"{in_words(name)} {tables.label(value)}"
+        for name, value in labels.items()
     )

@@ -1,34 +1,46 @@
 """Results of a run as one labeled data set, and the file that holds it.
 
-Dimensions: case, each swept hyper-parameter, seed, task, layer; and epoch, for what is
-measured after each epoch of a task. Where cases sweep different hyper-parameters there
-is one dimension `point` in the place of theirs: point p of a case is the p-th
-combination of its own values, coordinates (case, point).
+Inside there is one dimension of all learners, `lane`, with coordinates case, each swept
+hyperparameter (NaN where a case does not sweep it) and seed.
+
+What is written and read (`public_form`) has the dimensions case, each swept
+hyperparameter, seed, task, layer; and epoch, for what is measured after each epoch of a
+task. Where cases sweep different hyperparameters there is one dimension `point` in the
+place of theirs: point p of a case is the p-th combination of its own values,
+coordinates (case, point).
 
 Results of an unfinished run are NaN where a task is not done yet, its `examples` too.
 The attributes `tasks_done` and `tasks_planned` tell how far each case has come, `code`
 which code has computed the results; all three are JSON.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 import io
 import itertools
 import json
+import math
 import os
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
-import xarray as xr
 
-RESULTS_FILE = "results.nc"
+from experiments.reporting.files import RESULTS_FILE
 
-NOT_SWEPT = ("case", "seed", "task", "layer", "epoch")
-"""All dimensions but those of the sweep."""
+if TYPE_CHECKING:
+    import xarray as xr
 
 BY_EPOCH = "_by_epoch"
 """How the names of variables end that are measured after each epoch of a task."""
+
+_OF_A_SETTING = ("examples", "steps")
+_OF_A_CASE = (
+    *("num_weights", "num_units", "num_features"),
+    *("steps_per_second", "lanes_per_block"),
+)
+"""Variables that are the same for all seeds, and for all lanes of a case."""
 
 # What each variable is, for readers of the file.
 DESCRIPTIONS = {
@@ -38,7 +50,7 @@ DESCRIPTIONS = {
     "error": "squared error, before the update",
     "loss": "loss minimized, before the update",
     "dead_units": "fraction of units whose output is 0 on all measured examples",
-    "dormant_units": "fraction of units with at most 0.1 of the layer's mean |h|",
+    "tau_dormant_units": "fraction of units with at most 0.1 of the layer's mean |h|",
     "saturated_units": "fraction of units near an asymptote on 99 % of the examples",
     "effective_rank": "exp(entropy of the normalized singular values) of the features",
     "stable_rank": "singular values that hold 99 % of their sum",
@@ -75,7 +87,7 @@ def case_dataset(
 
     Args:
       name: of the case.
-      coordinates: values of each swept hyper-parameter, then the seeds; the L lanes
+      coordinates: values of each swept hyperparameter, then the seeds; the L lanes
         are all combinations.
       layers: names of the learner's layers.
       metrics: arrays [L, tasks], [L, tasks, layers] or, if their names end in
@@ -87,106 +99,224 @@ def case_dataset(
       lanes_per_block: lanes that each device vmapped together.
 
     Returns:
-      A dataset with dimensions (case, swept ..., seed, task, layer) and, if anything
-      was measured after each epoch, `epoch`.
+      The lanes: dimensions (lane, task, layer) and, if anything was measured after each
+      epoch, `epoch`.
     """
-    lane_shape = tuple(len(values) for values in coordinates.values())
-    variables = {}
-    for metric, values in metrics.items():
-        last = "epoch" if metric.endswith(BY_EPOCH) else "layer"
-        dims = (*coordinates, "task", last)[: len(lane_shape) + values.ndim - 1]
-        variables[metric] = (dims, values.reshape(*lane_shape, *values.shape[1:]))
+    import xarray as xr
+
+    grid = np.meshgrid(*coordinates.values(), indexing="ij")
+    num_lanes = grid[0].size
     num_tasks = next((values.shape[1] for values in metrics.values()), 0)
     tasks_done = np.arange(num_tasks) + 1
-    variables["examples"] = ("task", tasks_done * examples_per_task)
-    variables["steps"] = ("task", tasks_done * steps_per_task)
-    variables["steps_per_second"] = ((), steps_per_second)
-    variables["lanes_per_block"] = ((), lanes_per_block)
-    variables |= {size: ("layer", list(values)) for size, values in layer_sizes.items()}
-    dataset = xr.Dataset(
+    shared = {
+        "examples": (["task"], 1.0 * tasks_done * examples_per_task),
+        "steps": (["task"], 1.0 * tasks_done * steps_per_task),
+        "steps_per_second": ([], float(steps_per_second)),
+        "lanes_per_block": ([], float(lanes_per_block)),
+    } | {
+        size: (["layer"], np.array(values, float))
+        for size, values in layer_sizes.items()
+    }
+    lanes = xr.Dataset(
         {
-            key: (dims, np.asarray(values, float))
-            for key, (dims, values) in variables.items()
+            metric: (
+                ("lane", "task", "epoch" if metric.endswith(BY_EPOCH) else "layer")[
+                    : values.ndim
+                ],
+                np.asarray(values, float),
+            )
+            for metric, values in metrics.items()
+        }
+        | {
+            key: (("lane", *dims), np.tile(values, (num_lanes, *(1 for _ in dims))))
+            for key, (dims, values) in shared.items()
         },
-        coords={**coordinates, "task": np.arange(num_tasks), "layer": list(layers)},
+        coords={"case": ("lane", [name] * num_lanes)}
+        | {
+            key: ("lane", values.ravel())
+            for key, values in zip(coordinates, grid, strict=True)
+        }
+        | {"task": np.arange(num_tasks), "layer": list(layers)},
     )
-    return _add_percentages(dataset).expand_dims(case=[name])
+    return _add_percentages(lanes)
 
 
-def _add_percentages(dataset: xr.Dataset) -> xr.Dataset:
+def _add_percentages(lanes: xr.Dataset) -> xr.Dataset:
     """Adds what the paper draws as a share of the width, 0 to 100."""
-    if "dead_units" in dataset:
-        dataset["dead_units_percent"] = 100 * dataset.dead_units
-    if "effective_rank" in dataset:
-        width = dataset.num_features.where(dataset.num_features > 0)
-        dataset["effective_rank_percent"] = 100 * dataset.effective_rank / width
-    return dataset
+    if "dead_units" in lanes:
+        lanes["dead_units_percent"] = 100 * lanes.dead_units
+    if "effective_rank" in lanes:
+        width = lanes.num_features.where(lanes.num_features > 0)
+        lanes["effective_rank_percent"] = 100 * lanes.effective_rank / width
+    return lanes
 
 
 def join_cases(
     cases: Sequence[xr.Dataset], attributes: Mapping[str, Any]
 ) -> xr.Dataset:
-    """Joins the data sets of cases; what one lacks (tasks, layers) is NaN there.
+    """Joins the lanes of cases; what one lacks (tasks, layers) is NaN there.
 
-    Cases of the same sweep keep its dimensions, others get the dimension `point`.
+    Returns:
+      The results as they are written, see `public_form`.
     """
-    first, *others = (
-        {name: tuple(case[name].values) for name in _swept(case)} for case in cases
-    )
-    if any(other != first for other in others):
-        cases = _to_points(cases)
-    layers = list(
-        dict.fromkeys(itertools.chain(*(case.layer.values for case in cases)))
-    )
-    hidden = [layer for layer in layers if layer != "head"]
+    import xarray as xr
+
+    swept = dict.fromkeys(itertools.chain(*map(swept_names, cases)))
+    layers = dict.fromkeys(itertools.chain(*(case.layer.values for case in cases)))
+    layers = [*(layer for layer in layers if layer != "head"), "head"]
     num_tasks = max(case.sizes["task"] for case in cases)
-    cases = [
-        case.reindex(layer=[*hidden, "head"], task=np.arange(num_tasks))
-        for case in cases
-    ]
-    dataset = xr.concat(
-        cases,
-        dim="case",
+    lanes = xr.concat(
+        [
+            case.reindex(layer=layers, task=np.arange(num_tasks)).assign_coords(
+                {
+                    name: ("lane", np.full(case.sizes["lane"], np.nan))
+                    for name in swept
+                    if name not in case.coords
+                }
+            )
+            for case in cases
+        ],
+        dim="lane",
         data_vars="all",
         coords="minimal",
         compat="equals",
         join="outer",
     )
+    return public_form(lanes).assign_attrs(attributes)
+
+
+def public_form(lanes: xr.Dataset) -> xr.Dataset:
+    """Lays lanes out along case, each swept hyperparameter, and seed.
+
+    Cases that sweep the same values keep a dimension for each hyperparameter, others
+    get the dimension `point`.
+    """
+    import xarray as xr
+
+    settings = _settings_of_lanes(lanes)
+    # The number of each point of each case.
+    points: dict[str, dict[tuple[tuple[str, float], ...], int]] = {}
+    for (_, case), *point in settings:
+        own = points.setdefault(case, {})
+        own.setdefault(tuple(point), len(own))
+    first = next(iter(points.values()))
+    sweep = _swept_values(first)
+    sizes = tuple(len(values) for values in sweep.values())
+    same_sweep = len(first) == math.prod(sizes) and all(
+        own.keys() == first.keys() for own in points.values()
+    )
+    num_points = max(map(len, points.values()))
+    if same_sweep:
+        points = dict.fromkeys(points, first)
+    else:
+        sweep, sizes = {"point": np.arange(num_points)}, (num_points,)
+    cases, seeds = list(points), list(dict.fromkeys(lanes.seed.values.tolist()))
+    places = (
+        (cases.index(case), points[case][tuple(point)], seeds.index(seed))
+        for ((_, case), *point), seed in zip(
+            settings, lanes.seed.values.tolist(), strict=True
+        )
+    )
+    index = tuple(np.array(numbers) for numbers in zip(*places, strict=True))
+
+    def variable(name: str) -> tuple[tuple[str, ...], np.ndarray]:
+        """Returns the dimensions and values of a variable."""
+        values, (_, *others) = lanes[name].values, lanes[name].dims
+        full = np.full((len(cases), num_points, len(seeds), *values.shape[1:]), np.nan)
+        full[index] = values
+        if name in _OF_A_CASE or (name in _OF_A_SETTING and same_sweep):
+            return ("case", *others), full[:, 0, 0]
+        if name in _OF_A_SETTING:
+            return ("case", "point", *others), full[:, :, 0]
+        shape = (len(cases), *sizes, len(seeds), *values.shape[1:])
+        return ("case", *sweep, "seed", *others), full.reshape(shape)
+
+    coordinates = {"case": cases, **sweep, "seed": np.array(seeds, lanes.seed.dtype)}
+    if not same_sweep:
+        for name in swept_names(lanes):
+            values = np.full((len(cases), num_points), np.nan)
+            values[index[:2]] = lanes[name].values
+            coordinates[name] = ("case", "point"), values
+    coordinates |= {name: lanes[name].values for name in ("task", "layer")}
+    dataset = xr.Dataset(
+        {name: variable(name) for name in lanes.data_vars}, coordinates
+    )
     for name, description in DESCRIPTIONS.items():
         if name in dataset:
             dataset[name].attrs["description"] = description
-    # What a case lacks that has not begun would come in another order.
-    return dataset.transpose("case", ...).assign_attrs(attributes)
+    return dataset.assign_attrs(lanes.attrs)
 
 
-def _to_points(cases: Sequence[xr.Dataset]) -> list[xr.Dataset]:
-    """Lays the sweep of each case along one dimension of the same length for all."""
-    names = list(dict.fromkeys(itertools.chain(*(_swept(case) for case in cases))))
-    flat = [_to_point_dimension(case, names) for case in cases]
-    num_points = max(case.sizes["point"] for case in flat)
-    return [case.reindex(point=np.arange(num_points)) for case in flat]
+def lanes_of(dataset: xr.Dataset) -> xr.Dataset:
+    """Returns the lanes of a run that were begun, if only to diverge.
 
+    Args:
+      dataset: results of a run as any version of this program has written them.
 
-def _to_point_dimension(case: xr.Dataset, names: Sequence[str]) -> xr.Dataset:
-    """Lays the sweep of a case along `point`; of `names` it has NaN where not swept."""
-    own = _swept(case)
-    if own:
-        case = case.stack(point=own)
+    Returns:
+      All variables with a dimension `lane`; its coordinates are the case, each
+      hyperparameter that any case sweeps (NaN where its own does not), and the seed.
+    """
+    if "point" in dataset.dims:
+        dataset = dataset.drop_vars("point", errors="ignore")
+        sweep = ["point"]
     else:
-        case = case.map(
-            lambda one: one.expand_dims("point") if "seed" in one.dims else one
+        sweep = swept_names(dataset)
+    lanes = dataset.stack(lane=("case", *sweep, "seed"), create_index=False)
+    lanes = lanes.transpose("lane", ...)
+    # Where a case has no results, or fewer points than another, examples are NaN.
+    return lanes.isel(lane=lanes.examples.notnull().any("task").values)
+
+
+def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
+    """Goes through all settings that were run: each case, then each of its points.
+
+    Returns:
+      For each its labels, the case and the values that it sweeps, and its results with
+      the dimensions seed, task and layer.
+    """
+    lanes = lanes_of(dataset)
+    found: dict[tuple[tuple[str, Any], ...], list[int]] = {}
+    for lane, setting in enumerate(_settings_of_lanes(lanes)):
+        found.setdefault(setting, []).append(lane)
+    shared = [name for name in (*_OF_A_SETTING, *_OF_A_CASE) if name in lanes]
+    for setting, own in found.items():
+        results = lanes.isel(lane=own).swap_dims(lane="seed")
+        results = results.drop_vars(["case", *swept_names(lanes)])
+        yield (
+            dict(setting),
+            results.assign({name: results[name].isel(seed=0) for name in shared}),
         )
-    num_points = case.sizes["point"]
-    values = {name: case[name].values for name in own}
-    case = case.drop_vars(["point", *own], errors="ignore")
-    case = case.assign_coords(point=np.arange(num_points))
-    # Which points there are must still be seen when others have more.
-    for name in ("examples", "steps"):
-        case[name] = case[name].expand_dims(point=case.point)
-    missing = np.full(num_points, np.nan)
-    return case.assign_coords(
-        {name: (("case", "point"), values.get(name, missing)[None]) for name in names}
-    )
+
+
+def swept_names(dataset: xr.Dataset) -> list[str]:
+    """Returns the hyperparameters that any case sweeps, of results in any form."""
+    others = ("case", "seed", "task", "layer", "epoch", "point")
+    return [str(name) for name in dataset.coords if name not in others]
+
+
+def _settings_of_lanes(lanes: xr.Dataset) -> list[tuple[tuple[str, Any], ...]]:
+    """Returns for each lane the names and values of its case and what it sweeps."""
+    names = ("case", *swept_names(lanes))
+    columns = (lanes[name].values.tolist() for name in names)
+    return [
+        tuple(
+            (name, value)
+            for name, value in zip(names, lane, strict=True)
+            if name == "case" or not math.isnan(value)
+        )
+        for lane in zip(*columns, strict=True)
+    ]
+
+
+def _swept_values(
+    points: Iterable[tuple[tuple[str, float], ...]],
+) -> dict[str, list[float]]:
+    """Returns the different values of each hyperparameter, in order."""
+    values: dict[str, dict[float, None]] = {}
+    for name, value in itertools.chain(*points):
+        values.setdefault(name, {})[value] = None
+    return {name: list(found) for name, found in values.items()}
 
 
 def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
@@ -264,10 +394,14 @@ def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
 def load(folder: str | os.PathLike) -> xr.Dataset:
     """Reads the results of a run folder, or of a results file.
 
+    What older runs have called `dormant_units` is read as `tau_dormant_units`.
+
     Raises:
       FileNotFoundError: there are none.
       OSError: the file is locked, damaged or of another kind.
     """
+    import xarray as xr
+
     path = pathlib.Path(folder)
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():
@@ -276,7 +410,7 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             "writes its results from its first checkpoints on."
         )
     try:
-        return xr.load_dataset(path, engine="h5netcdf")
+        dataset = xr.load_dataset(path, engine="h5netcdf")
     except OSError as error:
         if "unable to lock file" in str(error):
             raise OSError(
@@ -288,15 +422,19 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             f"{path} cannot be read: {error}. The command of the run writes it anew "
             "from the last checkpoint."
         ) from error
+    old_names = {"dormant_units": "tau_dormant_units"}
+    return dataset.rename({k: v for k, v in old_names.items() if k in dataset})
 
 
 def tidy_csv(dataset: xr.Dataset) -> str:
     """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
 
     One line for each finite value; `task` and `layer` are empty where a variable has
-    none, a swept hyper-parameter where a case does not sweep it. If anything was
+    none, a swept hyperparameter where a case does not sweep it. If anything was
     measured after each epoch, there is a column `epoch` as well.
     """
+    import pandas as pd
+
     point = ["point"] if "point" in dataset.dims else []
     epoch = ["epoch"] if "epoch" in dataset.dims else []
     columns = ["case", *point, *swept_names(dataset), "seed", "task", *epoch, "layer"]
@@ -307,14 +445,3 @@ def tidy_csv(dataset: xr.Dataset) -> str:
         table = table.dropna(subset=["value"])
         tables.append(table.assign(variable=name).reindex(columns=columns))
     return pd.concat(tables).to_csv(index=False, float_format="%.9g")
-
-
-def swept_names(dataset: xr.Dataset) -> list[str]:
-    """Returns the hyper-parameters that any case sweeps."""
-    own = [name for name in dataset.coords if "point" in dataset[name].dims]
-    return [name for name in (*_swept(dataset), *own) if name != "point"]
-
-
-def _swept(dataset: xr.Dataset) -> list[str]:
-    """Returns the dimensions of the sweep; see the module for `point`."""
-    return [name for name in dataset.dims if name not in NOT_SWEPT]

@@ -1,14 +1,14 @@
-"""Statistics over seeds, and the settings of a run one by one."""
+"""Statistics over seeds, layers, and bins of tasks."""
 
-from collections.abc import Iterator
-import itertools
-from typing import Any, NamedTuple
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from scipy import stats
-import xarray as xr
 
-from experiments.reporting.run_results import NOT_SWEPT, swept_names
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class Estimate(NamedTuple):
@@ -22,6 +22,8 @@ class Estimate(NamedTuple):
 
 def estimate(values: np.ndarray) -> Estimate:
     """Averages values [seeds, ...] over seeds; NaN is left out."""
+    from scipy import stats
+
     is_finite = np.isfinite(values)
     num_seeds = is_finite.sum(axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -30,34 +32,6 @@ def estimate(values: np.ndarray) -> Estimate:
         error = np.sqrt(squares.sum(axis=0) / (num_seeds - 1) / num_seeds)
     quantile = stats.t.ppf(0.975, num_seeds - 1)
     return Estimate(mean, error, quantile * error, num_seeds)
-
-
-def has_run(setting: xr.Dataset) -> bool:
-    """Whether a setting was run, if only to diverge.
-
-    Where a case has no results, or less points than another, examples are NaN.
-    """
-    return bool(setting.examples.notnull().any())
-
-
-def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Goes through all settings that were run: each case, then each of its points.
-
-    The labels of a setting are its case and the values that its sweep has there.
-    """
-    varying = set(NOT_SWEPT) - {"case"}
-    swept = [name for name in dataset.dims if name not in varying]
-    swept.sort(key=lambda name: name != "case")  # The order of the others stays.
-    for point in itertools.product(*(dataset[name].values for name in swept)):
-        labels = dict(zip(swept, point, strict=True))
-        setting = dataset.sel(labels)
-        if not has_run(setting):
-            continue
-        if "point" in labels:
-            del labels["point"]
-            values = {name: setting[name].item() for name in swept_names(dataset)}
-            labels |= {n: value for n, value in values.items() if not np.isnan(value)}
-        yield labels, setting
 
 
 def over_layers(dataset: xr.Dataset, name: str) -> xr.DataArray:
@@ -77,3 +51,23 @@ def layer_sizes(dataset: xr.Dataset, name: str) -> xr.DataArray:
 def score_name(dataset: xr.Dataset) -> str:
     """Returns the variable that tells how well a problem is learned."""
     return "accuracy" if "accuracy" in dataset else "error"
+
+
+def tasks_per_bin(dataset: xr.Dataset) -> int:
+    """Returns `config.tasks_per_bin` of a run, 1 where its problem has no bins."""
+    return json.loads(dataset.attrs.get("config", "{}")).get("tasks_per_bin", 1)
+
+
+def in_bins(curves: np.ndarray, size: int) -> np.ndarray:
+    """Averages curves over bins of tasks, which differ much in difficulty.
+
+    Args:
+      curves: [seeds, tasks].
+      size: tasks of a bin, at least 1; the last bin has what is left.
+
+    Returns:
+      [seeds, bins], NaN for a bin in which a seed diverges.
+    """
+    starts = np.arange(0, curves.shape[1], size)
+    sizes = np.minimum(starts + size, curves.shape[1]) - starts
+    return np.add.reduceat(curves, starts, axis=1) / sizes

@@ -152,7 +152,7 @@ def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
 
 
 def in_words(name: str) -> str:
-    """Writes the name of a method, case or hyper-parameter for people."""
+    """Writes the name of a method, case or hyperparameter for people."""
     return " ".join(_WRITTEN.get(word, word) for word in name.split("_"))
 
 

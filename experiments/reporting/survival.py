@@ -1,18 +1,19 @@
 """How long units live: the log of replacements, read and drawn."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 import csv
-import math
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from experiments.reporting.run_results import swept_names
+from experiments.reporting import files
+from experiments.reporting.run_results import lanes_of, swept_names
 
-LOG_FILE = "replacements.csv"
-FIGURE_FILE = "survival.png"
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 def read_lives(
@@ -28,13 +29,19 @@ def read_lives(
       For each case and layer with a replacement the ages at death, and the ages of the
       units that were alive at the end, both integer arrays over all lanes.
     """
-    lane_names = [*swept_names(dataset), "seed"]
-    steps = {str(case): _steps(dataset, str(case)) for case in dataset.case.values}
+    lanes = lanes_of(dataset)
+    lane_names = [*swept_names(lanes), "seed"]
+    cases = {
+        case: lanes.isel(lane=lanes.case.values == case)
+        for case in np.unique(lanes.case)
+    }
+    # The updates that a lane of a case has made by each task that is done.
+    steps = {case: own.steps[0].dropna("task").values for case, own in cases.items()}
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
-            if int(row["task"]) >= len(steps[row["case"]]):
+            if int(row["task"]) >= len(steps.get(row["case"], ())):
                 continue  # The run goes on, and the results do not hold it yet.
             group = row["case"], row["layer"]
             lane = (row[name] for name in lane_names)
@@ -43,28 +50,10 @@ def read_lives(
             last.setdefault(group, {})[*lane, row["unit"]] = int(time)
     lives = {}
     for (case, layer), ages in deaths.items():
-        lanes, end = _num_lanes(dataset, case), int(steps[case][-1])
-        num_units = int(dataset.num_units.sel(case=case, layer=layer)) * lanes
-        births = np.zeros(num_units, int)
+        births = np.zeros(int(cases[case].num_units.sel(layer=layer).sum()), int)
         births[: len(last[case, layer])] = list(last[case, layer].values())
-        lives[case, layer] = np.array(ages), end - births
+        lives[case, layer] = np.array(ages), int(steps[case][-1]) - births
     return lives
-
-
-def _steps(dataset: xr.Dataset, case: str) -> np.ndarray:
-    """Returns the updates that a lane of a case has made by each task that is done."""
-    steps = dataset.steps.sel(case=case)
-    steps = steps.max([name for name in steps.dims if name != "task"])
-    return steps.dropna("task").values
-
-
-def _num_lanes(dataset: xr.Dataset, case: str) -> int:
-    """Counts the lanes of a case; others may have more points than it."""
-    if "point" in dataset.dims:
-        has_run = dataset.steps.sel(case=case).notnull().any("task")
-        return int(has_run.sum()) * dataset.sizes["seed"]
-    lane_names = (*swept_names(dataset), "seed")
-    return math.prod(dataset.sizes[name] for name in lane_names)
 
 
 def survival(deaths: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -116,6 +105,6 @@ def draw_survival(
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / FIGURE_FILE, dpi=150)
+    figure.savefig(folder / files.SURVIVAL_FIGURE, dpi=150)
     plt.close(figure)
-    return folder / FIGURE_FILE
+    return folder / files.SURVIVAL_FIGURE

@@ -1,21 +1,25 @@
 """Tables of a run, as Markdown."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 
-from experiments.reporting.bins import in_bins, tasks_per_bin
-from experiments.reporting.run_results import swept_names
+from experiments.reporting.run_results import settings_of, swept_names
 from experiments.reporting.statistics import (
     Estimate,
     estimate,
+    in_bins,
     layer_sizes,
     over_layers,
     score_name,
-    settings_of,
+    tasks_per_bin,
 )
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 # Measures of layers in the table: column, factor, digits.
 _LAST_MEASURED = {

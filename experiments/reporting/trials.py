@@ -1,25 +1,30 @@
-"""The trials of a comparison: every method at every strength, read from runs.
+"""The trials of a comparison: every method at every setting, read from runs.
 
-A method is a case. Its strengths are the points of its sweep; several runs may hold
-seeds and strengths of the same method.
+A method is a case. Its settings are the points of its sweep; several runs may hold
+seeds and settings of the same method.
 """
+
+from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 import json
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import xarray as xr
 
 from experiments.reporting import run_results, statistics
 
+if TYPE_CHECKING:
+    import xarray as xr
+
 # Fields of a config that say what a run covers, measures or is called, and how it is
-# carried out, but not what a learner of given hyper-parameters and seed does.
+# carried out, but not what a learner of given hyperparameters and seed does.
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
+    "timed_task",
     *("tensorboard", "data_dir"),
 }
 
@@ -37,15 +42,15 @@ class Run(NamedTuple):
 
 
 class Trial(NamedTuple):
-    """One method at one strength."""
+    """One method at one setting."""
 
     method: str
-    strength: dict[str, float]  # The hyper-parameters that trials of it differ in.
+    setting: dict[str, float]  # The hyperparameters that trials of it differ in.
     results: xr.Dataset  # Measures with dimensions seed, task and layer.
 
     def __str__(self) -> str:
-        """Writes the method and, in brackets, its strength."""
-        text = ", ".join(f"{name} {value:g}" for name, value in self.strength.items())
+        """Writes the method and, in brackets, its setting."""
+        text = ", ".join(f"{name} {value:g}" for name, value in self.setting.items())
         return f"{self.method} ({text})" if text else self.method
 
     @property
@@ -81,14 +86,14 @@ class Trial(NamedTuple):
 def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
     """Reads all trials of some runs, which had the same tasks.
 
-    Of a seed that several runs have, at the same strength, the first run's is taken.
+    Of a seed that several runs have, at the same setting, the first run's is taken.
 
     Args:
       runs: which to read.
-      beside: all others of the comparison, in which strengths may differ, too.
+      beside: all others of the comparison, in which settings may differ, too.
 
     Returns:
-      The trials, those of a method one after the other, by their strength.
+      The trials, those of a method one after the other, by their setting.
 
     Raises:
       ValueError: trials of different numbers or lengths of tasks, or a run that is not
@@ -105,13 +110,13 @@ def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
     found: dict[tuple[str, tuple[tuple[str, float], ...]], list[xr.Dataset]] = {}
     for run in runs:
         for case, values, results in _settings(run, parameters):
-            strength = tuple(
+            setting = tuple(
                 (name, values[name]) for name in names[case] if name in values
             )
-            found.setdefault((case, strength), []).append(results)
+            found.setdefault((case, setting), []).append(results)
     trials = [
-        Trial(case, dict(strength), _join_seeds(parts))
-        for (case, strength), parts in found.items()
+        Trial(case, dict(setting), _join_seeds(parts))
+        for (case, setting), parts in found.items()
     ]
     _check_tasks(trials)
     methods = list(names)
@@ -119,7 +124,7 @@ def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
         trials,
         key=lambda trial: (
             methods.index(trial.method),
-            tuple(trial.strength.values()),
+            tuple(trial.setting.values()),
         ),
     )
 
@@ -165,7 +170,7 @@ def _differences(
 
 
 def _parameters(runs: Sequence[Run]) -> list[str]:
-    """Names the hyper-parameters that some run or a case of it sweeps, or could."""
+    """Names the hyperparameters that some run or a case of it sweeps, or could."""
     names: list[str] = []
     for run in runs:
         names += run_results.swept_names(run.dataset)
@@ -178,7 +183,7 @@ def _parameters(runs: Sequence[Run]) -> list[str]:
 def _differing_parameters(
     runs: Sequence[Run], parameters: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Names for each case the hyper-parameters in which its settings differ."""
+    """Names for each case the hyperparameters in which its settings differ."""
     seen: dict[str, dict[str, set[float]]] = {}
     for run in runs:
         for case, values, _ in _settings(run, parameters):
@@ -194,11 +199,11 @@ def _differing_parameters(
 def _settings(
     run: Run, parameters: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float], xr.Dataset]]:
-    """Goes through what a run holds: case, all hyper-parameters, and results."""
+    """Goes through what a run holds: case, all hyperparameters, and results."""
     config = run.config
     missing = dict.fromkeys(map(str, run.dataset.case.values))
-    for labels, setting in statistics.settings_of(run.dataset):
-        case = str(labels["case"])
+    for labels, setting in run_results.settings_of(run.dataset):
+        case = labels["case"]
         missing.pop(case, None)
         fields = config | config["cases"][case] | labels
         values = {
@@ -216,8 +221,6 @@ def _settings(
 
 def _measured(setting: xr.Dataset) -> xr.Dataset:
     """Keeps the tasks that were run, and what was measured of each seed."""
-    lanes = [name for name in setting.examples.dims if name != "task"]
-    setting = setting.assign(examples=setting.examples.max(lanes))
     setting = setting.sel(task=setting.examples.notnull())
     sizes = ("examples", "num_units", "num_weights")
     kept = [
@@ -225,11 +228,13 @@ def _measured(setting: xr.Dataset) -> xr.Dataset:
         for name, values in setting.data_vars.items()
         if "seed" in values.dims or name in sizes
     ]
-    return setting[kept].drop_vars(set(setting.coords) - set(setting.dims))
+    return setting[kept]
 
 
 def _join_seeds(parts: Sequence[xr.Dataset]) -> xr.Dataset:
     """Joins the seeds of several runs; of one that comes twice, the first is taken."""
+    import xarray as xr
+
     common = [name for name in parts[0] if all(name in part for part in parts)]
     joined, *others = [part[common] for part in parts]
     for part in others:

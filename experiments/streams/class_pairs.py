@@ -12,8 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.learning.checks import ConfigError, check_choice, check_positive
-from experiments.learning.keys import make_key
-from experiments.learning.learners import STREAM
+from experiments.learning.keys import STREAM, make_key
 from experiments.streams import class_images, textures
 
 TEXTURES = "textures"

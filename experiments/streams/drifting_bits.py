@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from experiments.learning.checks import check_choice, check_positive
-from experiments.learning.learners import STREAM
+from experiments.learning.keys import STREAM
 from experiments.streams.linear_threshold import draw_network, network_outputs
 
 WORD_BITS = 32

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments.learning.learners import STREAM
+from experiments.learning.keys import STREAM
 
 
 def draw_task(

@@ -9,6 +9,7 @@ Shapes: M images of H x W pixels, C channels; K classes of N images.
 from collections.abc import Iterator, Sequence
 import contextlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -116,6 +117,7 @@ def _reading(name: str, folder: Path | None) -> Iterator[Any]:
             _check_folder(builder, folder)
             _prepare(builder)
         _check_features(builder)
+        _choose_format(builder)
         try:
             yield builder
         # So TFDS says that the set is in a format that it cannot read from.
@@ -189,15 +191,28 @@ def _check_features(builder: Any) -> None:
         )
 
 
+def _choose_format(builder: Any) -> None:
+    """Chooses the files that `tfds convert_format` has added, which TFDS overlooks."""
+    path = Path(builder.data_dir) / _INFO_FILE
+    added = []
+    if path.is_file():
+        added = json.loads(path.read_text()).get("alternativeFileFormats", [])
+    if _FORMAT in added:
+        builder.info.set_file_format(
+            _FORMAT, override=True, override_if_initialized=True
+        )
+
+
 def _wrong_format(builder: Any) -> str:
     found = builder.info.file_format
     return (
         f"{builder.name}: the TFDS set in {builder.data_dir} has the format "
         f"{getattr(found, 'value', found)}, but {_FORMAT} is needed, which is read "
-        "without TensorFlow. On a machine with TensorFlow, `tfds convert_format "
-        f"--dataset_version_dir={builder.data_dir} --out_file_format={_FORMAT}` writes "
-        f"files of {_FORMAT} beside those that are there, and the folder stays as it "
-        "is otherwise. Or leave the folder and, with another FOLDER, "
+        f"without TensorFlow. To add files of {_FORMAT} to those of the folder, which "
+        "stay, run `tfds convert_format "
+        f"--dataset_version_dir={builder.data_dir} --out_file_format={_FORMAT}` where "
+        "tensorflow, apache-beam and mlcroissant are installed beside "
+        "tensorflow-datasets. Or leave the folder as it is and, with another FOLDER, "
         f"{_tfds_cure(builder)}"
     )
 

@@ -1,225 +1,211 @@
-"""Programs to time: a task as a run has it, and its parts alone.
+"""The programs that are timed: a task as a run has it, its parts, and the floor.
 
-Each is compiled when it is built, runs all lanes to the end when it is called, and
-knows how long it took to compile and how much memory it takes.
+The floor is the least that an update must do: a network and SGD written by hand, on
+batches that are there already. Only its convolution and its max-pooling are those of
+the library, which are the fastest known here on a CPU.
 
 Shapes: L lanes, K batches, B batch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+import functools
+import itertools
 import math
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax import lax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 import numpy as np
 
-from experiments.engine import memory
-from experiments.engine.cases import Case, CompiledCase
-from experiments.engine.lanes import LaneMap, lane_key, lane_settings
+from cbp_jax import networks
 from experiments.learning.measures import layer_measures
-from experiments.timing.batches import NUM_BATCHES, example_shape, make_batches
-from experiments.timing.floor import made_up_params, make_update
+from experiments.run import machine
+from experiments.run.cases import Case, CompiledCase
+from experiments.run.config import lane_hyperparameters, lane_key
+from experiments.run.lanes import LaneMap
+
+NUM_BATCHES = 4
+"""K: a loop goes round so many batches; a power of 2, so that it divides fast."""
+
+BANDWIDTH_BYTES = 3 * 2**29
+"""What `bandwidth_program` moves: it reads two vectors and writes one."""
 
 
-class Cost(NamedTuple):
-    """What a step of one lane does, by XLA's count of the compiled program."""
-
-    operations: float
-    bytes: float  # Read and written by its fused parts, caches not considered.
-
-
-class TaskProgram:
-    """A task of all lanes as a run has it; each call runs the next one.
-
-    Args:
-      case: with short tasks.
-      block: lanes that a device vmaps together.
-
-    Raises:
-      MemoryError: it would not fit.
-    """
-
-    def __init__(self, case: Case, block: int):
-        self._compiled = CompiledCase(case, block)
-        self._state = self._compiled.start(None)
-        self._task = 0
-        start = time.perf_counter()
-        program = self._compiled.compile_task(self._state)
-        self.compile_seconds = time.perf_counter() - start
-        self.memory_bytes = _checked_bytes(program)
-        self.lane_steps = case.steps_per_task
-
-    def __call__(self) -> None:
-        """Runs the next task."""
-        self._state, *_ = self._compiled.run_task(self._state, self._task)
-        self._task += 1
-
-
-class LoopProgram:
-    """A bare loop over updates of all lanes, on made-up batches.
+class Program:
+    """A compiled program of all lanes; each call goes on where the last one ended.
 
     Args:
-      case: whose lanes are run.
-      block: lanes that a device vmaps together.
-      init: `lane -> carry`.
-      update: `(lane, carry, inputs, targets) -> carry`.
-      batches: `lane -> (inputs [K, B, ...], targets [K, B])`.
-      steps: updates of a lane in a call.
+      compiles: `carry -> program`, compiled.
+      run: `carry -> carry`, to its end.
+      carry: the first one; `run` may reuse its memory.
+      updates: that a call makes, over all lanes.
 
     Raises:
-      MemoryError: it would not fit.
+      MemoryError: it would not fit into memory.
     """
 
     def __init__(
         self,
-        case: Case,
-        block: int,
-        init: Callable[[Any], Any],
-        update: Callable[..., Any],
-        batches: Callable[[Any], Any],
-        steps: int,
+        compiles: Callable[[Any], jax.stages.Compiled],
+        run: Callable[[Any], Any],
+        carry: Any,
+        updates: int,
     ):
-        def start(lane: Any) -> tuple[Any, Any]:
-            return init(lane), batches(lane)
-
-        def loop(carry: Any, lane: Any, batches: Any) -> Any:
-            def body(number: jax.Array, carry: Any) -> Any:
-                # Unsigned, since a negative index would have to be looked for.
-                index = number.astype(jnp.uint32) % NUM_BATCHES
-                batch = jax.tree.map(
-                    lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False),
-                    batches,
-                )
-                return update(lane, carry, *batch)
-
-            return lax.fori_loop(0, steps, body, carry)
-
-        lane_map = LaneMap(case.num_lanes, block)
-        self._lanes = lane_map.put(case.grid.lanes)
-        self._carry, self._batches = lane_map.jit(start)(self._lanes)
-        self._loop = lane_map.jit(loop, donate=True)
         began = time.perf_counter()
-        program = self._loop.lower(self._carry, self._lanes, self._batches).compile()
+        compiled = compiles(carry)
         self.compile_seconds = time.perf_counter() - began
-        self.memory_bytes = _checked_bytes(program)
-        self.lane_steps = steps * case.num_lanes
+        self.memory_bytes = machine.bytes_needed(compiled)
+        # The devices of a CPU share its memory.
+        devices = jax.local_devices()
+        sharing = len(devices) if devices[0].platform == "cpu" else 1
+        if self.memory_bytes * sharing > machine.device_limit():
+            raise MemoryError(f"needs {self.memory_bytes:,} bytes on each device")
+        self._run, self._carry, self.updates = run, carry, updates
 
     def __call__(self) -> None:
-        """Makes the updates."""
-        self._carry = jax.block_until_ready(
-            self._loop(self._carry, self._lanes, self._batches)
+        """Runs to the end."""
+        self._carry = self._run(self._carry)
+
+
+def task_program(case: Case) -> Program:
+    """Builds the task of a run; each call runs the next one."""
+    compiled = CompiledCase(case, lanes_per_block(case))
+    tasks = itertools.count()
+
+    def run(state: Any) -> Any:
+        return compiled.run_task(state, next(tasks))[0]
+
+    updates = case.problem.updates_per_task * case.num_lanes
+    return Program(compiled.compile_task, run, compiled.start(None), updates)
+
+
+def updates_program(case: Case, steps: int) -> Program:
+    """Builds `steps` updates of each learner, without its stream and its measures."""
+
+    def update(lane: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
+        hyperparameters = lane_hyperparameters(case.config, lane)
+        return case.problem.learner.step(hyperparameters, state, inputs, targets)[0]
+
+    return _loop_program(case, update, _start(case), steps)
+
+
+def floor_program(case: Case, steps: int) -> Program:
+    """Builds `steps` updates by `hand_written_update` on the shapes of a case."""
+    by_hand = hand_written_update(case.config, case.problem.learner.layers)
+    params = _start(case).params
+    momenta = jax.tree.map(jnp.zeros_like, params) if case.config.momentum else ()
+
+    def update(lane: Any, carry: Any, inputs: jax.Array, targets: jax.Array) -> Any:
+        del lane
+        return by_hand(carry, inputs, targets)
+
+    return _loop_program(case, update, (params, momenta), steps)
+
+
+def measures_program(case: Case) -> Program:
+    """Builds the measures that a run takes before a task, ranks included.
+
+    Args:
+      case: of the run, whose tasks are not shortened.
+    """
+    config, learner = case.config, case.problem.learner
+    lane_map = _lane_map(case)
+    lanes = lane_map.put(case.grid.lanes)
+    batch = make_batches(case, 1, 1, config.measured_examples)
+    # All lanes measure the same examples, to have them in memory once.
+    inputs, targets = lane_map.replicate([leaf[0, 0] for leaf in batch])
+
+    def measure(state: Any, lane: Any, inputs: jax.Array, targets: jax.Array) -> Any:
+        hyperparameters = lane_hyperparameters(config, lane)
+        return layer_measures(
+            config, learner, hyperparameters, state, inputs, targets, jnp.int32(0)
         )
 
+    jitted = lane_map.jit(measure, num_shared=2)
 
-def floor_program(case: Case, block: int, steps: int) -> LoopProgram:
-    """Builds the hand-written loop on the shapes of a case, see `floor.make_update`."""
-    params = param_shapes(case)
-    update = make_update(case.config, case.problem.learner.layers)
+    def run(state: Any) -> Any:
+        jax.block_until_ready(jitted(state, lanes, inputs, targets))
+        return state
 
-    def init(lane: Any) -> Any:
-        return _floor_carry(case.config, params, lane.seed)
-
-    def step(lane: Any, carry: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        del lane
-        return update(carry, inputs, targets)
-
-    return LoopProgram(case, block, init, step, batches_of(case, params), steps)
+    return Program(
+        lambda state: jitted.lower(state, lanes, inputs, targets).compile(),
+        run,
+        _start(case),
+        updates=0,
+    )
 
 
-def updates_program(case: Case, block: int, steps: int) -> LoopProgram:
-    """Builds a case's updates alone, without its stream and its measures."""
-    learner, config = case.problem.learner, case.config
+@functools.cache
+def bandwidth_program() -> Callable[[], None]:
+    """Builds what only moves memory: one long vector is added to another, in place.
 
-    def init(lane: Any) -> Any:
-        return learner.init(lane_settings(config, lane), lane_key(lane))
+    The vectors are spread over all devices and are far larger than their caches.
+    """
+    devices = jax.devices()
+    mesh = Mesh(np.asarray(devices), ("devices",))
+    shape = len(devices), BANDWIDTH_BYTES // 3 // 4 // len(devices)
+    make = jax.jit(
+        lambda: jnp.full(shape, 1e-3, jnp.float32),
+        out_shardings=NamedSharding(mesh, PartitionSpec("devices")),
+    )
+    add = jax.jit(lambda total, term: total + term, donate_argnums=0)
+    total, term = make(), make()
 
-    def step(lane: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        return learner.step(lane_settings(config, lane), state, inputs, targets)[0]
+    def run() -> None:
+        nonlocal total
+        total = jax.block_until_ready(add(total, term))
 
-    batches = batches_of(case, param_shapes(case))
-    return LoopProgram(case, block, init, step, batches, steps)
+    return run
 
 
-class MeasuresProgram:
-    """The measures that a run takes before a task, of all lanes; ranks included.
+def shorten(config: ConfigDict, steps: int) -> ConfigDict:
+    """Shortens the tasks of all cases to so many updates, as nearly as epochs allow.
+
+    Only the first two examples of a task are measured, and no ranks, so that the
+    updates are what is timed.
 
     Args:
-      case: with its measures as a run has them.
-      block: lanes that a device vmaps together.
+      config: a run's config, complete; it is left as it is.
+      steps: updates of a learner in a task.
     """
-
-    def __init__(self, case: Case, block: int):
-        learner, config = case.problem.learner, case.config
-        shape = example_shape(config, case.problem, param_shapes(case))
-
-        def init(lane: Any) -> Any:
-            return learner.init(lane_settings(config, lane), lane_key(lane))
-
-        def measure(state: Any, lane: Any) -> Any:
-            inputs, targets = make_batches(
-                shape, config.measured_examples, 1, lane.seed
-            )
-            return layer_measures(
-                config,
-                learner,
-                lane_settings(config, lane),
-                state,
-                inputs[0],
-                targets[0],
-                jnp.int32(0),
-            )
-
-        lane_map = LaneMap(case.num_lanes, block)
-        self._lanes = lane_map.put(case.grid.lanes)
-        self._state = lane_map.jit(init)(self._lanes)
-        self._measure = lane_map.jit(measure)
-        _checked_bytes(self._measure.lower(self._state, self._lanes).compile())
-
-    def __call__(self) -> None:
-        """Measures once."""
-        jax.block_until_ready(self._measure(self._state, self._lanes))
+    short = ConfigDict(config.to_dict())
+    # Batch normalization cannot be measured on a single example.
+    fixed = {"measured_examples": 2, "rank_every": 0, "replacement_log": 0}
+    short.update(fixed)
+    for case in short.cases.values():
+        fields = config.to_dict() | case.to_dict()
+        if "num_epochs" in config:
+            batches = 2 * fields["train_per_class"] / fields["batch_size"]
+            case.num_epochs = max(1, round(steps / batches))
+        else:
+            case.examples_per_task = steps * fields["batch_size"]
+        case.update({field: value for field, value in fixed.items() if field in case})
+    return short
 
 
-def update_cost(case: Case) -> Cost:
-    """Counts what an update of a case does, compiled alone for one lane."""
-    learner, config = case.problem.learner, case.config
+def lanes_per_block(case: Case) -> int:
+    """Returns the lanes that a device vmaps together, without measuring.
+
+    They are those of the config; where it leaves them open, one on a CPU and all on an
+    accelerator.
+    """
+    per_device = math.ceil(case.num_lanes / len(jax.devices()))
+    on_cpu = jax.default_backend() == "cpu"
+    return min(per_device, case.config.lanes_per_block or (1 if on_cpu else per_device))
+
+
+def param_shapes(case: Case) -> Any:
+    """Returns the shapes of a learner's params."""
     lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
-    settings = lane_settings(config, lane)
-    state = jax.eval_shape(lambda: learner.init(settings, lane_key(lane)))
-
-    def step(state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
-        return learner.step(settings, state, inputs, targets)[0]
-
-    return cost_of(jax.jit(step, donate_argnums=0), state, *_batch_shapes(case))
-
-
-def floor_cost(case: Case) -> Cost:
-    """Counts what a step of the hand-written loop does."""
-    params = param_shapes(case)
-    update = make_update(case.config, case.problem.learner.layers)
-    carry = jax.eval_shape(lambda: _floor_carry(case.config, params, jnp.uint32(0)))
-    return cost_of(jax.jit(update, donate_argnums=0), carry, *_batch_shapes(case))
-
-
-def cost_of(function: Callable[..., Any], *arguments: Any) -> Cost:
-    """Compiles a function and counts what it does.
-
-    Args:
-      function: jitted. Of a loop one round is counted, of a branch the dearer side.
-      *arguments: arrays or their shapes.
-
-    Returns:
-      The cost; NaN where this backend does not say.
-    """
-    counted = function.lower(*arguments).compile().cost_analysis() or {}
-    return Cost(counted.get("flops", np.nan), counted.get("bytes accessed", np.nan))
+    return jax.eval_shape(_init(case), lane).params
 
 
 def weight_bytes(case: Case) -> int:
-    """Returns the bytes of weights that a step must move if no cache keeps any.
+    """Returns the bytes of weights that an update must move if no cache keeps any.
 
     They are read forward, read backward, and read and written by the update.
     """
@@ -227,41 +213,147 @@ def weight_bytes(case: Case) -> int:
     return 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-def param_shapes(case: Case) -> Any:
-    """Returns the shapes of a learner's params."""
-    lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
-    settings = lane_settings(case.config, lane)
-    init = case.problem.learner.init
-    return jax.eval_shape(lambda: init(settings, lane_key(lane))).params
+def make_batches(
+    case: Case, num_lanes: int, number: int, batch_size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Makes up random batches of the shapes that a learner sees.
+
+    Args:
+      case: of the learner.
+      num_lanes: L.
+      number: K.
+      batch_size: B.
+
+    Returns:
+      Float32 inputs between 0 and 1, `[L, K, B, ...]`, and int32 labels or float32
+      targets `[L, K, B]`.
+    """
+    config, problem = case.config, case.problem
+    shapes = param_shapes(case)
+    kernels = [shapes[layer]["kernel"].shape for layer in problem.learner.layers]
+    if "conv_channels" not in config:
+        example = kernels[0][:1]
+    elif getattr(problem.data, "train", None) is not None:
+        example = problem.data.train.shape[2:]
+    else:
+        example = config.texture_pixels, config.texture_pixels, 3
+    random = np.random.default_rng(0)
+    shape = num_lanes, number, batch_size
+    inputs = random.random((*shape, *example), np.float32)
+    if kernels[-1][-1] == 1:
+        return inputs, random.random(shape, np.float32)
+    return inputs, random.integers(0, kernels[-1][-1], shape, np.int32)
 
 
-def _floor_carry(config: Any, params: Any, seed: jax.Array) -> Any:
-    made_up = made_up_params(params, seed)
-    momenta = jax.tree.map(jnp.zeros_like, made_up) if config.momentum else ()
-    return made_up, momenta
-
-
-def batches_of(case: Case, params: Any) -> Callable[[Any], Any]:
-    """Returns what makes up the batches of a lane, given the shapes of its params."""
-    shape = example_shape(case.config, case.problem, params)
-    batch_size = case.config.batch_size
-    return lambda lane: make_batches(shape, batch_size, NUM_BATCHES, lane.seed)
-
-
-def _batch_shapes(case: Case) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
-    lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
-    batches = jax.eval_shape(lambda: batches_of(case, param_shapes(case))(lane))
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype), batches
+def has_floor(config: Any) -> bool:
+    """Whether a case is plain enough: layers, activation, SGD, nothing in between."""
+    return (
+        config.normalization == "none"
+        and config.activation not in networks.PAIRED
+        and config.optimizer == "sgd"
     )
 
 
-def _checked_bytes(program: jax.stages.Compiled) -> int:
-    """Returns the bytes a program needs on each device, if it has them."""
-    needed = memory.bytes_needed(program)
-    # The devices of a CPU share its memory.
-    devices = jax.local_devices()
-    sharing = len(devices) if devices[0].platform == "cpu" else 1
-    if needed * sharing > memory.device_limit():
-        raise MemoryError(f"needs {needed:,} bytes on each device")
-    return needed
+def hand_written_update(config: Any, names: Sequence[str]) -> Callable[..., Any]:
+    """Returns one update of the floor: forward, backward, SGD.
+
+    Args:
+      config: `activation`, `step_size`, `momentum`, and `convolution` if it has any.
+      names: of the layers in forward order, the head last.
+
+    Returns:
+      `(carry, inputs, targets) -> carry`, where the carry is `(params, momenta)`, both
+      trees of `kernel` and `bias` by layer, the latter `()` where momentum is 0.
+    """
+    activation = networks.activation_function(config.activation)
+
+    def forward(params: Any, hidden: jax.Array) -> jax.Array:
+        for name in names:
+            kernel, bias = params[name]["kernel"], params[name]["bias"]
+            if kernel.ndim == 4:
+                convolve = networks.convolution_named(config.convolution)
+                numbers = "NHWC", "HWIO", "NHWC"
+                hidden = convolve(
+                    hidden, kernel, (1, 1), "VALID", dimension_numbers=numbers
+                )
+                hidden = networks.max_pool(activation(hidden + bias), (2, 2))
+                continue
+            hidden = hidden.reshape(hidden.shape[0], -1) @ kernel + bias
+            if name != names[-1]:
+                hidden = activation(hidden)
+        return hidden
+
+    def loss_of(params: Any, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+        outputs = forward(params, inputs)
+        if outputs.shape[-1] == 1:
+            return jnp.mean((outputs[:, 0] - targets) ** 2)
+        chosen = jnp.take_along_axis(outputs, targets[:, None], axis=1)[:, 0]
+        return jnp.mean(jax.nn.logsumexp(outputs, axis=1) - chosen)
+
+    def update(carry: Any, inputs: jax.Array, targets: jax.Array) -> Any:
+        params, momenta = carry
+        grads = jax.grad(loss_of)(params, inputs, targets)
+        if config.momentum:
+            grads = momenta = jax.tree.map(
+                lambda grad, momentum: grad + config.momentum * momentum, grads, momenta
+            )
+        params = jax.tree.map(
+            lambda param, grad: param - config.step_size * grad, params, grads
+        )
+        return params, momenta
+
+    return update
+
+
+def _loop_program(
+    case: Case, update: Callable[..., Any], carry: Any, steps: int
+) -> Program:
+    """Builds a bare loop over updates of all lanes, on made-up batches.
+
+    Args:
+      case: whose lanes are run.
+      update: `(lane, carry, inputs, targets) -> carry`.
+      carry: of all lanes, on the devices.
+      steps: updates of a lane in a call.
+    """
+
+    def loop(carry: Any, lane: Any, batches: Any) -> Any:
+        def body(number: jax.Array, carry: Any) -> Any:
+            # Unsigned, since a negative index would have to be looked for.
+            index = number.astype(jnp.uint32) % NUM_BATCHES
+            batch = jax.tree.map(
+                lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False),
+                batches,
+            )
+            return update(lane, carry, *batch)
+
+        return lax.fori_loop(0, steps, body, carry)
+
+    lane_map = _lane_map(case)
+    lanes = lane_map.put(case.grid.lanes)
+    batches = lane_map.put(
+        make_batches(case, case.num_lanes, NUM_BATCHES, case.config.batch_size)
+    )
+    jitted = lane_map.jit(loop, donate=True)
+    return Program(
+        lambda carry: jitted.lower(carry, lanes, batches).compile(),
+        lambda carry: jax.block_until_ready(jitted(carry, lanes, batches)),
+        carry,
+        steps * case.num_lanes,
+    )
+
+
+def _lane_map(case: Case) -> LaneMap:
+    return LaneMap(case.num_lanes, lanes_per_block(case))
+
+
+def _init(case: Case) -> Callable[[Any], Any]:
+    """Returns what initializes the learner of a lane."""
+    init = case.problem.learner.init
+    return lambda lane: init(lane_hyperparameters(case.config, lane), lane_key(lane))
+
+
+def _start(case: Case) -> Any:
+    """Initializes the learners of all lanes."""
+    lane_map = _lane_map(case)
+    return lane_map.jit(_init(case))(lane_map.put(case.grid.lanes))

@@ -1,49 +1,35 @@
-"""Timing programs by turns, within a limit."""
+"""Timing programs in turns."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 import math
 import time
+from typing import TypeVar
 
 import numpy as np
 
 _MOST_CALLS = 10_000
 
-
-class Deadline:
-    """The time by which all must be done.
-
-    Args:
-      seconds: from now; infinity for no limit.
-    """
-
-    def __init__(self, seconds: float = math.inf):
-        self._end = time.monotonic() + seconds
-
-    @property
-    def seconds_left(self) -> float:
-        """Seconds until it is over; negative after that."""
-        return self._end - time.monotonic()
+Name = TypeVar("Name", bound=Hashable)
 
 
 def take_turns(
-    programs: Mapping[str, Callable[[], None]],
+    programs: Mapping[Name, Callable[[], None]],
     *,
     rounds: int,
-    sample_seconds: float,
-    deadline: Deadline,
-) -> dict[str, np.ndarray]:
+    sample_seconds: float = 0.0,
+    end: float = math.inf,
+) -> dict[Name, np.ndarray]:
     """Times all programs in each of some rounds.
 
     Machines speed up and slow down, so what is compared must alternate. A program that
-    is over in less than `sample_seconds` is called several times in a row; how many is
+    is over in less than `sample_seconds` is called several times in a row; how often is
     found by a first call that does not count.
 
     Args:
-      programs: each runs to its end when called, and has done so before, so that
-        nothing is left to compile.
-      rounds: how many; fewer where the deadline comes first, but at least one.
-      sample_seconds: what a program is timed for in a round.
-      deadline: of the rounds.
+      programs: each runs to its end when called. Nothing should be left to compile.
+      rounds: how many; fewer where the end comes first, but at least one.
+      sample_seconds: how long a program is timed in a round.
+      end: when the last round may begin, by `time.monotonic`.
 
     Returns:
       For each program the seconds of a call, float64 [rounds].
@@ -52,9 +38,9 @@ def take_turns(
     for name, program in programs.items():
         seconds = max(_seconds(program, 1), 1e-9)
         calls[name] = min(_MOST_CALLS, max(1, math.ceil(sample_seconds / seconds)))
-    times: dict[str, list[float]] = {name: [] for name in programs}
+    times: dict[Name, list[float]] = {name: [] for name in programs}
     for done in range(rounds):
-        if done and deadline.seconds_left <= 0:
+        if done and time.monotonic() >= end:
             break
         for name, program in programs.items():
             times[name].append(_seconds(program, calls[name]))

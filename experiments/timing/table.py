@@ -1,51 +1,39 @@
 """What was timed as rows: a CSV file with all numbers, and a table to read.
 
-Ratios and shares are taken in each round; medians over the rounds are written, with the
-quartiles beside those that scatter.
+Ratios and shares are taken in each round, and then their medians over the rounds.
 """
 
 from collections.abc import Mapping, Sequence
-import csv
 import math
-import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from experiments.reporting.tables import format_table
-from experiments.timing.groups import FLOOR, Group, Timed
+
+FLOOR, TORCH = "floor", "torch"
+"""Names of what is not a method of this project."""
 
 COLUMNS: Mapping[str, str] = {
     "problem": "name of the program",
     "network": "hidden layers x units, or what stands for it",
     "method": "name of the case; floor, torch",
     "lanes": "learners in the program",
-    "lanes_per_block": "of them, those that a device runs as one batch",
     "status": "ok, or why the rest is empty",
     "rounds": "in which all of the group took turns",
     "us_per_lane_step": "microseconds of wall time per update of a lane",
-    "us_low": "its lower quartile over the rounds",
-    "us_high": "its upper quartile",
     "lane_steps_per_second": "updates of all lanes together",
     "ratio_to_reference": "time over that of the reference (backprop), same round",
     "ratio_low": "its lower quartile",
     "ratio_high": "its upper quartile",
     "ratio_to_floor": "time over that of the hand-written loop, same round",
-    "ratio_to_torch": "time over that of a PyTorch step of one lane, same round",
-    "operations": "floating-point operations of a lane's update, by XLA's count",
-    "bytes": "bytes that its fused parts read and write, by XLA's count",
-    "weight_bytes": "bytes if weights are read twice, then read and written",
-    "matrix_share": "operations per second over those of a product of matrices",
-    "bandwidth_share": "bytes per second over the machine's bandwidth",
-    "weight_bandwidth_share": "weight_bytes per second over the machine's bandwidth",
-    "machine_bytes_per_second": "reading two long vectors and writing one",
-    "machine_operations_per_second": "a product of two matrices of float32",
+    "ratio_to_torch": "time over that of a PyTorch update of one lane, same round",
+    "bandwidth_share": "of the machine's, if weights are read twice, read and written",
     "data_share": "of the timed task, what is not updates: stream, tests",
     "measures_share": "of a run's task, what is measured before it",
-    "drift": "time in the second half of the rounds over that in the first",
     "compile_seconds": "of the program",
     "memory_bytes": "that the compiled program needs on each device",
-    "peak_bytes": "most that the process has held on a device until then",
     "device": "number and kind of the devices",
     "jax": "its version",
 }
@@ -54,117 +42,75 @@ COLUMNS: Mapping[str, str] = {
 Row = dict[str, Any]
 
 
-def rows(
-    group: Group,
-    *,
-    problem: str,
-    network: str,
-    reference: str,
-    where: Mapping[str, str],
+class Timing(NamedTuple):
+    """What was found of one method.
+
+    Attributes:
+      lanes: L.
+      seconds: wall time of an update of a lane, all lanes running at once, [rounds].
+      status: "ok", or why there are no rounds.
+
+    The others are columns, see `COLUMNS`.
+    """
+
+    lanes: int
+    seconds: np.ndarray = np.zeros(0)
+    status: str = "ok"
+    bandwidth_share: float = math.nan
+    data_share: float = math.nan
+    measures_share: float = math.nan
+    compile_seconds: float = math.nan
+    memory_bytes: float = math.nan
+
+
+def make_rows(
+    timings: Mapping[str, Timing], problem: str, network: str, reference: str
 ) -> list[Row]:
-    """Lays out one row for each program of a group, the fastest first.
+    """Lays out one row for each method of a group, the fastest first.
 
     Args:
-      group: what was timed.
+      timings: by name of the case, `FLOOR` and `TORCH` among them.
       problem: its name.
       network: its size.
       reference: case to divide by.
-      where: `device` and `jax`.
     """
-    seconds = {
-        name: one.seconds for name, one in group.timed.items() if one.seconds.size
-    }
-    found = []
-    for name, one in group.timed.items():
-        row = dict.fromkeys(COLUMNS, math.nan) | dict(where)
+    rows = []
+    for name, timing in timings.items():
+        row = dict.fromkeys(COLUMNS, math.nan) | timing._asdict()
+        seconds = row.pop("seconds")
         row |= {"problem": problem, "network": network, "method": name}
-        row |= {"lanes": one.lanes, "lanes_per_block": one.block, "status": one.status}
-        row["rounds"] = one.seconds.size
-        if one.seconds.size:
-            row |= _numbers(one, group)
+        row |= {"rounds": seconds.size, "jax": jax.__version__}
+        row["device"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
+        if seconds.size:
+            row["us_per_lane_step"] = 1e6 * np.median(seconds)
+            row["lane_steps_per_second"] = 1 / np.median(seconds)
             for column, other in (
                 ("ratio_to_reference", reference),
                 ("ratio_to_floor", FLOOR),
-                ("ratio_to_torch", "torch"),
+                ("ratio_to_torch", TORCH),
             ):
-                if other in seconds:
-                    row[column] = np.median(one.seconds / seconds[other])
-            if reference in seconds:
-                ratio = one.seconds / seconds[reference]
-                row["ratio_low"], row["ratio_high"] = np.quantile(ratio, (0.25, 0.75))
-        found.append(row)
-    return sorted(found, key=_speed)
+                if other in timings and timings[other].seconds.size:
+                    ratios = seconds / timings[other].seconds
+                    row[column] = np.median(ratios)
+                    if other == reference:
+                        quartiles = np.quantile(ratios, (0.25, 0.75))
+                        row["ratio_low"], row["ratio_high"] = quartiles
+        rows.append(row)
+    return sorted(rows, key=lambda row: (not row["rounds"], row["us_per_lane_step"]))
 
 
-def _speed(row: Row) -> float:
-    return row["us_per_lane_step"] if row["rounds"] else math.inf
-
-
-def _numbers(one: Timed, group: Group) -> Row:
-    """What follows from the times of one program and of the machine."""
-    low, middle, high = 1e6 * np.quantile(one.seconds, (0.25, 0.5, 0.75))
-    stream, product = group.stream_rate, group.product_rate
-
-    def share(amount: float, rate: np.ndarray) -> float:
-        return float(np.median(amount / one.seconds / rate))
-
-    half = one.seconds.size // 2
-    return {
-        "us_per_lane_step": middle,
-        "us_low": low,
-        "us_high": high,
-        "lane_steps_per_second": 1e6 / middle,
-        "operations": one.cost.operations,
-        "bytes": one.cost.bytes,
-        "weight_bytes": one.weight_bytes,
-        "matrix_share": share(one.cost.operations, product),
-        "bandwidth_share": share(one.cost.bytes, stream),
-        "weight_bandwidth_share": share(one.weight_bytes, stream),
-        "machine_bytes_per_second": np.median(stream),
-        "machine_operations_per_second": np.median(product),
-        "data_share": one.data_share,
-        "measures_share": one.measures_share,
-        "drift": (
-            np.median(one.seconds[-half:]) / np.median(one.seconds[:half])
-            if half
-            else math.nan
-        ),
-        "compile_seconds": one.compile_seconds,
-        "memory_bytes": one.memory_bytes,
-        "peak_bytes": one.peak_bytes,
+def csv_cells(row: Row) -> dict[str, str]:
+    """Writes the numbers of a row, NaN as nothing."""
+    cells = {
+        column: f"{value:.6g}" if isinstance(value, float) else str(value)
+        for column, value in row.items()
     }
+    return {column: "" if cell == "nan" else cell for column, cell in cells.items()}
 
 
-class CsvFile:
-    """A CSV file that grows by rows and is whole after each.
-
-    Args:
-      path: of the file; what it holds is written over, its folder is made.
-    """
-
-    def __init__(self, path: pathlib.Path):
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerow(COLUMNS)
-
-    def append(self, new: Sequence[Row]) -> None:
-        """Adds rows."""
-        with self.path.open("a", newline="") as file:
-            writer = csv.writer(file)
-            for row in new:
-                writer.writerow([_cell(row[column]) for column in COLUMNS])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, str | int):
-        return str(value)
-    return "" if math.isnan(value) else f"{value:.6g}"
-
-
-def table(found: Sequence[Row], reference: str) -> str:
+def make_table(rows: Sequence[Row], reference: str) -> str:
     """Lays out rows to be read, without what is empty, or says the same, in all."""
-    lines = [_line(row, reference) for row in found]
+    lines = [_line(row, reference) for row in rows]
     used = [name for name in lines[0] if any(line[name] for line in lines)]
     for name in ("problem", "network", "lanes"):
         if len({line[name] for line in lines}) == 1:
@@ -172,37 +118,13 @@ def table(found: Sequence[Row], reference: str) -> str:
     return format_table([{name: line[name] for name in used} for line in lines])
 
 
-def _line(row: Row, reference: str) -> dict[str, str]:
-    lines = {
-        "problem": row["problem"],
-        "network": row["network"],
-        "lanes": str(row["lanes"]),
-        "case": row["method"],
-    }
-    if not row["rounds"]:
-        lines |= {"µs per lane and update": row["status"], f"ratio to {reference}": ""}
-        return lines | dict.fromkeys(_READABLE, "")
-    return (
-        lines
-        | {
-            "µs per lane and update": _spread(row, "us_per_lane_step", "us_"),
-            f"ratio to {reference}": _spread(row, "ratio_to_reference", "ratio_"),
-        }
-        | {
-            name: _readable(row[column], factor, form)
-            for name, (column, factor, form) in _READABLE.items()
-        }
-    )
-
-
 # Columns of the table: name, then column of the file, factor, format.
 _READABLE = {
+    "rounds": ("rounds", 1, "d"),
     "to floor": ("ratio_to_floor", 1, ".3g"),
     "to torch": ("ratio_to_torch", 1, ".3g"),
     "updates/s": ("lane_steps_per_second", 1, ",.0f"),
     "bandwidth %": ("bandwidth_share", 100, ".3g"),
-    "weights' bandwidth %": ("weight_bandwidth_share", 100, ".3g"),
-    "matrix %": ("matrix_share", 100, ".3g"),
     "data %": ("data_share", 100, ".2g"),
     "measures %": ("measures_share", 100, ".2g"),
     "compile s": ("compile_seconds", 1, ".1f"),
@@ -210,12 +132,24 @@ _READABLE = {
 }
 
 
-def _readable(value: float, factor: float, form: str) -> str:
-    return "" if math.isnan(value) else format(factor * value, form)
+def _line(row: Row, reference: str) -> dict[str, str]:
+    time, ratio = f"{row['us_per_lane_step']:.3g}", ""
+    if math.isfinite(row["ratio_to_reference"]):
+        quartiles = (row[f"ratio_{name}"] for name in ("to_reference", "low", "high"))
+        ratio = spread(*quartiles)
+    return {
+        "problem": row["problem"],
+        "network": row["network"],
+        "lanes": str(row["lanes"]),
+        "case": row["method"],
+        "µs per lane and update": time if row["rounds"] else row["status"],
+        f"ratio to {reference}": ratio,
+    } | {
+        name: "" if math.isnan(row[column]) else format(factor * row[column], form)
+        for name, (column, factor, form) in _READABLE.items()
+    }
 
 
-def _spread(row: Row, middle: str, quartiles: str) -> str:
-    if math.isnan(row[middle]):
-        return ""
-    low, high = row[f"{quartiles}low"], row[f"{quartiles}high"]
-    return f"{row[middle]:.3g} ({low:.3g} to {high:.3g})"
+def spread(median: float, low: float, high: float) -> str:
+    """Writes a median and the quartiles around it."""
+    return f"{median:.3g} ({low:.3g} to {high:.3g})"

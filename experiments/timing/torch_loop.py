@@ -1,4 +1,4 @@
-"""The same training step in plain PyTorch, where that is installed."""
+"""The same update in plain PyTorch, where that is installed."""
 
 import importlib.util
 import itertools
@@ -8,14 +8,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.engine.cases import Case
 from experiments.learning.checks import ConfigError
-from experiments.timing.batches import NUM_BATCHES
-from experiments.timing.programs import batches_of, param_shapes
+from experiments.run.cases import Case
+from experiments.timing.programs import NUM_BATCHES, make_batches, param_shapes
 
 
 def check_installed() -> None:
-    """Raises ImportError, with the cure, if PyTorch is not here."""
+    """Raises ImportError, with the remedy, if PyTorch is not here."""
     if importlib.util.find_spec("torch") is None:
         raise ImportError(
             "--against=torch times PyTorch, which is not installed: `pip install "
@@ -36,6 +35,8 @@ class TorchLoop:
       ConfigError: an activation that is not written out here.
     """
 
+    compile_seconds = memory_bytes = math.nan
+
     def __init__(self, case: Case, steps: int):
         import torch
 
@@ -46,9 +47,13 @@ class TorchLoop:
         shapes = param_shapes(case)
         kernels = [shapes[name]["kernel"].shape for name in names]
         self._network = _network(torch, config, kernels).to(self._device)
-        inputs, targets = _as_numpy(case, shapes)
-        if inputs.ndim == 5:
-            inputs = np.moveaxis(inputs, -1, 2)  # Channels come first.
+        inputs, targets = make_batches(case, 1, NUM_BATCHES, config.batch_size)
+        inputs, targets = inputs[0], targets[0]
+        if len(kernels[0]) == 4:
+            inputs = np.moveaxis(inputs, -1, 2).copy()  # Channels come first.
+        elif inputs.ndim > 3:
+            # A linear model of images sees them flat.
+            inputs = inputs.reshape(*inputs.shape[:2], -1)
         is_number = kernels[-1][-1] == 1
         self._loss = torch.nn.MSELoss() if is_number else torch.nn.CrossEntropyLoss()
         dtype = torch.float32 if is_number else torch.int64
@@ -58,11 +63,11 @@ class TorchLoop:
         self._optimizer = torch.optim.SGD(
             self._network.parameters(), config.step_size, config.momentum
         )
-        self.lane_steps = steps
+        self.updates = steps
 
     def __call__(self) -> None:
         """Makes the updates."""
-        for index in range(self.lane_steps):
+        for index in range(self.updates):
             chosen = index % NUM_BATCHES
             self._optimizer.zero_grad()
             outputs = self._network(self._inputs[chosen])
@@ -98,13 +103,3 @@ def _network(torch: Any, config: Any, kernels: list[tuple[int, ...]]) -> Any:
         if following is not None:
             found.append(activations[config.activation]())
     return nn.Sequential(*found)
-
-
-def _as_numpy(case: Case, shapes: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Makes the batches of the first lane, as a compiled loop has them."""
-    lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
-    inputs, targets = jax.device_get(batches_of(case, shapes)(lane))
-    if len(shapes[case.problem.learner.layers[0]]["kernel"].shape) == 2:
-        # A linear model of images sees them flat.
-        inputs = inputs.reshape(*inputs.shape[:2], math.prod(inputs.shape[2:]))
-    return np.array(inputs), np.array(targets)

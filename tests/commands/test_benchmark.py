@@ -6,12 +6,18 @@ import re
 import subprocess
 import sys
 
+import jax
+from ml_collections import ConfigDict
+import numpy as np
 import pytest
+from tiny_runs import tiny_digits
 
 from configs import benchmark as presets
 from experiments import benchmark
-from experiments.timing import torch_loop
-from experiments.timing.table import COLUMNS
+from experiments.learning.checks import ConfigError
+from experiments.streams import datasets
+from experiments.timing import programs, torch_loop
+from experiments.timing.table import COLUMNS, Timing
 
 ROOT = pathlib.Path(__file__).parents[2]
 
@@ -25,31 +31,35 @@ def run_command(*arguments):
     )
 
 
-def test_a_config_has_a_line_for_each_case():
+def group_of(network, lanes=2, parts=()):
+    fields = {"problem": "permuted_mnist", "network": network, "parts": parts}
+    group = ConfigDict(fields | {"steps": 20})
+    group.config = tiny_digits(num_seeds=lanes)
+    return group
+
+
+def test_a_config_has_a_line_for_each_case(tmp_path):
     result = run_command(
         "permuted_mnist",
         "--config=configs/pmnist.py:smoke",
         "--config.hidden_layers=1",
-        "--steps=20",
-        "--rounds=2",
+        *("--steps=20", "--rounds=2"),
+        f"--csv={tmp_path / 'found.csv'}",
     )
     assert result.returncode == 0, result.stderr
-    lines = result.stdout.splitlines()
-    assert {line.split()[1] for line in lines[2:5]} == {
-        "backprop",
-        "continual_backprop",
-        "floor",
+    lines = {
+        line.split()[1]: line
+        for line in result.stdout.splitlines()
+        if line.startswith("| ")
     }
-    assert re.search(
-        r"backprop +\| [\d.]+ \([\d.]+ to [\d.]+\) +\| 1 \(1 to 1\)", result.stdout
-    )
-    assert "2 rounds of 20 updates" in lines[-1]
+    assert {"backprop", "continual_backprop", "floor"} <= lines.keys()
+    assert re.search(r"\| [\d.e+]+ +\| 1 \(1 to 1\) +\| 2 ", lines["backprop"])
 
 
 def test_a_preset_writes_a_table_and_a_file(tmp_path):
     path = tmp_path / "found.csv"
     result = run_command(
-        "--preset=smoke", "--only=1 x 4", "--nocheck", "--rounds=1", f"--csv={path}"
+        "--preset=smoke", "--only=1 x 4", "--rounds=1", f"--csv={path}"
     )
     assert result.returncode == 0, result.stderr
     with path.open(newline="") as file:
@@ -63,23 +73,38 @@ def test_a_preset_writes_a_table_and_a_file(tmp_path):
     for row in read:
         assert (row["problem"], row["network"]) == ("permuted_mnist", "1 x 4")
         assert (row["lanes"], row["rounds"], row["status"]) == ("2", "1", "ok")
-        for column in ("us_per_lane_step", "operations", "bytes", "memory_bytes"):
+        for column in ("us_per_lane_step", "bandwidth_share", "memory_bytes"):
             assert float(row[column]) > 0
-    assert "1,440,000,000 updates of 1 x 4 units by backprop" in result.stdout
+        assert row["method"] in result.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("mnist", "--config=configs/pmnist.py"), "permuted_mnist"),
+        (("mnist", "--config=configs/pmnist.py"), "such as permuted_mnist"),
         (("permuted_mnist", "--config=configs/pmnist.py", "--reference=l2"), "'l2'"),
     ],
 )
-def test_bad_arguments_are_named_with_the_choices(arguments, message):
-    result = run_command(*arguments)
+def test_bad_arguments_are_named_with_the_choices(arguments, message, tmp_path):
+    result = run_command(*arguments, f"--csv={tmp_path / 'found.csv'}")
     assert result.returncode != 0
     assert message in result.stdout + result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_without_pytorch_the_remedy_is_named(monkeypatch):
+    monkeypatch.setattr(torch_loop.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="pip install torch"):
+        torch_loop.check_installed()
+
+
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_groups_of_a_preset_differ(preset):
+    groups = presets.get_config(preset).groups
+    for group in groups:
+        assert (ROOT / "experiments" / f"{group.problem}.py").exists()
+        assert {"backprop", "continual_backprop"} == set(group.config.cases)
+    assert len({benchmark.title(group) for group in groups}) == len(groups)
 
 
 def test_an_unknown_preset_is_named_with_the_choices():
@@ -87,19 +112,133 @@ def test_an_unknown_preset_is_named_with_the_choices():
         presets.get_config("gpu")
 
 
-def test_without_pytorch_the_cure_is_named(monkeypatch):
-    monkeypatch.setattr(torch_loop.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ImportError, match="pip install torch"):
-        torch_loop.check_installed()
+def test_groups_are_chosen_by_a_part_of_their_names():
+    groups = [group_of("1 x 5"), group_of("1 x 5", lanes=3), group_of("2 x 5")]
+    assert benchmark.choose(groups, "") == groups
+    assert benchmark.choose(groups, "1 x 5") == groups[:2]
+    assert benchmark.choose(groups, "permuted_mnist, 1 x 5, 3 lanes") == groups[1:2]
+    with pytest.raises(ConfigError, match="'3 x 5'.*permuted_mnist, 2 x 5, 2 lanes"):
+        benchmark.choose(groups, "3 x 5")
 
 
-@pytest.mark.parametrize("preset", presets.PRESETS)
-def test_groups_of_a_preset_differ_and_hold_the_network_of_the_projection(preset):
-    config = presets.get_config(preset)
-    titles = set()
-    for group in config.groups:
-        assert group.problem in benchmark.PROBLEMS
-        assert {"backprop", "continual_backprop"} == set(group.config.cases)
-        titles.add((group.problem, group.network, group.config.num_seeds))
-    assert len(titles) == len(config.groups)
-    assert any(group.network == config.paper.network for group in config.groups)
+def test_made_up_images_read_as_mnist(tmp_path):
+    benchmark.write_images(tmp_path)
+    images = datasets.load("mnist", str(tmp_path)).images
+    assert images.shape == (60_000, 28, 28, 1)
+
+
+class MadeUpProgram:
+    compile_seconds, memory_bytes = 7.0, 9
+
+    def __init__(self, updates):
+        self.updates = updates
+
+    def __call__(self):
+        pass
+
+
+def test_times_become_those_of_an_update_of_a_lane_and_shares(monkeypatch):
+    """2 lanes x 5 updates in 2 s, of which 1.5 s are updates; measures take 1 s.
+
+    In a run a task has 40 updates: 16 s for both lanes, and the 1 s. The floor moves
+    its weights at a quarter of the machine's bandwidth.
+    """
+
+    for name, updates in (("task", 10), ("updates", 20), ("measures", 0), ("floor", 8)):
+        made_up = MadeUpProgram(updates)
+        monkeypatch.setattr(
+            programs, f"{name}_program", lambda *arguments, found=made_up: found
+        )
+    monkeypatch.setattr(programs, "bandwidth_program", lambda: None)
+    monkeypatch.setattr(programs, "weight_bytes", lambda case: 100)
+    monkeypatch.setattr(programs, "BANDWIDTH_BYTES", 3200)
+    seconds = {"task": 2.0, "data": 3.0, "measures": 1.0}
+
+    def take_turns(built, **options):
+        del options
+        return {
+            name: np.full(
+                3, 8.0 if "floor" in name or name == "bandwidth" else seconds[name[1]]
+            )
+            for name in built
+        }
+
+    monkeypatch.setattr(benchmark, "take_turns", take_turns)
+    timings = benchmark.time_group(
+        group_of("1 x 5", parts=("data", "measures")), reference="backprop", rounds=3
+    )
+    assert timings.keys() == {"backprop", "continual_backprop", "floor"}
+    found = timings["continual_backprop"]
+    np.testing.assert_allclose(found.seconds, [0.2] * 3)
+    assert found.data_share == pytest.approx(0.25)
+    assert found.measures_share == pytest.approx(1 / 17)
+    assert (found.lanes, found.compile_seconds, found.memory_bytes) == (2, 7.0, 9)
+    np.testing.assert_allclose(timings["floor"].seconds, [1.0] * 3)
+    assert timings["floor"].bandwidth_share == pytest.approx(0.25)
+    assert np.isnan(timings["floor"].data_share)
+
+
+def test_what_does_not_fit_is_left_out_and_says_so():
+    def fail(error):
+        raise error
+
+    exhausted = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 9 GB\nmore")
+    built, failed = benchmark.build(
+        {
+            ("first", "task"): lambda: fail(MemoryError("needs 9 bytes")),
+            ("good", "task"): lambda: lambda: None,
+            ("second", "data"): lambda: lambda: fail(exhausted),
+        }
+    )
+    assert set(built) == {("good", "task")}
+    assert failed == {
+        ("first", "task"): "out of memory: needs 9 bytes",
+        ("second", "data"): "out of memory: RESOURCE_EXHAUSTED: 9 GB",
+    }
+    bad = jax.errors.JaxRuntimeError("INTERNAL")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        benchmark.build({("bad", "task"): lambda: fail(bad)})
+
+
+@pytest.fixture
+def run_groups(monkeypatch, tmp_path, capsys):
+    """Runs five groups, of which each takes a minute and the second has no memory.
+
+    Returns the lines of the CSV file before each group, and what is printed.
+    """
+
+    def run(minutes, interrupted=None):
+        now, lines = [0.0], []
+        path = tmp_path / "found.csv"
+
+        def time_group(group, **options):
+            del options
+            now[0] += 60
+            lines.append(len(path.read_text().splitlines()))
+            if len(lines) == 2:
+                raise ConfigError("needs more of memory")
+            if len(lines) == interrupted:
+                raise KeyboardInterrupt
+            return {"backprop": Timing(group.config.num_seeds, np.ones(3))}
+
+        monkeypatch.setattr(benchmark, "time_group", time_group)
+        monkeypatch.setattr(benchmark.time, "monotonic", lambda: now[0])
+        groups = [group_of(f"{number} x 5") for number in range(1, 6)]
+        benchmark.run_groups(groups, path, minutes, reference="backprop")
+        return lines, capsys.readouterr().out
+
+    return run
+
+
+def test_what_is_done_is_in_the_file_and_no_group_begins_without_time(run_groups):
+    lines, printed = run_groups(3.5)
+    assert lines == [0, 2, 2, 3]
+    assert "2 x 5, 2 lanes: needs more of memory" in printed
+    assert "5 x 5, 2 lanes: no time left" in printed
+    assert len(re.findall(r"\| backprop ", printed)) == 3
+
+
+def test_what_is_done_is_shown_after_an_interrupt(run_groups):
+    lines, printed = run_groups(60, interrupted=4)
+    assert lines == [0, 2, 2, 3]
+    assert len(re.findall(r"\| backprop ", printed)) == 2

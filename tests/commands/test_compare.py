@@ -8,10 +8,10 @@ from made_up_runs import level, make_run
 import numpy as np
 import pytest
 
-from experiments.engine import run_folder
-from experiments.reporting import comparison, run_results
-from experiments.reporting import comparison_tables as tables
+from experiments.reporting import comparison, files, run_results
+from experiments.reporting import comparison_output as tables
 from experiments.reporting.trials import Run
+from experiments.run import folder as folder_module
 
 LEVELS = np.array([0.0, 0.06, 0.02, 0.05, 0.01, 0.03, 0.04, 0.02, 0.0, 0.07])
 METHODS = {
@@ -40,8 +40,8 @@ def run(tmp_path):
 def test_it_prints_and_writes_the_comparison(run):
     finished = run_command(run, "--tuning_seeds=1")
     assert (finished.returncode, finished.stderr) == (0, "")
-    folder = run / comparison.FOLDER
-    names = [*comparison.TABLE_FILES, *comparison.FIGURE_FILES]
+    folder = run / files.COMPARISON_FOLDER
+    names = files.COMPARISON_FILES
     assert sorted(path.name for path in folder.iterdir()) == sorted(names)
     compared = comparison.compare(
         [Run("", run_results.load(run))], (), 1, "backprop", 0
@@ -54,15 +54,15 @@ def test_it_prints_and_writes_the_comparison(run):
     assert finished.stdout.splitlines() == printed
     # The folder is the run's own, so that --overwrite may delete it.
     for name in names:
-        path = f"{comparison.FOLDER}/{name}"
-        assert run_folder._WRITTEN_BY_RUNS.fullmatch(path)
+        path = f"{files.COMPARISON_FOLDER}/{name}"
+        assert folder_module.written_by_runs().fullmatch(path)
 
 
 def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
     finished = run_command(f"--tuning_run={run}")
     assert finished.returncode == 0
     assert "--config.cases.l2.sweep.weight_decay='(0.1,)'" in finished.stdout
-    assert not (run / comparison.FOLDER).exists()
+    assert not (run / files.COMPARISON_FOLDER).exists()
 
 
 @pytest.mark.parametrize(

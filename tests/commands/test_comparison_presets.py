@@ -6,11 +6,10 @@ from tiny_runs import tiny_bits, tiny_digits
 
 from configs import methods, pmnist, scr
 from experiments import permuted_mnist, slowly_changing_regression
-from experiments.engine import cases, runner
-from experiments.engine.configuration import complete, make_cases
-from experiments.engine.lanes import make_grid
 from experiments.reporting import comparison
 from experiments.reporting.trials import Run
+from experiments.run import cases, runner
+from experiments.run.config import complete, make_cases, make_grid
 
 PROBLEMS = {
     "digits": (pmnist, "comparison", permuted_mnist.make_problem, tiny_digits),
@@ -75,7 +74,7 @@ def test_a_run_of_the_preset_leads_to_a_verdict(name, tmp_path):
     run = Run(name, runner.run(config, tmp_path / "run", make_problem))
     compared = comparison.compare([run], [], 2, "backprop", 0)
     assert compared.tuning_seeds == [0, 1]
-    chosen = {choice.method: choice.trial.strength for choice in compared.choices}
+    chosen = {choice.method: choice.trial.setting for choice in compared.choices}
     assert chosen["l2"]["weight_decay"] < 1  # All that 10 leaves of a network is 0.
     assert chosen["backprop"].keys() == {"step_size"}
     for verdicts in compared.verdicts.values():

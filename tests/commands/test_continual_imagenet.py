@@ -11,8 +11,9 @@ import xarray as xr
 from cbp_jax.networks import ConvNet
 from configs import imagenet
 from experiments import continual_imagenet
-from experiments.engine import cases, command_line, configuration, runner
 from experiments.reporting import run_results
+from experiments.run import cases, command_line, runner
+from experiments.run.config import complete, make_cases
 from experiments.streams import class_pairs
 
 MAKE_PROBLEM = continual_imagenet.make_problem
@@ -22,7 +23,7 @@ TIMES = ["steps_per_second"]
 
 def compile_case(**fields):
     """The only case of a tiny config, compiled for its two lanes."""
-    config = configuration.complete(tiny_pairs(cases={"one": fields}))
+    config = complete(tiny_pairs(cases={"one": fields}))
     (case,) = cases.prepare_cases(config, MAKE_PROBLEM)
     return case, cases.CompiledCase(case, 1)
 
@@ -109,7 +110,7 @@ def test_a_full_reset_comes_after_the_test_and_leaves_nothing_behind():
     state, measured, _ = program.run_task(program.start(None), 0)
     for name in ("loss", "accuracy", "weight_magnitude"):
         np.testing.assert_allclose(measured[name], wanted[name], rtol=1e-5)
-    assert case.problem.steps_per_task == 5
+    assert case.problem.updates_per_task == 5
     np.testing.assert_array_equal(state.learner.num_updates, 5)
     trace = optax.tree.get(state.learner.optimizer_state, "trace")
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(trace))
@@ -196,9 +197,9 @@ def test_a_diverged_lane_is_nan_and_leaves_the_others_alone(finished, tmp_path):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_is_whole(preset):
     """At full size, up to the data that it wants."""
-    config = configuration.complete(imagenet.get_config(preset))
+    config = complete(imagenet.get_config(preset))
     config.dataset = "textures"
-    for case in configuration.make_cases(config).values():
+    for case in make_cases(config).values():
         problem = MAKE_PROBLEM(case)
         images = {"cifar100": 1000, "smoke": 8}.get(preset, 2 * case.train_per_class)
         assert problem.examples_per_task == case.num_epochs * images
@@ -232,7 +233,7 @@ def test_every_preset_is_whole(preset):
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(fields, message):
-    config = configuration.complete(tiny_pairs())
+    config = complete(tiny_pairs())
     for field, value in ({"method": "continual_backprop"} | fields).items():
         config[field] = value
     with pytest.raises(ValueError, match=message):

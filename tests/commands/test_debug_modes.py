@@ -12,7 +12,8 @@ from experiments import (
     permuted_mnist,
     slowly_changing_regression,
 )
-from experiments.engine import cases, configuration, runner
+from experiments.run import cases, runner
+from experiments.run.config import complete
 
 REDO = {"redo": {"method": "redo", "redo_threshold": 0.9, "redo_every": 10}}
 PROBLEMS = {
@@ -59,7 +60,7 @@ def test_a_run_has_no_fault(name, tmp_path):
 @EACH
 def test_no_tracer_leaks(name):
     make_config, module = PROBLEMS[name]
-    config = configuration.complete(make_config())
+    config = complete(make_config())
     with jax.checking_leaks():
         cases.prepare_cases(config, module.make_problem)
 

@@ -6,7 +6,7 @@ import xarray as xr
 
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.engine import runner
+from experiments.run import runner
 
 NUM_SEEDS = 4
 # The 97.5 % quantile of Student's t with 3 degrees of freedom.

@@ -12,7 +12,8 @@ import xarray as xr
 
 from configs import imagenet, methods, pmnist, scr
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
-from experiments.engine import runner
+from experiments.run import runner
+from experiments.run.config import complete
 
 RUNS = Golden("runs", __file__)
 
@@ -33,14 +34,14 @@ METHODS = (
 
 def smoke(presets, **fields):
     """The smoke preset with the fields of these runs, and others."""
-    config = presets.get_config("smoke")
+    config = complete(presets.get_config("smoke"))
     fields = SHORT | fields
     config.update(fields | {name: SOON[name] for name in SOON if name in config})
     return config
 
 
 def all_methods():
-    config = pmnist.get_config("methods")
+    config = complete(pmnist.get_config("methods"))
     size = {"examples_per_task": 6, "measured_examples": 6, "num_tasks": 2}
     network = {"hidden_layers": 1, "hidden_units": 5}
     config.update(SHORT | size | network | SOON)

@@ -10,6 +10,7 @@ from tiny_runs import one_lane
 from cbp_jax import metrics, networks
 from configs import pmnist
 from experiments import permuted_mnist
+from experiments.run.config import complete
 from experiments.streams import permuted_images
 
 
@@ -51,15 +52,15 @@ def test_with_replacement_draws_uniformly():
 @pytest.fixture(scope="module")
 def frozen_task():
     """Task 5 of a learner with step size 0, and what it should have seen."""
-    config = pmnist.get_config("smoke")
+    config = complete(pmnist.get_config("smoke"))
     config.step_size, config.rank_every, config.hidden_layers = 0.0, 5, 2
     config.cases = {"backprop": {"method": "backprop"}}
     problem = permuted_mnist.make_problem(config)
-    settings, key = one_lane(config)
-    state = problem.learner.init(settings, key)
+    hyperparameters, key = one_lane(config)
+    state = problem.learner.init(hyperparameters, key)
     task = jnp.int32(5)
     new_state, measured = jax.jit(
-        lambda state, data: problem.run_task(settings, state, key, task, data)
+        lambda state, data: problem.run_task(hyperparameters, state, key, task, data)
     )(state, problem.data)
 
     pixels, order = draw(config, 0, 5, 64, 1797)

@@ -9,8 +9,9 @@ import xarray as xr
 
 from configs import pmnist, scr
 from experiments import slowly_changing_regression
-from experiments.engine import cases, command_line, configuration, runner
 from experiments.reporting import run_results
+from experiments.run import cases, command_line, runner
+from experiments.run.config import complete, make_cases
 
 MAKE_PROBLEM = slowly_changing_regression.make_problem
 PRESETS = ("default", "figure_b10", "cbp", "adam", "all_bits", "smoke")
@@ -90,16 +91,16 @@ def test_each_activation_learns_as_backprop_by_hand(activation):
     """Forty steps at a large step size, against NumPy in float64."""
     config = tiny_bits(method="backprop", activation=activation, step_size=0.03)
     learner = MAKE_PROBLEM(config).learner
-    settings, key = one_lane(config)
+    hyperparameters, key = one_lane(config)
     bits, targets = draw_bits(config, 0, 1)
     bits = bits[:, :20].astype(np.float32)
 
     def step(state, example):
         bits, target = example
-        state, _, loss = learner.step(settings, state, bits[None], target[None])
+        state, _, loss = learner.step(hyperparameters, state, bits[None], target[None])
         return state, loss
 
-    state = learner.init(settings, key)
+    state = learner.init(hyperparameters, key)
     new_state, losses = jax.jit(lambda *given: jax.lax.scan(step, *given))(
         state, (bits, targets)
     )
@@ -171,8 +172,8 @@ def test_both_problems_state_the_same_fields_of_learner_and_run():
     of_images = {"dataset", "data_dir", "sampling"}
     of_bits = {"num_bits", "slow_bits", "drift", "drift_every"}
     of_bits |= {"target_units", "target_beta"}
-    common = set(pmnist.get_config()) - of_images
-    assert set(scr.get_config()) == common | of_bits
+    common = set(complete(pmnist.get_config())) - of_images
+    assert set(complete(scr.get_config())) == common | of_bits
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -180,8 +181,10 @@ def test_every_preset_is_whole_and_divides_its_examples(preset):
     """At full size and with the preset's own learners, up to compilation."""
     config = scr.get_config(preset)
     prepared = cases.prepare_cases(config, MAKE_PROBLEM)
-    assert [case.name for case in prepared] == list(configuration.make_cases(config))
-    examples = {case.config.num_tasks * case.steps_per_task for case in prepared}
+    assert [case.name for case in prepared] == list(make_cases(config))
+    examples = {
+        case.config.num_tasks * case.updates_per_task_all_lanes for case in prepared
+    }
     lanes = prepared[0].num_lanes
     total = {"all_bits": 1_000_000, "smoke": 400}.get(preset, 3_000_000)
     assert examples == {total * lanes}

@@ -30,19 +30,19 @@ def measured(method, activation="relu"):
         step_size=0.1,
     )
     learner = permuted_mnist.make_problem(config).learner
-    settings, key = one_lane(config)
+    hyperparameters, key = one_lane(config)
 
     @jax.jit
     def train(key):
-        first = learner.init(settings, key)
+        first = learner.init(hyperparameters, key)
 
         def step(state, index):
             image, label = IMAGES[index][None], LABELS[index][None]
-            return learner.step(settings, state, image, label)[0], None
+            return learner.step(hyperparameters, state, image, label)[0], None
 
         state, _ = jax.lax.scan(step, first, jnp.arange(30) % 20)
         before = layer_measures(
-            config, learner, settings, state, IMAGES, LABELS, jnp.int32(0)
+            config, learner, hyperparameters, state, IMAGES, LABELS, jnp.int32(0)
         )
         after = task_measures(learner, first, state)
         return first, state, before, after, learner.unit_ages(state)
@@ -86,7 +86,7 @@ def test_ages_and_resets_are_those_of_the_units(method):
     np.testing.assert_allclose(measures["mean_age"], [*expected, np.nan])
     assert (measures["mean_age"][:2] < 30).all()
     assert ((after["units_reset"][:2] >= 2) & (after["units_reset"][:2] <= 4)).all()
-    counts = [state.num_resets[name] for name in LAYERS[:2]]
+    counts = [state.optimizer_state.num_replaced[name] for name in LAYERS[:2]]
     np.testing.assert_array_equal(after["units_reset"][:2], counts)
 
 
@@ -104,7 +104,8 @@ def test_weight_magnitude_is_the_mean_of_before_and_after():
 def test_only_bounded_activations_saturate():
     measures = measured("backprop")[2]
     assert np.isnan(measures["saturated_units"]).all()
-    for name in ("dead_units", "dormant_units", "effective_rank", "approximate_rank"):
+    units = ("dead_units", "tau_dormant_units")
+    for name in (*units, "effective_rank", "approximate_rank"):
         assert np.isfinite(measures[name][:2]).all(), name
         assert np.isnan(measures[name][2]), name
     saturated = measured("backprop", activation="tanh")[2]["saturated_units"]

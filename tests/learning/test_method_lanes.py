@@ -7,8 +7,7 @@ import pytest
 from tiny_runs import tiny_digits
 
 from experiments import permuted_mnist
-from experiments.engine.configuration import complete, make_cases
-from experiments.engine.lanes import lane_settings, make_grid
+from experiments.run.config import complete, lane_hyperparameters, make_cases, make_grid
 
 KEY = jax.random.key(0)
 # A task is 40 updates.
@@ -46,13 +45,15 @@ def test_every_lane_equals_its_solo_run(method):
     learner = permuted_mnist.make_problem(config).learner
 
     def train(lane):
-        settings = lane_settings(config, lane)
+        hyperparameters = lane_hyperparameters(config, lane)
 
         def step(state, example):
-            state, _, loss = learner.step(settings, state, *example)
+            state, _, loss = learner.step(hyperparameters, state, *example)
             return state, loss
 
-        return jax.lax.scan(step, learner.init(settings, KEY), (IMAGES, LABELS))[1]
+        return jax.lax.scan(step, learner.init(hyperparameters, KEY), (IMAGES, LABELS))[
+            1
+        ]
 
     together = np.asarray(jax.jit(jax.vmap(train))(grid.lanes))
     train = jax.jit(train)

@@ -14,9 +14,12 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.engine import configuration
-from experiments.learning.hyper_parameters import OPTIMIZER_PARAMETERS
-from experiments.learning.methods import HYPER_PARAMETERS, METHODS
+from experiments.learning.methods import (
+    HYPERPARAMETERS,
+    METHODS,
+    OPTIMIZER_HYPERPARAMETERS,
+)
+from experiments.run.config import complete, make_cases
 
 IMAGES = jax.random.uniform(jax.random.key(1), (60, 1, 64))
 LABELS = jnp.arange(60)[:, None] % 10
@@ -27,21 +30,21 @@ def make(method, **overrides):
         overrides
     )
     config = tiny_digits(cases={method: {"method": method} | overrides}, step_size=0.1)
-    return configuration.make_cases(configuration.complete(config))[method]
+    return make_cases(complete(config))[method]
 
 
 def train(config, num_updates=60):
     """Returns the first state and all params, `[updates, ...]`, of the first lane."""
     learner = permuted_mnist.make_problem(config).learner
-    settings, key = one_lane(config)
+    hyperparameters, key = one_lane(config)
 
     @jax.jit
     def run(key, images, labels):
         def step(state, example):
-            state, _, _ = learner.step(settings, state, *example)
+            state, _, _ = learner.step(hyperparameters, state, *example)
             return state, state
 
-        first = learner.init(settings, key)
+        first = learner.init(hyperparameters, key)
         return first, jax.lax.scan(step, first, (images, labels))[1]
 
     return run(key, IMAGES[:num_updates], LABELS[:num_updates])
@@ -52,26 +55,26 @@ def backprop():
     return train(make("backprop"))[1].params
 
 
-@pytest.mark.parametrize("name", HYPER_PARAMETERS)
+@pytest.mark.parametrize("name", HYPERPARAMETERS)
 def test_defaults_and_off_values_are_in_range(name):
-    parameter = HYPER_PARAMETERS[name]
+    parameter = HYPERPARAMETERS[name]
     parameter.range.check(name, parameter.default)
     if parameter.off is not None and not math.isinf(parameter.off):
         parameter.range.check(name, parameter.off)
     assert parameter.meaning
 
 
-def test_no_two_methods_share_a_hyper_parameter_that_means_something_else():
+def test_no_two_methods_share_a_hyperparameter_that_means_something_else():
     for method in METHODS.values():
-        for name, parameter in method.hyper_parameters.items():
-            assert HYPER_PARAMETERS[name] == parameter
-            assert name not in OPTIMIZER_PARAMETERS
+        for name, parameter in method.hyperparameters.items():
+            assert HYPERPARAMETERS[name] == parameter
+            assert name not in OPTIMIZER_HYPERPARAMETERS
 
 
 HAVE_OFF = [
     name
     for name, method in METHODS.items()
-    if any(one.off is not None for one in method.hyper_parameters.values())
+    if any(one.off is not None for one in method.hyperparameters.values())
 ]
 
 
@@ -79,7 +82,7 @@ HAVE_OFF = [
 def test_off_is_backprop_bit_for_bit(name):
     off = {
         name: parameter.off
-        for name, parameter in METHODS[name].hyper_parameters.items()
+        for name, parameter in METHODS[name].hyperparameters.items()
         if parameter.off is not None
     }
     _, states = train(make(name, **off))
@@ -219,17 +222,17 @@ def test_norms_of_kernels_stay_where_they_began():
         np.testing.assert_allclose(norms, wanted, rtol=1e-5)
 
 
-def test_a_config_has_the_hyper_parameters_of_its_cases_and_no_others():
-    default = pmnist.get_config()
+def test_a_config_has_the_hyperparameters_of_its_cases_and_no_others():
+    default = complete(pmnist.get_config())
     assert "replacement_rate" in default
     for name in ("redo_threshold", "shrink", "online_norm_forward_decay"):
         assert name not in default
         assert name not in default.sweep
-    everything = pmnist.get_config("methods")
-    assert set(HYPER_PARAMETERS) == set(everything.sweep)
+    everything = complete(pmnist.get_config("methods"))
+    assert set(HYPERPARAMETERS) == set(everything.sweep)
     assert (
         everything.redo_threshold
-        == METHODS["redo"].hyper_parameters["redo_threshold"].default
+        == METHODS["redo"].hyperparameters["redo_threshold"].default
     )
 
 
@@ -249,11 +252,11 @@ def test_every_method_and_normalization_is_a_case_of_the_preset():
 def test_mini_batches_average_their_gradients():
     config = make("backprop", batch_size=4)
     problem = permuted_mnist.make_problem(config)
-    assert problem.steps_per_task == 10
-    settings, key = one_lane(config)
-    state = problem.learner.init(settings, key)
+    assert problem.updates_per_task == 10
+    hyperparameters, key = one_lane(config)
+    state = problem.learner.init(hyperparameters, key)
     images, labels = IMAGES[:4, 0], LABELS[:4, 0]
-    after, _, _ = problem.learner.step(settings, state, images, labels)
+    after, _, _ = problem.learner.step(hyperparameters, state, images, labels)
     network = permuted_mnist.make_mlp(config, 10)
 
     def loss(params):

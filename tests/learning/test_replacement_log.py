@@ -10,18 +10,19 @@ import pytest
 from tiny_runs import one_lane, tiny_digits
 
 from experiments import permuted_mnist
-from experiments.engine import runner
-from experiments.engine.log_file import LogFile
 from experiments.learning import replacement_log
 from experiments.learning.replacement_log import empty_log
 from experiments.reporting import (
     comparison,
+    files,
     plots,
-    statistics,
+    run_results,
     survival,
     tables,
     trials,
 )
+from experiments.run import runner
+from experiments.run.logs import LogFile
 
 ONLY_CONTINUAL = {"continual_backprop": {"method": "continual_backprop"}}
 
@@ -42,13 +43,13 @@ def stepped():
     """Forty steps of one learner: log after the last, states before and after each."""
     config = log_config(replacement_log=100)
     learner = permuted_mnist.make_problem(config).learner
-    settings, key = one_lane(config)
-    state = learner.init(settings, key)
+    hyperparameters, key = one_lane(config)
+    state = learner.init(hyperparameters, key)
     images = jax.random.uniform(key, (40, 1, 64))
 
     def step(state, image):
         before = state.optimizer_state
-        state, _, _ = learner.step(settings, state, image, jnp.zeros(1, int))
+        state, _, _ = learner.step(hyperparameters, state, image, jnp.zeros(1, int))
         return state, (before, state.optimizer_state)
 
     state, states = jax.jit(lambda state: jax.lax.scan(step, state, images))(state)
@@ -80,11 +81,13 @@ def test_the_log_holds_every_replacement_with_its_age_and_utility(stepped):
 
 def test_a_full_log_keeps_the_first_events_and_counts_the_rest(stepped):
     full, before, after = stepped
-    log, settings = empty_log(2), SimpleNamespace(decay_rate=0.99)
+    log, hyperparameters = empty_log(2), SimpleNamespace(decay_rate=0.99)
     for step in range(40):
         at_step = operator.itemgetter(step)
         states = (jax.tree.map(at_step, states) for states in (before, after))
-        log = replacement_log.record(log, ("dense_0", "dense_1"), settings, *states)
+        log = replacement_log.record(
+            log, ("dense_0", "dense_1"), hyperparameters, *states
+        )
     assert log.count == full.count
     for field in ("step", "layer", "unit", "age"):
         np.testing.assert_array_equal(getattr(log, field), getattr(full, field)[:2])
@@ -104,9 +107,9 @@ def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
     assert {row["layer"] for row in rows} == {"dense_0", "dense_1"}
     assert all(5 < int(row["age"]) <= 120 for row in rows)
     paths = plots.draw_run(dataset, tmp_path)
-    names = (plots.FIGURE_FILE, survival.FIGURE_FILE)
+    names = (files.LEARNING_FIGURE, files.SURVIVAL_FIGURE)
     assert paths == [tmp_path / "figures" / name for name in names]
-    assert set(names) <= set(plots.FIGURE_FILES)
+    assert set(names) <= set(files.FIGURE_FILES)
 
     lives = survival.read_lives(tmp_path / "replacements.csv", dataset)
     for deaths, alive in lives.values():
@@ -125,7 +128,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
     }
     config.sweep.replacement_rate = (0.1, 0.2, 0.3)
     dataset = runner.run(config, tmp_path, permuted_mnist.make_problem)
-    points = [labels for labels, _ in statistics.settings_of(dataset)]
+    points = [labels for labels, _ in run_results.settings_of(dataset)]
     assert [len(point) for point in points] == [1, 2, 2, 2, 3, 3, 3]
     assert tables.summary_table(dataset).count("\n") == 1 + 7
 
@@ -142,7 +145,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
         # 3 rates x 2 seeds x 5 units x 40 steps.
         assert deaths.sum() + alive.sum() == 3 * 2 * 5 * 40
 
-    choices, _ = comparison.choose_strengths([trials.Run("run", dataset)], None)
+    choices, _ = comparison.choose_settings([trials.Run("run", dataset)], None)
     tried = {choice.method: len(choice.trials) for choice in choices}
     assert tried == {"backprop": 1, "continual_backprop": 3, "random": 3}
     assert not next(one for one in choices if one.method == "backprop").at_edge

@@ -72,3 +72,21 @@ def test_fractions_of_nan_are_nan_and_work_under_jit_and_vmap(fraction):
     batch[1, 0, 0] = np.nan
     result = jax.jit(jax.vmap(fraction))(batch)
     np.testing.assert_array_equal(result, [0.75, np.nan, 1])
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (
+            lambda h: metrics.dead_units(h[0]),
+            r"\[..., samples, units\], got shape \(5,\)",
+        ),
+        (lambda h: metrics.dormant_units(h, 1.5), r"threshold must be in \[0, 1\]"),
+        (lambda h: metrics.saturated_units(h, 1, -1), "low must be below high, got 1"),
+        (lambda h: metrics.stable_rank(h, 99), r"threshold must be in \[0, 1\)"),
+        (lambda h: metrics.approximate_rank(h, 1), r"threshold must be in \[0, 1\)"),
+    ],
+)
+def test_what_would_be_measured_wrongly_is_an_error(measure, message):
+    with pytest.raises(ValueError, match=message):
+        measure(np.ones((3, 5), np.float32))

@@ -11,8 +11,8 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.resets.moments import reset_moments
-from cbp_jax.resets.resolution import resolve_units
+from cbp_jax._trees import reset_moments
+from cbp_jax._units import resolve_units
 
 UNITS = cbp_jax.sequential_units(("dense_0", "head"), bias=None)
 SHAPES = {"dense_0": (3, 4), "head": (4, 2)}
@@ -88,7 +88,7 @@ def every_other_call():
     ],
     ids=lambda value: None,
 )
-@pytest.mark.parametrize("moments", ["zero", "keep"])
+@pytest.mark.parametrize("moments", ["reset", "keep"])
 def test_a_base_that_moves_the_params_now_and_then_is_refused(base, parts, moments):
     message = message_of(base, moments=moments)
     for part in parts:
@@ -186,8 +186,9 @@ def lengths_of_steps(base, keep):
     lengths = []
     for index in range(NUM_UPDATES + NUM_AFTER):
         if index == NUM_UPDATES:
-            groups, mask = resolve_units(UNITS, params), {"dense_0": jnp.arange(4) == 1}
-            state = reset_moments(base, state, params, groups, mask, keep)
+            (group,) = resolve_units(UNITS, params)
+            masks = [(group, jnp.arange(4) == 1)]
+            state = reset_moments(base, state, params, masks, keep)
         grads = jax.tree.map(
             lambda leaf: rng.normal(size=leaf.shape).astype("float32"), params
         )
@@ -263,9 +264,9 @@ def features_of(params):
 @pytest.mark.parametrize(
     ("name", "moments"),
     [
-        ("lbfgs", "zero"),
+        ("lbfgs", "reset"),
         ("lbfgs", "keep"),
-        ("backtracking", "zero"),
+        ("backtracking", "reset"),
         ("unit_counts", "keep"),
     ],
 )
@@ -302,7 +303,7 @@ def test_line_searches_learn_while_units_are_replaced(name, moments):
     base = LINE_SEARCHES[name]
     for state in fresh:
         unit = int(state.replaced["dense_0"][0])
-        if name == "lbfgs" and moments == "zero":
+        if name == "lbfgs" and moments == "reset":
             tiny.assert_equal(state.base_state, base.init(PARAMS))
         elif name == "backtracking":
             moment = state.base_state[0].nu["dense_0"]["kernel"]

@@ -1,12 +1,13 @@
 """A conditional that runs its work only if some lane of a vmap needs it."""
 
+import chex
 import jax
 from jax import lax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cbp_jax.resets.batching import cond_any_lane
+from cbp_jax._xla import cond_any_lane
 
 OPERAND = {"x": jnp.arange(6.0), "y": jnp.arange(6)}
 
@@ -31,22 +32,18 @@ def with_any_lane(operand):
     return cond_any_lane(operand["x"] > 2, work, skip, operand)
 
 
-def check_equal(actual, wanted):
-    jax.tree.map(np.testing.assert_array_equal, actual, wanted)
-
-
 def test_it_is_cond_without_lanes():
     for index in (0, 5):
         operand = jax.tree.map(lambda leaf, index=index: leaf[index], OPERAND)
-        check_equal(with_any_lane(operand), with_cond(operand))
+        chex.assert_trees_all_equal(with_any_lane(operand), with_cond(operand))
 
 
 def test_it_is_cond_under_vmap_and_nested_vmap():
     wanted = jax.vmap(with_cond)(OPERAND)
-    check_equal(jax.jit(jax.vmap(with_any_lane))(OPERAND), wanted)
+    chex.assert_trees_all_equal(jax.jit(jax.vmap(with_any_lane))(OPERAND), wanted)
     rows = jax.tree.map(lambda leaf: leaf.reshape(2, 3), OPERAND)
     nested = jax.jit(jax.vmap(jax.vmap(with_any_lane)))(rows)
-    check_equal(jax.tree.map(jnp.ravel, nested), wanted)
+    chex.assert_trees_all_equal(jax.tree.map(jnp.ravel, nested), wanted)
 
 
 def test_lanes_that_share_an_operand_or_the_predicate():

@@ -6,7 +6,7 @@ import pytest
 from tiny_networks import draw, inputs, relu
 
 from cbp_jax import UnitGroup, check_units
-from cbp_jax.discovery.checking import ALONE
+from cbp_jax._discovery.checking import ALONE
 
 X = inputs(4, 3)
 

@@ -1,5 +1,6 @@
 """Proving by forward passes that units are named rightly, and that they are not."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ import tiny_networks as nets
 from tiny_networks import draw, inputs, relu
 
 from cbp_jax import UnitGroup, check_units, infer_units, sequential_units
-from cbp_jax.discovery.checking import ALONE, TOGETHER
+from cbp_jax._discovery.checking import ALONE, TOGETHER
 from cbp_jax.networks import MLP
 
 X = inputs(4, 3)
@@ -241,7 +242,7 @@ def test_paths_that_do_not_exist_are_refused_as_by_the_transform():
 def test_params_are_left_as_they_are():
     before = jax.tree.map(np.array, nets.CHAIN)
     check_units(nets.chain, nets.CHAIN, (FIRST,), X)
-    jax.tree.map(np.testing.assert_array_equal, nets.CHAIN, before)
+    chex.assert_trees_all_equal(nets.CHAIN, before)
 
 
 def gated(params, x):

@@ -1,5 +1,6 @@
 """Convolution as patches and max-pooling by comparisons, against those of XLA."""
 
+import chex
 from flax import linen as nn
 import jax
 from jax import lax
@@ -7,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cbp_jax.layers import (
+from cbp_jax.networks import (
     CONVOLUTIONS,
+    ConvNet,
     convolution_named,
     max_pool,
     patches_convolution,
 )
-from cbp_jax.networks import ConvNet
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 
@@ -40,12 +41,7 @@ def value_and_gradients(function, *arguments):
 
 
 def assert_same(actual, wanted):
-    assert jax.tree.map(jnp.shape, actual) == jax.tree.map(jnp.shape, wanted)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-12),
-        actual,
-        wanted,
-    )
+    chex.assert_trees_all_close(actual, wanted, rtol=0, atol=1e-12)
 
 
 # Images, kernel, strides, padding and dilation.

@@ -14,7 +14,7 @@ import tiny
 
 import cbp_jax
 from cbp_jax import layers, metrics, networks
-from cbp_jax.averages import average_weight
+from cbp_jax._numbers import average_weight
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cbp_jax import metrics
-from cbp_jax.metrics.decompositions import METHODS
+from cbp_jax.metrics import METHODS
 
 MATRICES = jnp.asarray(np.random.default_rng(0).normal(size=(6, 5, 3)), "f4")
 

@@ -216,7 +216,7 @@ def test_a_utility_is_only_tried_where_it_can_be():
 def test_uncorrected_averages_that_have_hardly_begun_are_warned_of(
     maturity, decay, is_short
 ):
-    options = dict(cbp_jax.recipes.NATURE) | {"key": tiny.KEY}
+    options = dict(cbp_jax.variants.NATURE) | {"key": tiny.KEY}
     options |= {"maturity_threshold": maturity, "decay_rate": decay}
 
     def warned(**changes):

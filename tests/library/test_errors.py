@@ -157,7 +157,7 @@ def test_a_feature_with_another_number_of_positions(shape):
         ({"max_per_step": 0}, ("max_per_step", "at least 1", 0)),
         ({"budget": "poisson"}, ("budget", ["accumulate", "bernoulli"], "'poisson'")),
         ({"count": "mature"}, ("count", ["eligible", "all"], "'mature'")),
-        ({"moments": "one"}, ("moments", ["zero", "keep"], "'one'")),
+        ({"moments": "one"}, ("moments", ["reset", "keep"], "'one'")),
     ],
 )
 def test_an_option_out_of_range_or_unknown(options, parts):

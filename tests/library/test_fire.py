@@ -7,8 +7,8 @@ import optax
 import pytest
 import tiny
 
-from cbp_jax.optimizers.events import at, every
-from cbp_jax.optimizers.fire import fire, orthogonalize
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._fire import fire, orthogonalize
 
 PARAMS = tiny.make_params()
 GRADS = tiny.make_grads(3, PARAMS)

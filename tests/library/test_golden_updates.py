@@ -1,6 +1,7 @@
 """The first updates of every rule and optimizer, see `golden_numbers`."""
 
 from typing import NamedTuple
+import warnings
 
 from golden_numbers import Golden
 import jax
@@ -13,7 +14,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import optimizers, recipes, utility
+from cbp_jax import optimizers, utility, variants
 
 RULES = Golden("rules", __file__)
 OPTIMIZERS = Golden("optimizers", __file__)
@@ -88,15 +89,18 @@ def indices(replaced, age):
 def replace(base=SGD, units=tiny.UNITS, **options):
     """Continual backprop that replaces units from the second update on."""
     numbers = {"replacement_rate": 0.3, "decay_rate": 0.9, "maturity_threshold": 1}
-    return cbp_jax.continual_backprop(base, units, **(numbers | {"key": KEY} | options))
+    options = numbers | {"key": KEY} | options
+    with warnings.catch_warnings():  # Of a low maturity without a correction.
+        warnings.simplefilter("ignore", UserWarning)
+        return cbp_jax.continual_backprop(base, units, **options)
 
 
-def recipe(name):
+def variant(name):
     """A published variant, with numbers that let it replace units at once."""
-    numbers = {"replacement_rate": 0.3, "decay_rate": 0.9, "maturity_threshold": 1}
-    # Without a correction for age no short maturity but 0 makes sense.
-    numbers |= {"maturity_threshold": 0} if name == "NATURE" else {}
-    return replace(**(getattr(recipes, name) | numbers))
+    numbers = {"replacement_rate": 0.3, "maturity_threshold": 1}
+    # Without correction for age a unit must mature for some times 1 / (1 - decay).
+    numbers |= {"decay_rate": 0.0} if name == "NATURE" else {}
+    return replace(**(getattr(variants, name) | numbers))
 
 
 def in_lanes():
@@ -153,7 +157,7 @@ UTILITIES = (
 )
 RULE_CASES = {
     **{
-        f"recipe {name}": recipe(name)
+        f"recipe {name}": variant(name)
         for name in ("PREPRINT", "NATURE", "RELEASED_MLP", "RELEASED_CONV")
     },
     **{
@@ -169,10 +173,7 @@ RULE_CASES = {
     "one unit at most": replace(replacement_rate=0.9, max_per_step=1),
     "every unit at every update": replace(replacement_rate=1.0, maturity_threshold=0),
     "not corrected for age": replace(
-        bias_correction=False,
-        maturity_threshold=0,
-        replacement_rate=0.6,
-        max_per_step=2,
+        bias_correction=False, decay_rate=0.0, replacement_rate=0.6, max_per_step=2
     ),
     "rate by a schedule": replace(
         replacement_rate=lambda count: jnp.where(count < 2, 0.0, 0.5), max_per_step=2

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.rules import low_utility
+from cbp_jax import _continual_backprop
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
@@ -230,7 +230,7 @@ def test_transfer_mean_keeps_the_mean_output_of_the_consumers(layout):
             name,
             age=[5] * len(mean),
             mean_activation=mean * (1 - DECAY**5),
-            budget=int(0.95 * (1 << low_utility.BUDGET_BITS)),
+            budget=int(0.95 * (1 << _continual_backprop.BUDGET_BITS)),
         )
     new, state = tiny.still_step(tx)(params, state, features)
     if layout == "oi":

@@ -8,9 +8,9 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.optimizers.events import at, every
-from cbp_jax.optimizers.hare_and_tortoise import hare_and_tortoise, slow_params
-from cbp_jax.optimizers.resets_at_events import reset_optimizer_at
+from cbp_jax.optimizers._events import at, every
+from cbp_jax.optimizers._hare_and_tortoise import hare_and_tortoise, slow_params
+from cbp_jax.optimizers._resets_at_events import reset_optimizer_at
 
 NUM_STEPS = 5
 PARAMS = tiny.make_params()

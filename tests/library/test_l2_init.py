@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.optimizers.l2_init import l2_init
+from cbp_jax.optimizers._l2_init import l2_init
 
 NUM_STEPS = 3
 PARAMS = tiny.make_params()

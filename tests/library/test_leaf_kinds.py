@@ -11,7 +11,7 @@ import tiny
 
 import cbp_jax
 from cbp_jax import optimizers
-from cbp_jax.resets.leaves import leaf_paths
+from cbp_jax._units import leaf_paths
 
 IMAGES = jnp.ones((2, 4, 4, 3))
 

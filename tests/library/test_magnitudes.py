@@ -6,7 +6,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 import pytest
 
-from cbp_jax.resets.magnitudes import sum_magnitudes
+from cbp_jax._xla import sum_magnitudes
 
 # Axes that each number of neighbors divides and that none divides, leaves on both sides
 # of what counts as small, and one of four axes.

@@ -7,7 +7,7 @@ import optax
 import pytest
 import tiny
 
-from cbp_jax.optimizers.norm_projection import project_norms
+from cbp_jax.optimizers._norm_projection import project_norms
 
 NUM_STEPS = 3
 PARAMS = tiny.make_conv_params()

@@ -20,8 +20,8 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.resets.moments import reset_moments
-from cbp_jax.resets.resolution import resolve_units
+from cbp_jax._trees import reset_moments
+from cbp_jax._units import resolve_units
 
 # There is much to compile here and next to nothing to run.
 fast_jit = functools.partial(
@@ -109,7 +109,7 @@ def test_off_is_the_base_optimizer_bit_for_bit(name):
 
 @NAMES
 def test_lanes_are_solo_runs(name):
-    """Lanes differ in their hyper-parameters, keys and params."""
+    """Lanes differ in their hyperparameters, keys and params."""
     factors, keys = np.array([1.0, 0.5]), jax.random.split(tiny.KEY)
     numbers = {
         option: jnp.asarray(number * factors, type(number))
@@ -209,10 +209,10 @@ def test_injection_and_multi_steps_act_once_for_two_gradients(name):
 @NAMES
 def test_state_of_reborn_units_is_newborn(name):
     params, _, state = plain_run(name)[-1]
-    tx, groups = make(name), resolve_units(UNITS, PARAMS)
+    tx, (group,) = make(name), resolve_units(UNITS, PARAMS)
     reborn = np.array([True, False, False, True, False, False])
-    masks = {"dense_0": jnp.asarray(reborn)}
-    actual = tiny.by_path(reset_moments(tx, state, params, groups, masks))
+    masks = [(group, jnp.asarray(reborn))]
+    actual = tiny.by_path(reset_moments(tx, state, params, masks))
     old, fresh = (tiny.by_path(tree) for tree in (state, tx.init(params)))
     entries = {
         "dense_0/kernel": np.broadcast_to(reborn, (4, 6)),

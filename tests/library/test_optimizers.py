@@ -10,8 +10,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax import optimizers
-from cbp_jax.rules import low_utility
+from cbp_jax import _continual_backprop, optimizers
 
 B1, B2 = 0.9, 0.999
 PARAMS = tiny.make_params()
@@ -199,7 +198,7 @@ def first_step_of_a_reborn_unit(base):
         return tx.update(grads, state, params, features=features)
 
     state = tx.init(PARAMS)
-    owed = int(0.9 * (1 << low_utility.BUDGET_BITS))
+    owed = int(0.9 * (1 << _continual_backprop.BUDGET_BITS))
     state = tiny.with_units(state, "dense_0", age=[2000] * 6, budget=owed)
     # The optimizer has taken 2000 steps as well; its scalars are its count.
     base_state = jax.tree.map(

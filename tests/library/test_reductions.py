@@ -11,13 +11,13 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.rules import low_utility
+from cbp_jax import _continual_backprop
 
 pytestmark = pytest.mark.usefixtures("strict_dtype_promotion")
 
 PARAMS = tiny.make_params()
 FEATURES = tiny.at(tiny.make_features(), 0)
-BUDGET_ONE = 1 << low_utility.BUDGET_BITS
+BUDGET_ONE = 1 << _continual_backprop.BUDGET_BITS
 
 
 def make(base=None, units=tiny.UNITS, **options):
@@ -163,7 +163,7 @@ def test_the_budget_is_exact_over_a_million_steps(amount, wanted):
 
     def step(carry, _):
         budget, total = carry
-        due, budget = low_utility.accrue_budget(
+        due, budget = _continual_backprop.accrue_budget(
             budget, jnp.float32(amount), "accumulate", tiny.KEY
         )
         return (budget, total + due), None
@@ -179,7 +179,7 @@ def test_a_bernoulli_budget_is_right_on_average(amount):
     num_steps = 40_000
     keys = jax.random.split(tiny.KEY, num_steps)
     due, budget = jax.vmap(
-        lambda key: low_utility.accrue_budget(
+        lambda key: _continual_backprop.accrue_budget(
             jnp.int32(0), jnp.float32(amount), "bernoulli", key
         )
     )(keys)

@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 import cbp_jax
-from cbp_jax.rules import self_normalized_resets as snr
+from cbp_jax import _self_normalized_resets as snr
 
 PARAMS = tiny.make_params()
 

@@ -202,7 +202,7 @@ def test_conv_trace():
     tx = cbp_jax.continual_backprop(
         optax.sgd(config["step_size"], momentum=config["momentum"]),
         groups,
-        **cbp_jax.recipes.RELEASED_CONV
+        **cbp_jax.variants.RELEASED_CONV
         | {
             "replacement_rate": config["replacement_rate"],
             "decay_rate": config["decay_rate"],

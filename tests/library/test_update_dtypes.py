@@ -12,7 +12,7 @@ import tiny
 
 import cbp_jax
 from cbp_jax import optimizers
-from cbp_jax.optimizers.fire import orthogonalize
+from cbp_jax.optimizers._fire import orthogonalize
 
 # There is much to compile here and next to nothing to run.
 fast_jit = functools.partial(

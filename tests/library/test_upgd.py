@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tiny
 
-from cbp_jax.optimizers.upgd import upgd
+from cbp_jax.optimizers._upgd import upgd
 
 NUM_STEPS = 4
 RATE, DECAY, NOISE, SHRINK = 0.1, 0.9, 0.5, 0.2

@@ -20,14 +20,29 @@ FEATURES = tiny.at(tiny.make_features(), 0)
 
 def measurements(positions):
     rng = np.random.default_rng(0)
-    return utility.UnitMeasurements(
+    return cbp_jax.Measurements(
         activation=rng.normal(size=(BATCH, positions, NUM_UNITS)),
         mean_activation=rng.normal(size=NUM_UNITS),
         incoming_magnitude=rng.uniform(0.5, 2, NUM_UNITS),
         outgoing_magnitude=rng.uniform(0.5, 2, (positions, NUM_UNITS)),
         age=np.arange(1, NUM_UNITS + 1),
+        count=np.asarray(NUM_UNITS),
         key=tiny.FAST_KEY,
     )
+
+
+def test_measurements_of_other_shapes_are_errors():
+    """All would broadcast, to a wrong utility."""
+    m = measurements(positions=2)
+    for wrong in (
+        {"mean_activation": m.activation},
+        {"outgoing_magnitude": m.outgoing_magnitude[0]},
+        {"activation": m.activation[0]},
+    ):
+        with pytest.raises(AssertionError, match="rank|shape"):
+            utility.overall(m._replace(**wrong))
+    with pytest.raises(ValueError, match="no mean_activation"):
+        utility.overall(m._replace(mean_activation=None))
 
 
 def formulas(m):

@@ -8,7 +8,7 @@ import optax
 import pytest
 import tiny
 
-from cbp_jax.optimizers.weight_clipping import clip_weights, uniform_fan_in_bound
+from cbp_jax.optimizers._weight_clipping import clip_weights, uniform_fan_in_bound
 
 NUM_STEPS = 3
 PARAMS = tiny.make_conv_params()

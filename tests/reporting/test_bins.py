@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 from tiny_runs import make_case
 
-from experiments.reporting import bins, panels, plots, run_results, tables
+from experiments.reporting import plots, run_results, statistics, tables
 
 
 def test_bins_average_whole_tasks_and_the_last_has_what_is_left():
     curves = np.array([[1.0, 3.0, 5.0, 7.0, 10.0], [0.0, np.nan, 1.0, 3.0, 4.0]])
     np.testing.assert_array_equal(
-        bins.in_bins(curves, 2), [[2.0, 6.0, 10.0], [np.nan, 2.0, 4.0]]
+        statistics.in_bins(curves, 2), [[2.0, 6.0, 10.0], [np.nan, 2.0, 4.0]]
     )
-    np.testing.assert_array_equal(bins.in_bins(curves, 1), curves)
-    np.testing.assert_allclose(bins.in_bins(curves, 9)[0], [5.2])
+    np.testing.assert_array_equal(statistics.in_bins(curves, 1), curves)
+    np.testing.assert_allclose(statistics.in_bins(curves, 9)[0], [5.2])
 
 
 def make_results(size, *names, num_tasks=25):
@@ -41,7 +41,8 @@ def test_the_table_is_of_bins():
     assert cells["first 10 tasks, accuracy %"] == "29.50 ± 63.53"
     assert cells["best 10 tasks, accuracy %"] == "47.00 ± 63.53 (tasks 20 to 24)"
     assert cells["last 10 tasks, accuracy %"] == "47.00 ± 63.53"
-    assert "first accuracy %" in tables.summary_table(make_case())
+    alone = run_results.join_cases([make_case()], {})
+    assert "first accuracy %" in tables.summary_table(alone)
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def drawn(monkeypatch):
         kept[path.name] = figure
         return path
 
-    monkeypatch.setattr(panels, "save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return kept
 
 
@@ -111,7 +112,7 @@ def test_a_run_of_linear_models_only_is_drawn_as_any_other(drawn, tmp_path):
 def test_what_is_measured_by_epoch_has_a_dimension_of_its_own():
     accuracy = np.arange(12.0).reshape(2, 2, 3) / 12
     sizes = {"num_weights": [4], "num_units": [0], "num_features": [0]}
-    dataset = run_results.case_dataset(
+    lanes = run_results.case_dataset(
         "backprop",
         {"seed": np.array([5, 6])},
         ["head"],
@@ -122,6 +123,7 @@ def test_what_is_measured_by_epoch_has_a_dimension_of_its_own():
         steps_per_second=1.0,
         lanes_per_block=1,
     )
+    dataset = run_results.join_cases([lanes], {})
     assert dataset.accuracy_by_epoch.dims == ("case", "seed", "task", "epoch")
     assert run_results.swept_names(dataset) == []
     lines = run_results.tidy_csv(dataset).splitlines()

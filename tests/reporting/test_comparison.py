@@ -4,7 +4,7 @@ from made_up_runs import TASKS, diverging, level, make_run
 import numpy as np
 import pytest
 
-from experiments.reporting import choosing, comparison
+from experiments.reporting import comparison
 
 # Levels of eight seeds, the streams, which all methods share; the first three choose.
 STREAMS = np.array([0.0, 0.06, 0.02, 0.05, 0.01, 0.03, 0.08, 0.04])
@@ -12,7 +12,7 @@ JUDGING = STREAMS[3:]
 
 
 def methods(**extra):
-    """Known order: good (best strength 0.1), backprop, bad."""
+    """Known order: good (best setting 0.1), backprop, bad."""
     random = np.random.default_rng(0)
 
     def near(mean):
@@ -36,7 +36,7 @@ def verdict(compared, method, score="all_tasks"):
 def test_the_best_strength_is_chosen_and_judged_on_the_other_seeds():
     made = methods()
     compared = compare(make_run(made, range(8)))
-    chosen = {one.method: one.trial.strength for one in compared.choices}
+    chosen = {one.method: one.trial.setting for one in compared.choices}
     assert chosen == {
         "backprop": {},
         "good": {"weight_decay": 0.1},
@@ -60,7 +60,7 @@ def test_the_best_strength_is_chosen_and_judged_on_the_other_seeds():
 
 def test_an_error_is_better_the_smaller_it_is():
     compared = compare(make_run(methods(), range(8), score="error"))
-    chosen = {one.method: one.trial.strength for one in compared.choices}
+    chosen = {one.method: one.trial.setting for one in compared.choices}
     assert chosen["good"] == {"weight_decay": 1.0}
     assert [one.method for one in compared.verdicts["all_tasks"]] == [
         *("bad", "good", "backprop")
@@ -123,9 +123,9 @@ def test_a_lane_that_diverged_counts_as_lost_and_is_not_dropped():
     )
     lost = verdict(compared, "late", "lost")
     assert (lost.mean, lost.paired.won) == (pytest.approx(1 / 5), 0.4)
-    # One of three tuning seeds lost costs a strength its lead.
+    # One of three tuning seeds lost costs a setting its lead.
     (early,) = [one for one in compared.choices if one.method == "early"]
-    assert (early.trial.strength, early.num_lost) == ({"weight_decay": 0.1}, [0, 1])
+    assert (early.trial.setting, early.num_lost) == ({"weight_decay": 0.1}, [0, 1])
     assert any("late 1 of 5" in warning for warning in compared.warnings)
 
 
@@ -148,8 +148,8 @@ def test_an_error_that_diverged_is_infinite_and_ranks_last():
     assert np.isnan([l2.paired.low, l2.paired.high]).all()
     # Of 0.11, 0.13, 0.15, 0.18 and infinity one is cut at each end.
     assert l2.interquartile_mean == pytest.approx((0.13 + 0.15 + 0.18) / 3)
-    # All strengths lost a tuning seed: the fewest, then the least error of the others.
-    assert compared.choices[2].trial.strength == {"weight_decay": 0.1}
+    # All settings lost a tuning seed: the fewest, then the least error of the others.
+    assert compared.choices[2].trial.setting == {"weight_decay": 0.1}
 
 
 def test_points_that_only_other_cases_have_are_no_trials():
@@ -177,7 +177,7 @@ def test_unequal_tuning_is_named():
     compared = compare(make_run(methods(), range(8)))
     (warning,) = [one for one in compared.warnings if "Unequal" in one]
     assert "most methods tried 3 strengths, but backprop 1." in warning
-    assert choosing.usual_trials(compared.choices) == 3
+    assert comparison.usual_trials(compared.choices) == 3
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from experiments.reporting import comparison, comparison_figure, panels
-from experiments.reporting.comparison_tables import (
+from experiments.reporting import comparison, comparison_output, plots
+from experiments.reporting.comparison_output import (
     choice_table,
     flags,
     markdown,
@@ -98,9 +98,9 @@ def test_the_text_says_who_judged_what_was_marked_and_what_is_doubtful():
     assert "Methods are judged on 6 seeds (2 to 7) and 20 tasks." in text
     assert "| weight_decay 0.2 † |" in text
     assert "* Unequal tuning: most methods tried 2 strengths, but backprop 1." in text
-    strengths = read_tables(text)["Strengths"]
-    assert list(strengths["trials"]) == ["1*", "2", "2"]
-    assert list(strengths["tried"]) == ["", *["weight_decay 0.1, 0.2"] * 2]
+    settings = read_tables(text)["Strengths"]
+    assert list(settings["trials"]) == ["1*", "2", "2"]
+    assert list(settings["tried"]) == ["", *["weight_decay 0.1, 0.2"] * 2]
     alone = comparison.compare(
         [make_run({m: {0: level(LEVELS)} for m in ("backprop", "l2")}, range(8))],
         *((), None, "backprop", 0),
@@ -132,13 +132,13 @@ def test_flags_leave_a_run_the_chosen_strengths():
 def drawn(monkeypatch):
     """The figures that were drawn, kept open."""
     kept = []
-    monkeypatch.setattr(panels, "save", lambda figure, path: kept.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, path: kept.append(figure))
     return kept
 
 
 def test_differences_are_drawn_in_order_with_their_intervals(drawn, tmp_path):
     outcome = compared("error", better={0.1: level(0.2 + LEVELS)})
-    comparison_figure.draw_differences(outcome, tmp_path)
+    comparison_output.draw_differences(outcome, tmp_path)
     first = drawn[0].axes[0]
     names = [label.get_text().strip() for label in first.get_yticklabels()]
     assert names == ["better", "L2 †", "Adam †"]
@@ -152,7 +152,7 @@ def test_differences_are_drawn_in_order_with_their_intervals(drawn, tmp_path):
 
 def test_curves_of_the_chosen_strengths_count_what_diverged(drawn, tmp_path):
     broken = {0.1: diverging(level(0.7 + LEVELS), 4, 10)}
-    comparison_figure.draw_curves(compared(broken=broken), tmp_path)
+    comparison_output.draw_curves(compared(broken=broken), tmp_path)
     accuracy, dead_units = drawn[0].axes
     assert [line.get_label() for line in accuracy.lines] == [
         *("backprop", "L2", "Adam", "broken")
@@ -163,7 +163,7 @@ def test_curves_of_the_chosen_strengths_count_what_diverged(drawn, tmp_path):
         curve[9:11], 100 * np.array([rest.sum() + 0.71, rest.sum()]) / 6
     )
     np.testing.assert_allclose(dead_units.lines[0].get_ydata(), 10)
-    comparison_figure.draw_curves(compared("error", broken=broken), tmp_path)
+    comparison_output.draw_curves(compared("error", broken=broken), tmp_path)
     assert (
         len(drawn[1].axes[0].lines[3].get_ydata()) == 10
     )  # Up to the first that does.
@@ -171,6 +171,6 @@ def test_curves_of_the_chosen_strengths_count_what_diverged(drawn, tmp_path):
 
 def test_both_figures_are_written(tmp_path):
     outcome = compared()
-    for draw in (comparison_figure.draw_differences, comparison_figure.draw_curves):
+    for draw in (comparison_output.draw_differences, comparison_output.draw_curves):
         path = draw(outcome, tmp_path / "new" / "figure.png")
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import make_case
 
 from experiments import figures
-from experiments.reporting import panels, plots, run_results
+from experiments.reporting import plots, run_results
 from experiments.reporting.styles import method_style
 
 
@@ -52,7 +52,7 @@ def drawn(monkeypatch):
         kept.append(figure)
         return path
 
-    monkeypatch.setattr(panels, "save", keep)
+    monkeypatch.setattr(plots, "save", keep)
     return kept
 
 
@@ -208,26 +208,26 @@ def test_few_methods_with_many_strengths_have_a_row_each(drawn, tmp_path):
 
 
 def test_lines_far_above_the_others_leave_the_panel():
-    _, axes = panels.subplots(1, 2, sharey="row")
+    _, axes = plots.subplots(1, 2, sharey="row")
     for axis, top in ((axes[0, 0], 2.0), (axes[0, 0], 4.0), (axes[0, 1], 41.0)):
         axis.plot([0, 1], [1.0, top])
-    panels.cut_outliers(axes[0])
+    plots.cut_outliers(axes[0])
     limits = [axis.get_ylim() for axis in axes[0]]
     np.testing.assert_allclose(limits, [[0.85, 4.15]] * 2)
 
 
 def test_lines_of_the_same_order_of_magnitude_all_stay_in_the_panel():
-    _, axes = panels.subplots(1, 1)
+    _, axes = plots.subplots(1, 1)
     for top in (2.0, 4.0, 39.0):
         axes[0, 0].plot([0, 1], [1.0, top])
-    panels.cut_outliers(axes[0])
+    plots.cut_outliers(axes[0])
     assert axes[0, 0].get_ylim()[1] > 39
 
 
 def test_bands_end_where_values_can_not_be():
-    _, axes = panels.subplots(1, 1)
+    _, axes = plots.subplots(1, 1)
     values = np.array([[0.0, 90.0, 50.0], [10.0, 100.0, 50.0]])
-    panels.draw_curves(
+    plots.draw_curves(
         axes[0, 0], np.arange(3), values, method_style("backprop"), highest=100
     )
     (band,) = axes[0, 0].collections

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.reporting import paired
+from experiments.reporting import comparison
 
 
 def skewed(random, size):
@@ -31,7 +31,7 @@ def test_intervals_cover_the_true_difference(num_seeds, draw, coverage):
     streams = random.normal(0, 10, noise.shape)  # Common to both methods.
     covered = 0
     for stream, one in zip(streams, noise, strict=True):
-        pair = paired.compare(
+        pair = comparison.pair(
             stream + true_difference + one, stream, more_is_better=True, rng_seed=0
         )
         covered += pair.low <= true_difference <= pair.high
@@ -42,43 +42,45 @@ def test_intervals_cover_the_true_difference(num_seeds, draw, coverage):
 def test_with_few_seeds_the_interval_is_that_of_student():
     values = np.array([0.1, 0.3, 0.2, 0.7])
     expected = stats.t.interval(0.95, 3, values.mean(), stats.sem(values))
-    np.testing.assert_allclose(paired.mean_interval(values, 0), expected)
+    np.testing.assert_allclose(comparison.mean_interval(values, 0), expected)
 
 
 def test_the_bootstrap_follows_its_seed_and_never_leaves_the_values():
     values = np.random.default_rng(0).exponential(size=12)
-    first = paired.mean_interval(values, 0)
-    assert paired.mean_interval(values, 0) == first
-    assert paired.mean_interval(values, 1) != first
-    np.testing.assert_allclose(paired.mean_interval(values, 1), first, rtol=0.05)
+    first = comparison.mean_interval(values, 0)
+    assert comparison.mean_interval(values, 0) == first
+    assert comparison.mean_interval(values, 1) != first
+    np.testing.assert_allclose(comparison.mean_interval(values, 1), first, rtol=0.05)
     assert values.min() < first[0] < values.mean() < first[1] < values.max()
     # Not symmetric: it reaches further to the side of the long tail.
     assert first[1] - values.mean() > values.mean() - first[0]
 
 
 def test_equal_scores_have_an_interval_of_no_width():
-    pair = paired.compare(np.full(9, 0.3), np.full(9, 0.3), True, 0)
+    pair = comparison.pair(np.full(9, 0.3), np.full(9, 0.3), True, 0)
     assert pair == (0, 0, 0, 0.5, "undecided")
 
 
 def test_seeds_are_won_by_the_better_and_shared_in_a_tie():
     values, reference = np.array([1.0, 2, 3, 4, 5]), np.array([1.0, 1, 4, 2, 1])
-    assert paired.compare(values, reference, True, 0).won == 0.7
-    assert paired.compare(values, reference, False, 0).won == 0.3
+    assert comparison.pair(values, reference, True, 0).won == 0.7
+    assert comparison.pair(values, reference, False, 0).won == 0.3
 
 
 def test_infinite_scores_tie_with_each_other_and_lose_to_others():
     values, reference = np.array([1.0, np.inf, 3]), np.array([1.0, np.inf, 4])
-    pair = paired.compare(values, reference, False, 0)
+    pair = comparison.pair(values, reference, False, 0)
     assert (pair.difference, pair.won) == (pytest.approx(-1 / 3), pytest.approx(2 / 3))
     assert np.isfinite([pair.low, pair.high]).all()
-    lost = paired.compare(np.array([np.inf, 0]), np.array([1.0, 1]), False, 0)
+    lost = comparison.pair(np.array([np.inf, 0]), np.array([1.0, 1]), False, 0)
     assert (lost.difference, lost.won, lost.verdict) == (np.inf, 0.5, "diverged")
-    both = paired.compare(np.array([np.inf, 0]), np.array([1, np.inf]), False, 0)
+    both = comparison.pair(np.array([np.inf, 0]), np.array([1, np.inf]), False, 0)
     assert np.isnan([both.difference, both.low]).all()
     assert both.verdict == "diverged"
 
 
 def test_the_interquartile_mean_leaves_a_quarter_out_at_each_end():
     values = np.array([100.0, 1, 2, 3, 4, -100, 5, 6, np.inf])
-    assert paired.interquartile_mean(values) == pytest.approx((2 + 3 + 4 + 5 + 6) / 5)
+    assert comparison.interquartile_mean(values) == pytest.approx(
+        (2 + 3 + 4 + 5 + 6) / 5
+    )

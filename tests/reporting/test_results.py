@@ -15,7 +15,7 @@ FULL_DISK = pathlib.Path("/dev/full")
 
 
 def test_values_are_labeled_by_case_sweep_seed_task_and_layer():
-    dataset = make_case()
+    dataset = run_results.join_cases([make_case()], {})
     value = dataset.accuracy.sel(case="backprop", step_size=0.2, seed=5, task=2)
     np.testing.assert_allclose(value, 0.22)
     assert dataset.weight_magnitude.dims == (
@@ -120,7 +120,7 @@ def test_estimate_is_a_student_interval_without_the_diverged():
 
 
 def test_layers_are_averaged_by_their_weights_or_units():
-    dataset = make_case()
+    dataset = run_results.join_cases([make_case()], {})
     np.testing.assert_allclose(
         tables.over_layers(dataset, "weight_magnitude"), (30 * 1 + 10 * 2) / 40
     )
@@ -151,9 +151,8 @@ def test_table_has_a_line_for_each_setting_with_first_best_and_last():
 
 
 def test_table_leaves_out_what_a_linear_model_does_not_have():
-    dataset = make_case()
-    dataset["dead_units"] = dataset.weight_magnitude
-    linear = dataset.assign_coords(case=["linear"])
+    dataset, linear = make_case(), make_case("linear")
+    dataset["dead_units"] = linear["dead_units"] = dataset.weight_magnitude
     linear["num_units"] = 0 * linear.num_units
     table = tables.summary_table(run_results.join_cases([dataset, linear], {}))
     header, *rows = (
@@ -181,11 +180,9 @@ def test_table_of_chosen_tasks_has_standard_errors():
 
 
 def test_diverged_lanes_are_listed_with_seed_and_task():
-    dataset = make_case()
-    dataset["accuracy"].loc[{"step_size": 0.2, "seed": 6, "task": slice(1, None)}] = (
-        np.nan
-    )
-    joined = run_results.join_cases([dataset, make_case("short", 2)], {})
+    joined = run_results.join_cases([make_case(), make_case("short", 2)], {})
+    lane = {"case": "backprop", "step_size": 0.2, "seed": 6, "task": slice(1, None)}
+    joined["accuracy"].loc[lane] = np.nan
     assert tables.diverged_lanes(joined) == [
         "case backprop, step_size 0.2, seed 6: diverged in task 1"
     ]

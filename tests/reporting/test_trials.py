@@ -16,8 +16,8 @@ def compare(runs, tuning_runs=(), tuning_seeds=None):
     return comparison.compare(runs, tuning_runs, tuning_seeds, "backprop", 0)
 
 
-def strengths(base, *values):
-    """Curves of six seeds; each strength is 0.1 better than the one before."""
+def settings(base, *values):
+    """Curves of six seeds; each setting is 0.1 better than the one before."""
     return {value: level(base + 0.1 * i + LEVELS) for i, value in enumerate(values)}
 
 
@@ -29,8 +29,8 @@ def rows(methods, rows):
 
 
 def test_seeds_and_strengths_of_several_runs_unite():
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.4, 0.1, 0.2, 0.3)}
-    weak = {"l2": {0.1: methods["l2"].pop(0.1)}, "adam": strengths(0.3, 0.5)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0.1, 0.2, 0.3)}
+    weak = {"l2": {0.1: methods["l2"].pop(0.1)}, "adam": settings(0.3, 0.5)}
     runs = [
         make_run(rows(methods, [0, 1]), [0, 1], "first"),
         make_run(rows(methods, [2, 3, 4, 5]), range(2, 6), "later"),
@@ -46,7 +46,7 @@ def test_seeds_and_strengths_of_several_runs_unite():
         assert trial.seeds == list(range(6))
     np.testing.assert_allclose(trials[2].scores([4, 1])[:, 0], [0.51, 0.56])
     compared = compare(runs, tuning_seeds=2)
-    assert compared.choices[1].trial.strength == {"weight_decay": 0.3}
+    assert compared.choices[1].trial.setting == {"weight_decay": 0.3}
     assert {one.num_seeds for one in compared.verdicts["all_tasks"]} == {4}
     # Any order of runs leads to the same verdicts.
     assert compare(runs[::-1], tuning_seeds=2).verdicts == compared.verdicts
@@ -60,7 +60,7 @@ def test_of_a_seed_that_two_runs_have_the_first_is_taken():
 
 
 def test_a_tuning_run_chooses_and_another_one_judges():
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.45, 0.1, 0.2)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1, 0.2)}
     tuning = make_run(rows(methods, [0, 1]), [0, 1], "tuning", num_tasks=5)
     tuning = tuning._replace(dataset=tuning.dataset.isel(task=slice(5)))
     # The judging run has no sweep, but the case's own value; its seed 1 has chosen.
@@ -71,21 +71,21 @@ def test_a_tuning_run_chooses_and_another_one_judges():
     judging = judging._replace(dataset=judging.dataset.isel(weight_decay=0, drop=True))
     compared = compare([judging], [tuning])
     assert compared.tuning_seeds == [0, 1]
-    assert compared.choices[1].trial.strength == {"weight_decay": 0.2}
+    assert compared.choices[1].trial.setting == {"weight_decay": 0.2}
     assert compared.judged["l2"].seeds == [2, 3, 4, 5, 6]
     assert compared.verdicts["all_tasks"][0].mean == pytest.approx(
         0.6 + LEVELS[1:].mean()
     )
     # With the first seed alone, the other one is fresh.
     assert compare([judging], [tuning], 1).judged["l2"].seeds == list(range(1, 7))
-    # A method that tried one strength need not be in the tuning run.
+    # A method that tried one setting need not be in the tuning run.
     alone = make_run({"l2": rows(methods, [0, 1])["l2"]}, [0, 1], "tuning")
     assert [len(one.trials) for one in compare([judging], [alone]).choices] == [1, 2]
 
 
 def test_a_chosen_strength_that_was_not_run_is_named():
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.45, 0.1, 0.2)}
-    weak = {"backprop": strengths(0.5, 0), "l2": strengths(0.45, 0.1)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1, 0.2)}
+    weak = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1)}
     with pytest.raises(
         ValueError, match=r"l2 \(weight_decay 0.2\) was chosen .* l2 \(weight_decay 0.1"
     ):
@@ -93,8 +93,8 @@ def test_a_chosen_strength_that_was_not_run_is_named():
 
 
 def test_a_strength_without_some_tuning_seeds_is_named():
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.4, 0.1)}
-    later = {"l2": strengths(0.4, 0.2)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0.1)}
+    later = {"l2": settings(0.4, 0.2)}
     runs = [make_run(methods, range(6)), make_run(later, range(1, 7))]
     pattern = r"l2 \(weight_decay 0.2\) was not run with the seeds 0, by which"
     with pytest.raises(ValueError, match=pattern):
@@ -104,7 +104,7 @@ def test_a_strength_without_some_tuning_seeds_is_named():
 def test_the_best_of_a_grid_of_two_hyper_parameters_has_an_edge_for_each():
     runs = [
         make_run(
-            {"backprop": strengths(base, 0.1, 0.2, 0.3)}, range(6), name, step_size=step
+            {"backprop": settings(base, 0.1, 0.2, 0.3)}, range(6), name, step_size=step
         )
         for name, step, base in (("a", 0.1, 0.2), ("b", 0.2, 0.5), ("c", 0.3, 0.4))
     ]
@@ -112,15 +112,15 @@ def test_the_best_of_a_grid_of_two_hyper_parameters_has_an_edge_for_each():
         fields = json.loads(run.dataset.attrs["config"])
         fields["sweep"]["step_size"] = []  # That it could have been swept.
         run.dataset.attrs["config"] = json.dumps(fields)
-    (choice,), _ = comparison.choose_strengths(runs, 3)
+    (choice,), _ = comparison.choose_settings(runs, 3)
     assert len(choice.trials) == 9
-    assert choice.trial.strength == {"weight_decay": 0.3, "step_size": 0.2}
+    assert choice.trial.setting == {"weight_decay": 0.3, "step_size": 0.2}
     assert choice.at_edge == ["weight_decay"]
 
 
 def test_methods_are_judged_on_the_seeds_that_they_share_with_the_reference():
-    run = make_run({"backprop": strengths(0.5, 0)}, range(6))
-    other = make_run({"l2": strengths(0.45, 0)}, range(2, 8))
+    run = make_run({"backprop": settings(0.5, 0)}, range(6))
+    other = make_run({"l2": settings(0.45, 0)}, range(2, 8))
     compared = compare([run, other], tuning_seeds=0)
     assert compared.judged["l2"].seeds == [2, 3, 4, 5]
     (l2,) = [one for one in compared.verdicts["all_tasks"] if one.method == "l2"]
@@ -142,7 +142,7 @@ def test_methods_are_judged_on_the_seeds_that_they_share_with_the_reference():
     ],
 )
 def test_runs_of_different_streams_or_learners_cannot_be_compared(fields, message):
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.4, 0)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0)}
     first = make_run(methods, range(6), "first")
     second = make_run(methods, range(6), "second", **fields)
     with pytest.raises(ValueError, match=message):
@@ -150,9 +150,9 @@ def test_runs_of_different_streams_or_learners_cannot_be_compared(fields, messag
 
 
 def test_runs_may_differ_in_what_changes_no_result():
-    methods = {"backprop": strengths(0.5, 0)}
+    methods = {"backprop": settings(0.5, 0)}
     first = make_run(methods, range(6), cases={"backprop": {"activation": "tanh"}})
-    other = {"adam": strengths(0.4, 0)}
+    other = {"adam": settings(0.4, 0)}
     adam = {"adam": {"activation": "elu"}}
     check_same_problem(
         [first, make_run(other, range(6), weight_decay=0.3, preset="b", cases=adam)]
@@ -160,7 +160,7 @@ def test_runs_may_differ_in_what_changes_no_result():
 
 
 def test_trials_of_different_lengths_and_cases_without_results_are_refused():
-    methods = {"backprop": strengths(0.5, 0), "l2": strengths(0.4, 0)}
+    methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0)}
     run = make_run(methods, range(6), "run")
     short = make_run({"adam": {0: level(LEVELS, 12)}}, range(6))
     pattern = "adam: 12 tasks, 600 examples; backprop: 20 tasks, 1,000 .*--tuning_run"

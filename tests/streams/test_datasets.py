@@ -1,4 +1,4 @@
-"""Data sets: strict IDX files, digits, and errors that name their cure."""
+"""Data sets: strict IDX files, digits, and errors that name their remedy."""
 
 import gzip
 import subprocess

@@ -7,7 +7,7 @@ import pytest
 from tiny_runs import draw_bits, tiny_bits
 
 from configs import scr
-from experiments.learning.learners import STREAM
+from experiments.learning.keys import STREAM
 from experiments.streams import linear_threshold
 
 

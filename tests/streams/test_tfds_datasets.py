@@ -1,6 +1,7 @@
 """Data sets of TFDS: prepared, to be prepared, damaged, or out of reach."""
 
 import importlib.util
+import json
 from types import SimpleNamespace
 
 import absl.logging
@@ -187,6 +188,21 @@ def test_a_set_of_another_format_can_be_converted_where_it_is(tmp_path):
         "--out_file_format=array_record",
     )
     assert "move that folder away" not in message
+
+
+@needs_cifar100
+def test_a_set_that_was_converted_is_read(tmp_path):
+    """As the command leaves it: the old format is still the first."""
+
+    def edit(text):
+        description = json.loads(text)
+        if "fileFormat" not in description:
+            return text
+        added = {"fileFormat": "tfrecord", "alternativeFileFormats": ["array_record"]}
+        return json.dumps(description | added)
+
+    copy_of_cifar100(tmp_path, edit=edit)
+    assert len(datasets.load("cifar100", tmp_path, "test").images) == 10_000
 
 
 @needs_cifar100

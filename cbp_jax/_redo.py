@@ -1,0 +1,120 @@
+"""ReDo: now and then, all units that are dormant beside their layer.
+
+Shapes: B batch, P positions, N units.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+import optax
+
+from cbp_jax._numbers import check_range, is_known, over_replicas
+from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._types import AxisName
+from cbp_jax._units import UnitGroup, as_groups
+
+_EPSILON = 1e-9
+
+
+class ReDoState(NamedTuple):
+    """What ReDo knows about the units of one group."""
+
+    age: jax.Array  # int32 [N], optimizer updates since birth.
+    total: jax.Array  # [N], sum of mean |h| over the updates since the last look.
+
+
+def redo(
+    base_optimizer: optax.GradientTransformation,
+    units: Sequence[UnitGroup],
+    *,
+    threshold: float | jax.Array = 0.1,
+    reset_every: int | jax.Array = 1000,
+    over_interval: bool = False,
+    between_reset: str = "zero",
+    axis_name: AxisName | None = None,
+    key: jax.Array,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Base optimizer, followed by the recycling of dormant units.
+
+    Every `reset_every` updates the units of a group are compared with each other,
+
+    .. math::
+      s_i = \frac{\overline{|h_i|}}
+        {\frac{1}{N} \sum_j \overline{|h_j|} + 10^{-9}},
+
+    and all with :math:`s_i \le \tau` are reset. In a group that is dead altogether all
+    units are.
+
+    A weight from one reset unit to another becomes 0, as in the authors' code, which
+    draws the incoming weights of all layers and then zeroes the outgoing ones; the
+    paper does not say. A unit that is reset together with all units it reads therefore
+    stays silent until the next look.
+
+    Example::
+
+      tx = cbp_jax.redo(optax.adam(1e-3), units, threshold=0.025, key=key)
+      updates, state = tx.update(grads, state, params, features=features)
+
+    Args:
+      base_optimizer: see `reset_by_rule`.
+      units: see `reset_by_rule`.
+      threshold: :math:`\tau`. 0 resets units that are exactly 0; a negative one none,
+        which is the base optimizer, bit for bit where it is not traced.
+      reset_every: F, updates between two looks.
+      over_interval: take the means of |h| over all examples since the last look, False
+        over the batch of this update, as published. A stream that shows one example at
+        a time needs True.
+      between_reset: see `reset_by_rule`; "fresh" gives weights from one reset unit to
+        another fresh values, as continual backprop does.
+      axis_name: see `continual_backprop`.
+      key: see `reset_by_rule`.
+      **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
+
+    Returns:
+      As `reset_by_rule`; `state.units` holds a `ReDoState` for each group.
+
+    Raises:
+      ValueError: `reset_every` below 1, or as `reset_by_rule`.
+
+    References:
+      Sokar et al., `The dormant neuron phenomenon in deep reinforcement learning
+      <https://arxiv.org/abs/2302.12902>`_, 2023, and its code in Dopamine.
+    """
+    check_range("reset_every", reset_every, 1, math.inf)
+    is_off = is_known(threshold, lambda threshold: threshold < 0)
+
+    def init(num_units: int, dtype: DTypeLike) -> ReDoState:
+        return ReDoState(
+            age=jnp.zeros(num_units, jnp.int32),
+            total=jnp.zeros(num_units, dtype),
+        )
+
+    def update(
+        state: ReDoState, measurements: Measurements
+    ) -> tuple[ReDoState, Choice]:
+        magnitude = over_replicas(
+            jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
+        )
+        interval = jnp.asarray(reset_every).astype(jnp.int32)
+        is_due = (measurements.count + 1) % interval == 0
+        # Of one batch the sum need not be kept.
+        total = state.total + magnitude if over_interval else magnitude
+        # The number of updates in the sum cancels but for the epsilon.
+        mean = total / interval.astype(total.dtype) if over_interval else total
+        score = mean / (jnp.mean(mean) + _EPSILON)
+        state = state._replace(total=jnp.where(is_due | (not over_interval), 0, total))
+        return state, choose_where(is_due & (score <= threshold))
+
+    return reset_by_rule(
+        base_optimizer,
+        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        Rule(init, update),
+        key=key,
+        between_reset=between_reset,
+        **options,
+    )

@@ -1,0 +1,771 @@
+"""The engine: an optax transformation that resets the units that a rule chooses.
+
+An update reads from top to bottom in `reset_by_rule`: the base optimizer's step; then
+measure every group, let its rule choose, draw fresh weights where any unit is due,
+write them into the updates, and reset the moments.
+
+Shapes: B batch (times spatial positions that the consumer does not tell apart),
+P positions (1, except for a convolution that is flattened into a dense layer), N units
+of a group, S stack axes of a group, K units reset at most in one update.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import functools
+import math
+from typing import Any, NamedTuple
+import warnings
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+import optax
+
+from cbp_jax import _bases, _trees
+from cbp_jax._numbers import (
+    at_least_float32,
+    check_choice,
+    check_numbers,
+    key_bits,
+    key_of,
+    lead_to,
+    widen,
+)
+from cbp_jax._types import Initializer, PyTree
+from cbp_jax._units import (
+    COLLECTION,
+    ResolvedGroup,
+    UnitAxes,
+    UnitGroup,
+    as_groups,
+    resolve_units,
+)
+from cbp_jax._xla import cond_any_lane, in_auto_mode, one_by_one_on_cpu
+from cbp_jax.initializers import draws_unit_by_unit, kaiming_uniform
+
+# Purposes of the random numbers derived from the state's key.
+_NEXT_KEY, _FRESH_WEIGHTS, _THIS_UPDATE = range(3)
+
+
+class Measurements(NamedTuple):
+    """What a rule or a utility may look at, all of the floating dtype of the state.
+
+    What is not used is not computed under `jit`.
+    """
+
+    activation: jax.Array  # [B, P, N], from before the optimizer step.
+    incoming_magnitude: jax.Array  # [N], mean |w| into the unit, after the step.
+    outgoing_magnitude: jax.Array  # [P, N], mean |w| out of the unit, after the step.
+    age: jax.Array  # int32 [N], optimizer updates since birth, this one included.
+    count: jax.Array  # int32 scalar, optimizer updates before this one.
+    key: jax.Array  # A key of this update and group.
+    # [N], running average corrected for the unit's age; None where a rule keeps none.
+    mean_activation: jax.Array | None = None
+
+
+class Choice(NamedTuple):
+    """Which units to reset: the `number` of the lowest `score`, of equals the first."""
+
+    # Floating [N], the highest for units that must stay, as those of NaN do: +inf, or
+    # under `jax_debug_infs`, which takes it for a fault, the largest finite number.
+    score: jax.Array
+    number: jax.Array  # int32 scalar, at most the units that may go; 0 for none.
+    mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
+
+
+class Rule(NamedTuple):
+    """A rule of one group: two pure functions.
+
+    Attributes:
+      init: `(num_units, dtype) -> state`, a NamedTuple of arrays with a field `age`,
+        int32 [N], which the engine keeps: it grows by one at every update. Fields with
+        a leading axis of N belong to units, and go back to what `init` gives when their
+        unit is reset; all others must be scalars, and stay. `dtype` is floating.
+      update: `(state, measurements) -> (state, choice)`, at every update, the age
+        already grown. The choice is looked at only when its number is not 0.
+      most: `num_units -> K`, a static bound on the units reset in one update, where one
+        is known; None for all N. A choice of more is cut off.
+    """
+
+    init: Callable[[int, DTypeLike], PyTree]
+    update: Callable[[PyTree, Measurements], tuple[PyTree, Choice]]
+    most: Callable[[int], int] | None = None
+
+
+class UnitResetState(NamedTuple):
+    """State of `reset_by_rule`, and so of every rule's transformation."""
+
+    base_state: PyTree  # The base optimizer's state.
+    units: dict[str, PyTree]  # The rule's state of each group, by name.
+    rng_key: jax.Array  # Bits of a key, uint32; others when a unit is reset.
+    replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
+    num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
+    count: jax.Array  # int32 scalar, updates since `init`.
+
+
+def choose_where(mask: jax.Array) -> Choice:
+    """Returns the choice of all units of a mask, bool [N]."""
+    score = jnp.where(mask, 0.0, 1.0)
+    return Choice(score, jnp.sum(mask, dtype=jnp.int32))
+
+
+def reset_by_rule(
+    base_optimizer: optax.GradientTransformation,
+    units: Sequence[UnitGroup],
+    rule: Rule | Callable[[UnitGroup], Rule],
+    *,
+    initializer: Initializer | None = None,
+    key: jax.Array,
+    moments: str = "reset",
+    keep_state: Sequence[str] = (),
+    transfer_mean: bool = False,
+    between_reset: str = "fresh",
+) -> optax.GradientTransformationExtraArgs:
+    """Base optimizer, followed by a reset of the units that a rule chooses.
+
+    At each update, after the base optimizer's step, the rule sees each group's
+    `Measurements` and chooses. A chosen unit's incoming weights are drawn afresh, its
+    biases and outgoing weights become 0, its normalization scale 1 and shift 0, the
+    base optimizer's moments and the rule's own state what they are at birth. All groups
+    are measured first, then rewritten in order.
+
+    The returned updates are those of the base optimizer, except on reset entries, where
+    they lead to the new value. Nothing that scales updates may be chained after it.
+    An update of a narrower dtype than its param is returned in one that holds both, so
+    that gradients of bfloat16 reset params of float32 exactly.
+
+    Args:
+      base_optimizer: an optax transformation that moves the params at every call,
+        since units age at every call. `apply_every`, `MultiSteps`,
+        `conditionally_mask` and the transparent mode of `contrib.sam` are refused, and
+        so is what is seen to do the like in a trial on params of one entry a leaf;
+        `apply_if_finite` is not, whose refused updates count as updates. With `moments`
+        "reset" a base is refused, too, if in such a trial its steps after a reset are
+        more than ten times as long as any before, such as those of `contrib.acprop`,
+        which divides by a moment that is 0 then. The update passes it `features`,
+        `unit_ages` and other extra arguments, see `continual_backprop`.
+      units: groups of hidden units, or the names of a chain's layers, see
+        `sequential_units`.
+      rule: the rule of every group, or a function that gives a group's.
+      initializer: see `continual_backprop`.
+      key: PRNG key of fresh weights and of random choices. Under `vmap` keys of "rbg"
+        make a lane depend on those beside it, see `continual_backprop`.
+      moments: see `continual_backprop`.
+      keep_state: see `continual_backprop`.
+      transfer_mean: see `continual_backprop`; the rule's choices must hold
+        `mean_activation`.
+      between_reset: what a weight from one reset unit to another becomes that is reset
+        in the same update: "fresh" if its reader's group comes later in `units`, as in
+        continual backprop's code, which rewrites layer after layer; or "zero", where
+        all incoming weights are drawn first and all outgoing ones zeroed then.
+
+    Returns:
+      An `optax.GradientTransformationExtraArgs` of state `UnitResetState`. Its update
+      needs `params` and the keyword `features`, see `continual_backprop`.
+
+    Raises:
+      ValueError: as `continual_backprop`; a score, a number or a mean activation of
+        the rule's choice has a wrong shape or dtype, at `update`.
+    """
+    units = as_groups(units)
+    rules = {
+        group.name: rule if isinstance(rule, Rule) else rule(group) for group in units
+    }
+    initializer = kaiming_uniform("relu") if initializer is None else initializer
+    if moments == "zero":
+        warnings.warn(
+            'moments="zero" is now moments="reset".', DeprecationWarning, stacklevel=3
+        )
+        moments = "reset"
+    check_choice("moments", moments, ("reset", "keep"))
+    check_choice("between_reset", between_reset, ("fresh", "zero"))
+    base_optimizer = optax.with_extra_args_support(base_optimizer)
+    accepted = _bases.accepted(base_optimizer, ("features", "unit_ages"))
+
+    def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> PyTree:
+        state = rules[group.name].init(group.num_units, _state_dtype(group, leaves))
+        return jax.tree.map(
+            lambda leaf: jnp.broadcast_to(leaf, (*group.stack, *leaf.shape)), state
+        )
+
+    def init(params: PyTree) -> UnitResetState:
+        if not jax.tree.leaves(params):
+            return placeholder(params)
+        groups, leaves = resolve_units(units, params), jax.tree.leaves(params)
+        for group in groups:
+            if transfer_mean:
+                _check_transferable(group)
+            if not group.group.frozen:
+                _check_initializer(
+                    group.group.initializer or initializer, group, leaves
+                )
+        if moments == "reset":
+            _trees.check_resettable(base_optimizer, params, keep_state)
+        base_state = base_optimizer.init(params)
+        _bases.check_base(base_optimizer, base_state, params, moments, keep_state)
+        return UnitResetState(
+            base_state=base_state,
+            units={group.name: newborn(group, leaves) for group in groups},
+            rng_key=key_bits(key),
+            replaced={group.name: _no_units(group) for group in groups},
+            num_replaced={
+                group.name: jnp.zeros(group.stack, jnp.int32) for group in groups
+            },
+            count=jnp.zeros((), jnp.int32),
+        )
+
+    def placeholder(params: PyTree) -> UnitResetState:
+        """Returns the state's structure; `optax.tree.map_params` has no params."""
+        none = jnp.zeros((), jnp.int32)
+        return UnitResetState(
+            base_state=base_optimizer.init(params),
+            units={name: rule.init(1, jnp.float32) for name, rule in rules.items()},
+            rng_key=key_bits(key),
+            replaced=dict.fromkeys(rules, none),
+            num_replaced=dict.fromkeys(rules, none),
+            count=none,
+        )
+
+    def update(
+        updates: PyTree,
+        state: UnitResetState,
+        params: PyTree | None = None,
+        *,
+        features: Mapping[str, jax.Array] | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, UnitResetState]:
+        groups, activations = _check_arguments(units, params, features)
+        own_args = {
+            "features": features,
+            "unit_ages": {name: unit.age for name, unit in state.units.items()},
+        }
+        if "value_fn" in extra_args:
+            value_fn = _bases.tolerant(extra_args["value_fn"], list(own_args))
+            extra_args = extra_args | {"value_fn": value_fn}
+        taken = {name: own_args[name] for name in own_args if name in accepted}
+        updates, base_state = base_optimizer.update(
+            updates, state.base_state, params, **taken, **extra_args
+        )
+        stepped = updates, state._replace(base_state=base_state)
+        return in_auto_mode(functools.partial(reset, groups), stepped)(
+            *stepped, params, activations
+        )
+
+    def reset(
+        groups: Sequence[ResolvedGroup],
+        updates: PyTree,
+        state: UnitResetState,
+        params: PyTree,
+        activations: Mapping[str, jax.Array],
+    ) -> tuple[PyTree, UnitResetState]:
+        """Resets what the rules choose, after the base optimizer's step."""
+        leaves, treedef = jax.tree.flatten(params)
+        new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
+        rng_key = key_of(state.rng_key, key)
+        update_key = jax.random.fold_in(rng_key, _THIS_UPDATE)
+        update_key = jax.random.fold_in(update_key, state.count)
+
+        # Measure every group, then let its rule choose.
+        unit_states, choices = {}, {}
+        for index, group in enumerate(groups):
+            unit_state = state.units[group.name]
+            unit_state = unit_state._replace(age=optax.safe_increment(unit_state.age))
+            measured = Measurements(
+                activation=_activations(
+                    group, activations[group.name], _state_dtype(group, leaves)
+                ),
+                incoming_magnitude=_mean_magnitude(group, group.incoming, new_leaves)[
+                    ..., 0, :
+                ],
+                outgoing_magnitude=_mean_magnitude(group, group.outgoing, new_leaves),
+                age=unit_state.age,
+                count=jnp.broadcast_to(state.count, group.stack),
+                key=_slice_keys(jax.random.fold_in(update_key, index), group.stack),
+            )
+            choose = _over_stack(rules[group.name].update, group)
+            unit_states[group.name], choices[group.name] = choose(unit_state, measured)
+            _check_choice(group, choices[group.name], transfer_mean)
+
+        # Draw fresh weights, only when any unit is due.
+        # Left out altogether, a frozen group is the base optimizer's to the last bit:
+        # even a select that takes every update changes how XLA rounds `p + update`.
+        live = [group for group in groups if not group.group.frozen]
+        drawn, rng_key, num_replaced = _draw_if_due(
+            groups, rules, initializer, choices, rng_key, state.num_replaced, leaves
+        )
+
+        # Write them into the updates.
+        update_leaves = treedef.flatten_up_to(updates)
+        entries = []  # To reset: axes, mask, value.
+        for group in live:
+            found = drawn[group.name]
+            if transfer_mean:
+                update_leaves = _transfer_means(
+                    group,
+                    jnp.where(found.mask, choices[group.name].mean_activation, 0),
+                    new_leaves,
+                    update_leaves,
+                )
+            fresh = _lay_columns(group, rules[group.name], found)
+            for axes, value in zip(group.all_axes, group.values(fresh), strict=True):
+                entries.append((axes, found.mask, value))
+            unit_states[group.name] = _reborn(
+                unit_states[group.name], newborn(group, leaves), found.mask
+            )
+        if between_reset == "zero":
+            # Outgoing weights last, whatever their group.
+            entries.sort(key=lambda entry: bool(entry[0].outputs))
+        for axes, mask, value in entries:
+            old = leaves[axes.leaf]
+            # A select is fused into the update and costs no pass over memory; a scatter
+            # would have to write the updates out first.
+            update_leaves[axes.leaf] = lead_to(
+                jnp.asarray(value, old.dtype),
+                axes.spread(mask),
+                update_leaves[axes.leaf],
+                old,
+            )
+        updates = treedef.unflatten(update_leaves)
+
+        # Reset the moments.
+        masks = [(group, drawn[group.name].mask) for group in live]
+        base_state = _trees.forget_loss(state.base_state, masks)
+        if moments == "reset":
+            base_state = _trees.reset_moments(
+                base_optimizer,
+                base_state,
+                optax.apply_updates(params, updates),
+                masks,
+                keep_state,
+            )
+        return updates, UnitResetState(
+            base_state=base_state,
+            units=unit_states,
+            rng_key=key_bits(rng_key),
+            replaced={
+                group.name: _no_units(group)
+                if group.group.frozen
+                else drawn[group.name].units
+                for group in groups
+            },
+            num_replaced=num_replaced,
+            count=optax.safe_increment(state.count),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+# Measuring.
+
+
+def _state_dtype(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> DTypeLike:
+    """Returns the floating dtype of a group's measurements and of its rule's state."""
+    return at_least_float32(leaves[group.incoming[0].leaf].dtype)
+
+
+def _activations(
+    group: ResolvedGroup, feature: jax.Array, dtype: DTypeLike
+) -> jax.Array:
+    """Brings a feature `[*S, batch, ..., N]` into the form [*S, B, P, N]."""
+    shape, stack, units = jnp.shape(feature), len(group.stack), len(group.sizes)
+    name = f"Feature {group.name!r} has shape {shape}"
+    if shape[len(shape) - units :] != group.sizes:
+        raise ValueError(
+            f"{name}; its last {units} axes must be the units of the group, "
+            f"{group.sizes}."
+            if units > 1
+            else f"{name}; its last axis must be the {group.num_units} units of the "
+            "group."
+        )
+    if shape[:stack] != group.stack:
+        raise ValueError(
+            f"{name}; its first axes must be the stack axes of the group, "
+            f"{group.stack}."
+        )
+    middle = shape[stack : len(shape) - units]
+    is_convolution = any(
+        len(group.sizes) == 1 and axes.num_axes - axes.stack == 4
+        for axes in group.incoming
+    )
+    if is_convolution and group.group.spatial_axes is None and len(middle) > 3:
+        raise ValueError(
+            f"{name}, more axes than a two-dimensional convolution's, for which a "
+            "kernel of four axes is taken. Declare what its axes are: spatial_axes of "
+            "a convolution, stack_axes or unit_axes; see UnitGroup."
+        )
+    if group.positions > 1 and math.prod(middle[1:]) != group.positions:
+        raise ValueError(
+            f"{name}, but the kernel that reads it flattens {group.positions} "
+            f"positions of {group.num_units} units. Pass the activations that are "
+            "flattened (after pooling) as [batch, height, width, units]."
+        )
+    return jnp.asarray(feature, dtype).reshape(
+        *group.stack, -1, group.positions, group.num_units
+    )
+
+
+def _mean_magnitude(
+    group: ResolvedGroup, all_axes: Sequence[UnitAxes], leaves: Sequence[jax.Array]
+) -> jax.Array:
+    """Averages |w| over all weights of a unit in some leaves: [*S, P, N]."""
+    dtype = _state_dtype(group, leaves)
+    total = sum(axes.sum_magnitude(leaves[axes.leaf], dtype) for axes in all_axes)
+    num_units = math.prod(group.stack) * group.num_units
+    weights = sum(
+        leaves[axes.leaf].size // (num_units * axes.positions) for axes in all_axes
+    )
+    return jnp.asarray(total / weights)
+
+
+def _over_stack(
+    function: Callable[..., PyTree], group: ResolvedGroup
+) -> Callable[..., PyTree]:
+    """Lets a function of one slice of a group take arrays with its stack axes."""
+    for _ in group.stack:
+        function = jax.vmap(function)
+    return function
+
+
+def _slice_keys(key: jax.Array, stack: tuple[int, ...]) -> jax.Array:
+    """Returns a key for each slice of a stack: [*S]."""
+    return jax.random.split(key, stack) if stack else key
+
+
+# Drawing.
+
+
+class _Drawn(NamedTuple):
+    """The units of one group that are reset in an update, and their fresh weights."""
+
+    units: jax.Array  # Indices int32 [*S, N], the first K are used, N where none is.
+    mask: jax.Array  # bool [*S, N].
+    # For each incoming leaf the columns of K units, or, where K is N, an array that
+    # broadcasts to the leaf, with fresh weights where the units are.
+    weights: tuple[jax.Array, ...]
+
+
+def _no_units(group: ResolvedGroup) -> jax.Array:
+    """Returns the indices int32 [*S, N] for an update that resets no unit."""
+    return jnp.full((*group.stack, group.num_units), group.num_units, jnp.int32)
+
+
+def _most(rule: Rule, group: ResolvedGroup) -> int:
+    """Returns K, the most units of the group that are reset in one update."""
+    return group.num_units if rule.most is None else rule.most(group.num_units)
+
+
+def _any_due(due: Mapping[str, jax.Array]) -> jax.Array:
+    return functools.reduce(
+        jnp.logical_or, [jnp.any(number > 0) for number in due.values()]
+    )
+
+
+def _draw_if_due(
+    groups: Sequence[ResolvedGroup],
+    rules: Mapping[str, Rule],
+    initializer: Initializer,
+    choices: Mapping[str, Choice],
+    rng_key: jax.Array,
+    num_replaced: Mapping[str, jax.Array],
+    leaves: Sequence[jax.Array],
+) -> tuple[dict[str, _Drawn], jax.Array, dict[str, jax.Array]]:
+    """Turns choices into units and fresh weights, if any unit is due.
+
+    Args:
+      groups: all groups.
+      rules: of each group, by name.
+      initializer: of groups without one of their own.
+      choices: by group name; score [*S, N] and number [*S].
+      rng_key: the state's key.
+      num_replaced: units reset before, by group name.
+      leaves: the params, flattened; only shapes and dtypes matter.
+
+    Returns:
+      What is drawn for each group that is not frozen; the next key, which is the old
+      one if no unit is due, so that a lane does not depend on those beside it; and the
+      units reset so far.
+    """
+    live = {n: group for n, group in enumerate(groups) if not group.group.frozen}
+    if not live:
+        return {}, rng_key, dict(num_replaced)
+    shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+    def work(operand: PyTree) -> PyTree:
+        scores, due, rng_key, num_replaced = operand
+        fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
+        drawn, num_replaced = {}, dict(num_replaced)
+        for index, group in live.items():
+            name = group.name
+            draw_slice = functools.partial(
+                _draw_slice,
+                group,
+                group.group.initializer or initializer,
+                shapes,
+                _most(rules[name], group),
+            )
+            drawn[name] = _over_stack(draw_slice, group)(
+                scores[name],
+                due[name],
+                _slice_keys(jax.random.fold_in(fresh_key, index), group.stack),
+            )
+            number = jnp.sum(drawn[name].mask, axis=-1, dtype=jnp.int32)
+            num_replaced[name] += number
+        next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
+        return drawn, jnp.where(_any_due(due), next_key, rng_key), num_replaced
+
+    def skip(operand: PyTree) -> PyTree:
+        _, _, rng_key, num_replaced = operand
+        drawn, _, _ = jax.eval_shape(work, operand)
+        drawn = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
+        for group in live.values():
+            drawn[group.name] = drawn[group.name]._replace(units=_no_units(group))
+        return drawn, rng_key, dict(num_replaced)
+
+    scores = {group.name: choices[group.name].score for group in live.values()}
+    due = {group.name: choices[group.name].number for group in live.values()}
+    operand = scores, due, rng_key, dict(num_replaced)
+    return cond_any_lane(_any_due(due), work, skip, operand)
+
+
+def _draw_slice(
+    group: ResolvedGroup,
+    initializer: Initializer,
+    shapes: Sequence[tuple[tuple[int, ...], DTypeLike]],
+    most: int,
+    score: jax.Array,
+    number: jax.Array,
+    key: jax.Array,
+) -> _Drawn:
+    """Finds the units of lowest score [N] of one slice, and draws their weights.
+
+    Of equal scores the lowest index comes first; inf and NaN are never among them.
+    """
+    score = jnp.where(jnp.isnan(score), jnp.inf, score)
+    negative, units = lax.top_k(-score, most)
+    is_used = jnp.arange(most, dtype=jnp.int32) < number
+    is_used &= negative > -jnp.inf
+    units = jnp.where(is_used, units.astype(jnp.int32), group.num_units)
+    columns = []
+    for index, axes in enumerate(group.incoming):
+        shape, dtype = shapes[axes.leaf]
+        drawn = _draw_columns(
+            initializer, axes, shape, dtype, jax.random.fold_in(key, index), units
+        )
+        columns.append(axes.lay_out(drawn, shape))
+    unused = jnp.full(group.num_units - most, group.num_units, jnp.int32)
+    drawn = _Drawn(
+        jnp.concatenate([units, unused]),
+        _trees.replaced_mask(units, group.num_units),
+        tuple(columns),
+    )
+    if most == group.num_units:  # As large as the leaf: lay only when due.
+        drawn = drawn._replace(weights=_lay_slice(group, drawn.weights, units))
+    return drawn
+
+
+def _draw_columns(
+    initializer: Initializer,
+    axes: UnitAxes,
+    shape: tuple[int, ...],
+    dtype: DTypeLike,
+    key: jax.Array,
+    units: jax.Array,
+) -> jax.Array:
+    """Draws the weights of K units as the initializer gives them in a whole kernel.
+
+    Args:
+      initializer: of the group.
+      axes: where an incoming kernel has the units.
+      shape: of the kernel.
+      dtype: of the kernel.
+      key: of this update, group and kernel.
+      units: their indices, int32 [K], N where unused.
+
+    Returns:
+      An array `[*window, fan_in, K]`.
+    """
+    *leading, num_units = axes.kernel_shape(shape)
+    if draws_unit_by_unit(initializer):
+
+        def draw_unit(slot: jax.Array) -> jax.Array:
+            slot_key = jax.random.fold_in(key, slot)
+            return initializer(slot_key, (*leading, 1), dtype).astype(dtype)
+
+        # A key for each unit makes its weights independent of the bound K.
+        slots = jnp.arange(units.size, dtype=jnp.uint32)
+        return jax.vmap(draw_unit, out_axes=-1)(slots).squeeze(-2)
+
+    def draw(key: jax.Array) -> jax.Array:
+        return initializer(key, (*leading, num_units), dtype).astype(dtype)
+
+    # Orthogonal initializers make a QR decomposition.
+    kernel = one_by_one_on_cpu(draw)(key)
+    return jnp.take(kernel, units, axis=-1, mode="clip")
+
+
+def _lay_columns(
+    group: ResolvedGroup, rule: Rule, drawn: _Drawn
+) -> tuple[jax.Array, ...]:
+    """Returns for each incoming leaf fresh weights that broadcast to it."""
+    most = _most(rule, group)
+    if most == group.num_units:
+        return drawn.weights  # Laid already.
+    lay = _over_stack(functools.partial(_lay_slice, group), group)
+    return lay(drawn.weights, drawn.units[..., :most])
+
+
+def _lay_slice(
+    group: ResolvedGroup, columns: Sequence[jax.Array], units: jax.Array
+) -> tuple[jax.Array, ...]:
+    """Puts K fresh columns where their units are; other columns are arbitrary."""
+    slots = None
+    if units.size > 1:
+        indices = jnp.arange(group.num_units, dtype=units.dtype)
+        slots = jnp.argmax(indices[:, None] == units[None], axis=1)
+    return tuple(
+        axes.put(fresh, slots)
+        for axes, fresh in zip(group.incoming, columns, strict=True)
+    )
+
+
+# Writing.
+
+
+def _transfer_means(
+    group: ResolvedGroup,
+    lost: jax.Array,
+    new_leaves: Sequence[jax.Array],
+    update_leaves: Sequence[jax.Array],
+) -> list[jax.Array]:
+    """Adds what reset units gave on average to their consumers' biases.
+
+    Args:
+      group: the resolved group.
+      lost: mean activations of the reset units, 0 for others, [*S, N].
+      new_leaves: the params after the base optimizer's step, flattened.
+      update_leaves: the updates, flattened.
+
+    Returns:
+      The new updates, flattened.
+    """
+    update_leaves = list(update_leaves)
+    for axes, bias in zip(group.outgoing, group.outgoing_bias, strict=True):
+        kernel = new_leaves[axes.leaf].astype(lost.dtype)
+        others = tuple(
+            axis for axis in range(axes.stack, kernel.ndim) if axis not in axes.outputs
+        )
+        moved = jnp.sum(kernel * axes.spread(lost), axis=others)
+        update = widen(update_leaves[bias], new_leaves[bias])
+        update_leaves[bias] = update + moved.reshape(update.shape).astype(update.dtype)
+    return update_leaves
+
+
+def _reborn(unit_state: PyTree, newborn: PyTree, mask: jax.Array) -> PyTree:
+    """Gives the units of a mask [*S, N] the state of newborn ones.
+
+    Numbers of the group itself, [*S], stay.
+    """
+
+    def reset(leaf: jax.Array, fresh: jax.Array) -> jax.Array:
+        if leaf.ndim < mask.ndim:
+            return leaf
+        shape = (*mask.shape, *(1,) * (leaf.ndim - mask.ndim))
+        return jnp.where(mask.reshape(shape), fresh, leaf)
+
+    return jax.tree.map(reset, unit_state, newborn)
+
+
+# Checks.
+
+
+def _check_arguments(
+    units: Sequence[UnitGroup],
+    params: PyTree | None,
+    features: Mapping[str, jax.Array] | None,
+) -> tuple[tuple[ResolvedGroup, ...], dict[str, jax.Array]]:
+    """Resolves the groups and finds their features; ValueError where any is missing."""
+    if params is None:
+        raise ValueError(
+            "Resets of units need the params: tx.update(grads, state, params, "
+            "features=features)."
+        )
+    groups = resolve_units(units, params)
+    features = {} if features is None else features
+    # The name of a feature need not repeat the params' collection.
+    found = {
+        group.name: features.get(
+            group.name, features.get(group.name.removeprefix(COLLECTION))
+        )
+        for group in groups
+    }
+    missing = [name for name, feature in found.items() if feature is None]
+    if missing:
+        raise ValueError(
+            "Resets of units need the activations of every unit group; missing: "
+            f"{missing}, given: {list(features)}. Pass the update a mapping of names "
+            "to arrays [batch, ..., units]: features=features. (flax's TrainState "
+            "drops them in apply_gradients, that of cbp_jax.training does not.)"
+        )
+    given = {name: array for name, array in found.items() if array is not None}
+    return groups, given
+
+
+def _check_transferable(group: ResolvedGroup) -> None:
+    """Raises ValueError for a group whose consumers' biases are not named."""
+    if not group.outgoing_bias:
+        raise ValueError(
+            f"transfer_mean needs the biases of the consumers of unit group "
+            f"{group.name!r}; give them as outgoing_bias."
+        )
+
+
+def _check_initializer(
+    initializer: Initializer, group: ResolvedGroup, leaves: list[jax.Array]
+) -> None:
+    """Raises ValueError if a group's incoming kernels cannot be drawn like this."""
+    for axes in group.incoming:
+        leaf = leaves[axes.leaf]
+        wanted = axes.kernel_shape(jnp.shape(leaf))
+
+        def draw(
+            key: jax.Array,
+            shape: tuple[int, ...] = wanted,
+            dtype: DTypeLike = leaf.dtype,
+        ) -> jax.Array:
+            return initializer(key, shape, dtype)
+
+        asked = f"(key, {wanted}, {leaf.dtype})"
+        try:
+            drawn = jax.eval_shape(draw, jax.random.key(0))
+        except Exception as error:
+            raise ValueError(
+                f"The initializer of unit group {group.name!r} fails for {asked}: "
+                f"{error} Give a function of key, shape and dtype, as those of "
+                "jax.nn.initializers; one of Haiku's, which takes no key, as lambda "
+                "key, shape, dtype: hk.transform(lambda: initializer(shape, dtype))"
+                ".apply({}, key)."
+            ) from error
+        if getattr(drawn, "shape", None) != wanted:
+            raise ValueError(
+                f"The initializer of unit group {group.name!r} gives shape "
+                f"{getattr(drawn, 'shape', drawn)} for {asked}."
+            )
+
+
+def _check_choice(group: ResolvedGroup, choice: Choice, needs_mean: bool) -> None:
+    """Raises ValueError if what a rule returned for a group is not a `Choice`.
+
+    Args:
+      group: the resolved group.
+      choice: its arrays have the stack axes in front.
+      needs_mean: whether the rule must say the mean activations.
+    """
+    each = (*group.stack, group.num_units)
+    rule = f"The rule of unit group {group.name!r}"
+    meaning = "one for each unit"
+    check_numbers(f"{rule}: score", choice.score, each, meaning, jnp.floating)
+    if needs_mean:
+        mean = choice.mean_activation
+        check_numbers(f"{rule}: mean_activation", mean, each, meaning)
+    meaning = "the number of units to reset"
+    check_numbers(f"{rule}: number", choice.number, group.stack, meaning, jnp.integer)

@@ -1,0 +1,165 @@
+"""Self-normalized resets: units that are silent for longer than is usual for them.
+
+Shapes: B batch, P positions, N units, K bins of a histogram.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.typing import ArrayLike, DTypeLike
+import optax
+
+from cbp_jax._numbers import check_range, is_known, over_replicas
+from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._types import AxisName
+from cbp_jax._units import UnitGroup, as_groups
+from cbp_jax._xla import cond_any_lane
+
+# Bins of silences grow by a quarter of an octave: 1 to 7 updates have bins of their
+# own, longer ones share one with those up to 19 % longer.
+_BINS_PER_OCTAVE = 4
+_NUM_BINS = 20 * _BINS_PER_OCTAVE
+
+
+class SelfNormalizedState(NamedTuple):
+    """What self-normalized resets know about the units of one group."""
+
+    age: jax.Array  # int32 [N], optimizer updates since birth.
+    silence: jax.Array  # int32 [N], updates since the unit last fired.
+    histogram: jax.Array  # int32 [N, K], silences that ended, by length.
+    longest: jax.Array  # int32 [N], longest silence that is usual for the unit.
+
+
+def self_normalized_resets(
+    base_optimizer: optax.GradientTransformation,
+    units: Sequence[UnitGroup],
+    *,
+    rejection_rate: float | jax.Array = 0.02,
+    first_threshold: int | jax.Array = 1000,
+    lowest_threshold: int | jax.Array = 100,
+    refresh_every: int = 100,
+    axis_name: AxisName | None = None,
+    key: jax.Array,
+    **options: Any,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Base optimizer, followed by resets of units that are silent for unusually long.
+
+    A unit fires in an update if its activation is positive for any example of the
+    batch, at any position. Each unit keeps the distribution of its own silences, the
+    runs of updates without firing (of at least one). It is reset when its present
+    silence exceeds the :math:`1 - \eta` percentile of these. A weight from one reset
+    unit to another becomes fresh, as in the authors' code, which rewrites layer after
+    layer.
+
+    Example::
+
+      tx = cbp_jax.self_normalized_resets(optax.adam(1e-3), units, key=key)
+      updates, state = tx.update(grads, state, params, features=features)
+
+    Args:
+      base_optimizer: see `reset_by_rule`.
+      units: see `reset_by_rule`.
+      rejection_rate: :math:`\eta`, in [0, 1). 0 resets no unit, which is the base
+        optimizer, bit for bit where it is not traced.
+      first_threshold: updates of silence allowed to a unit that has ended fewer than
+        :math:`1 / \eta` silences since its birth, too few to know the percentile.
+      lowest_threshold: updates of silence that are never too long. The authors' code
+        takes one batch of 100 examples; a stream of single examples needs more than 1.
+      refresh_every: updates after which percentiles are found anew. Static.
+      axis_name: see `continual_backprop`.
+      key: see `reset_by_rule`.
+      **options: `initializer`, `moments`, `keep_state` and `between_reset` of
+        `reset_by_rule`.
+
+    Returns:
+      As `reset_by_rule`; `state.units` holds a `SelfNormalizedState` for each group.
+
+    Raises:
+      ValueError: an argument out of range, or as `reset_by_rule`.
+
+    References:
+      Farias and Jozefiak, `Self-normalized resets for plasticity in continual learning
+      <https://arxiv.org/abs/2410.20098>`_, 2025, Algorithm 1. Their code keeps one bin
+      for each length and empties the histogram whenever it finds percentiles anew; here
+      lengths above 7 share bins, so that a percentile may be up to 19 % too long, and a
+      histogram lasts as long as its unit.
+    """
+    check_range("rejection_rate", rejection_rate, 0, 1, open_end=True)
+    check_range("refresh_every", refresh_every, 1, math.inf)
+    is_off = is_known(rejection_rate, lambda rate: rate == 0)
+
+    def init(num_units: int, dtype: DTypeLike) -> SelfNormalizedState:
+        del dtype
+        return SelfNormalizedState(
+            age=jnp.zeros(num_units, jnp.int32),
+            silence=jnp.zeros(num_units, jnp.int32),
+            histogram=jnp.zeros((num_units, _NUM_BINS), jnp.int32),
+            longest=jnp.full(num_units, first_threshold, jnp.int32),
+        )
+
+    def update(
+        state: SelfNormalizedState, measurements: Measurements
+    ) -> tuple[SelfNormalizedState, Choice]:
+        fires = jnp.any(measurements.activation > 0, axis=(0, 1))
+        fires = over_replicas(fires.astype(jnp.int32), axis_name, lax.pmax) > 0
+        ended = jnp.where(fires, state.silence, 0)
+        histogram = state.histogram.at[jnp.arange(ended.size), _bin_of(ended)].add(
+            (ended > 0).astype(jnp.int32)
+        )
+        is_due = (measurements.count + 1) % refresh_every == 0
+        rates = jnp.asarray(rejection_rate, jnp.float32)
+        longest = cond_any_lane(
+            is_due,
+            _percentiles,
+            lambda operand: operand[1],
+            (histogram, state.longest, is_due, rates, _integer(first_threshold)),
+        )
+        silence = jnp.where(fires, 0, state.silence + 1)
+        state = SelfNormalizedState(
+            age=state.age,
+            silence=silence,
+            histogram=histogram,
+            longest=longest,
+        )
+        too_long = silence > jnp.maximum(longest, _integer(lowest_threshold))
+        return state, choose_where(too_long & (rates > 0))
+
+    return reset_by_rule(
+        base_optimizer,
+        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        Rule(init, update),
+        key=key,
+        **options,
+    )
+
+
+def _percentiles(operand: tuple[jax.Array, ...]) -> jax.Array:
+    """Finds the 1 - rate percentile of each unit's silences, int32 [N], if due."""
+    histogram, longest, is_due, rate, first = operand
+    shares = jnp.cumsum(histogram, axis=1).astype(jnp.float32)
+    total = shares[:, -1]
+    found = _last_of_bin(jnp.argmax(shares >= ((1 - rate) * total)[:, None], axis=1))
+    is_known = total * rate >= 1
+    return jnp.where(is_due, jnp.where(is_known, found, first), longest)
+
+
+def _bin_of(silence: jax.Array) -> jax.Array:
+    """Maps lengths int32 to bins int32; 0 has the bin of 1."""
+    octaves = jnp.log2(jnp.maximum(silence, 1).astype(jnp.float32))
+    # A length that is a bin's first must not fall below it by rounding.
+    index = jnp.floor(_BINS_PER_OCTAVE * octaves + 1e-5).astype(jnp.int32)
+    return jnp.minimum(index, _NUM_BINS - 1)
+
+
+def _last_of_bin(index: jax.Array) -> jax.Array:
+    """Returns the longest silence of a bin."""
+    first_of_next = jnp.exp2((index + 1).astype(jnp.float32) / _BINS_PER_OCTAVE)
+    return jnp.ceil(first_of_next * (1 - 1e-6)).astype(jnp.int32) - 1
+
+
+def _integer(value: ArrayLike) -> jax.Array:
+    return jnp.asarray(value, jnp.int32)

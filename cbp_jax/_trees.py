@@ -1,0 +1,429 @@
+"""Resets of units in any tree: in one like the params, in statistics, in moments.
+
+Shapes: N units of a group, S stack axes, K units reset at most in one update.
+"""
+
+from collections.abc import Mapping, Sequence
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import KeyPath
+import optax
+
+from cbp_jax._types import PyTree
+from cbp_jax._units import (
+    LeafPath,
+    ResolvedGroup,
+    UnitGroup,
+    key_string,
+    leaf_paths,
+    path_string,
+    resolve_units,
+)
+
+_LINE_SEARCHES = (
+    optax.ScaleByBacktrackingLinesearchState,
+    optax.ScaleByZoomLinesearchState,
+)
+
+_VARIANCE_WORDS = {"var", "variance", "std"}
+# What Haiku's moving averages keep: `batch_norm/~/var_ema/average`, and before it is
+# corrected for its first steps, `hidden`.
+_AVERAGE_NAMES = ("average", "hidden")
+
+# Names of biases, gains and shifts, of which some libraries keep axes of size 1: the
+# bias of a convolution in Equinox is [N, 1, 1], the scale of a batch normalization in
+# Haiku [1, N].
+_VECTOR_NAMES = ("b", "bias", "offset", "scale")
+
+Masks = Sequence[tuple[ResolvedGroup, jax.Array]]
+"""Resolved groups, and which of the units of each are reset, bool [*S, N]."""
+
+
+def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
+    """Turns indices int32 [*S, K], N where unused, into a mask bool [*S, N]."""
+    indices = jnp.arange(num_units, dtype=replaced.dtype)
+    stack = (None,) * (replaced.ndim - 1)
+    return jnp.any(indices[*stack, :, None] == replaced[..., None, :], axis=-1)
+
+
+def spread_masks(masks: Masks, num_leaves: int) -> list[jax.Array | None]:
+    """Spreads masks of units over a tree: for each leaf one that broadcasts to it.
+
+    Args:
+      masks: of the groups whose units are reset.
+      num_leaves: of the params.
+
+    Returns:
+      For each leaf of the flattened params a mask of the entries to reset: the units'
+      columns of `incoming`, their rows of `outgoing`, their biases and normalization
+      parameters. None for a leaf without units.
+    """
+    spread: list[jax.Array | None] = [None] * num_leaves
+    for group, mask in masks:
+        for axes in group.all_axes:
+            own, others = axes.spread(mask), spread[axes.leaf]
+            spread[axes.leaf] = own if others is None else own | others
+    return spread
+
+
+def reset_units(
+    tree: PyTree,
+    units: Sequence[UnitGroup],
+    replaced: Mapping[str, jax.Array],
+    fresh: PyTree | None = None,
+) -> PyTree:
+    """Resets the entries of replaced units in any tree shaped like the params.
+
+    For per-unit state that the transform does not own: an average of the params, a
+    gradient accumulator, eligibility traces. The entries are the units' columns of
+    `incoming`, their rows of `outgoing`, their biases and normalization parameters.
+
+    Args:
+      tree: pytree with the structure and shapes of the params.
+      units: the groups given to the transform.
+      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
+        with N where unused: the state's `replaced`. Groups not named are left.
+      fresh: tree to take the entries' new values from; None sets them to 0.
+
+    Returns:
+      A tree like `tree`.
+
+    Raises:
+      ValueError: a group does not fit the tree, see `continual_backprop`.
+    """
+    leaves, treedef = jax.tree.flatten(tree)
+    values = [0] * len(leaves) if fresh is None else treedef.flatten_up_to(fresh)
+    masks = [
+        (group, replaced_mask(replaced[group.name], group.num_units))
+        for group in resolve_units(units, tree)
+        if group.name in replaced
+    ]
+    return treedef.unflatten(
+        [
+            leaf if mask is None else jnp.where(mask, value, leaf)
+            for mask, value, leaf in zip(
+                spread_masks(masks, len(leaves)), values, leaves, strict=True
+            )
+        ]
+    )
+
+
+def reset_statistics(
+    statistics: PyTree,
+    units: Sequence[UnitGroup],
+    replaced: Mapping[str, jax.Array],
+    newborn: PyTree | None = None,
+) -> PyTree:
+    """Resets what a network's normalizations remember of replaced units.
+
+    To be called after each update, with the state of a network that has any::
+
+      updates, state = tx.update(grads, state, params, features=features)
+      statistics = cbp_jax.reset_statistics(statistics, units, state.replaced)
+
+    Args:
+      statistics: the network's collections other than the params, any pytree of arrays
+        or `{}`. The leaves that `UnitGroup.statistics` names have the group's N units
+        as their last axis.
+      units: the groups given to the transform.
+      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
+        with N where unused: the state's `replaced`. Groups not named are left.
+      newborn: tree like `statistics` to take the new values from, such as the network's
+        `init` made it. None sets variances to 1 and everything else to 0. Variances are
+        known by `var`, `variance` or `std` in the last key of their path, between `_`:
+        `norm/var`, `norm/running_var`; in Haiku `norm/~/var_ema/average` and `hidden`.
+        The state of Equinox has no names and needs `newborn`.
+
+    Returns:
+      A tree like `statistics`.
+
+    Raises:
+      ValueError: a path that is not in the statistics, leaves of one group that do not
+        have the same number of units, or a leaf whose path does not tell what it is.
+    """
+    leaves, treedef = jax.tree.flatten(statistics)
+    paths = leaf_paths(statistics)
+    newborn_leaves = None if newborn is None else treedef.flatten_up_to(newborn)
+    for group in units:
+        if group.name not in replaced:
+            continue
+        for index in _find(group, paths, leaves):
+            leaf = leaves[index]
+            mask = replaced_mask(replaced[group.name], leaf.shape[-1])
+            if newborn_leaves is None:
+                value = _newborn_value(group, paths[index], paths)
+            else:
+                value = newborn_leaves[index]
+            leaves[index] = jnp.where(mask, jnp.asarray(value, leaf.dtype), leaf)
+    return treedef.unflatten(leaves)
+
+
+def _newborn_value(
+    group: UnitGroup, path: LeafPath, paths: Sequence[LeafPath]
+) -> float:
+    """Returns what a statistic begins with, by its name."""
+    name, above = path.last_key, path.layer.rpartition("/")[2]
+    is_indexed = name.isdigit()
+    if is_indexed or name in _AVERAGE_NAMES:
+        name = above
+    words = set(name.split("_"))
+    if words & _VARIANCE_WORDS:
+        return 1
+    has_siblings = sum(other.layer == path.layer for other in paths) > 1
+    if is_indexed and has_siblings and "mean" not in words:
+        raise ValueError(
+            f"Unit group {group.name!r}: the path {path.name!r} does not tell whether "
+            "the statistic is a mean, which is born as 0, or a variance, which is born "
+            "as 1. Pass newborn, the statistics of a new network."
+        )
+    return 0
+
+
+def _find(
+    group: UnitGroup, among: Sequence[LeafPath], leaves: Sequence[jax.Array]
+) -> list[int]:
+    """Returns the indices of a group's leaves, checked."""
+    paths = group.statistics or ()
+    paths = (paths,) if isinstance(paths, str) else tuple(paths)
+    found = []
+    for path in paths:
+        matches = [index for index, leaf in enumerate(among) if leaf.is_under(path)]
+        if not matches:
+            raise ValueError(
+                f"Unit group {group.name!r}: statistics path {path!r} is not in the "
+                f"statistics, whose leaves are {[leaf.name for leaf in among]}. "
+                "Pass all collections of the network but the params."
+            )
+        found += matches
+    shapes = {among[index].name: jnp.shape(leaves[index]) for index in found}
+    if len({shape[-1:] for shape in shapes.values()}) > 1 or () in shapes.values():
+        raise ValueError(
+            f"Unit group {group.name!r}: its statistics must all have its units as "
+            f"their last axis, got shapes {shapes}."
+        )
+    return found
+
+
+def reset_moments(
+    base_optimizer: optax.GradientTransformation,
+    base_state: PyTree,
+    new_params: PyTree,
+    masks: Masks,
+    keep: Sequence[str] = (),
+) -> PyTree:
+    """Gives reborn units the optimizer state that they would have been born with.
+
+    Every array of the state that belongs to a param and has its shape takes, at the
+    entries of replaced units, the value that `base_optimizer.init(new_params)` puts
+    there: 0 for momentum and Adam's moments, Adagrad's initial accumulator, the new
+    weight itself for a second copy of the params such as the `z` of schedule-free SGD.
+
+    L-BFGS approximates one Hessian of all params, of a loss that a reset changes. A
+    state with L-BFGS in it therefore starts anew as a whole when any unit is replaced.
+
+    Args:
+      base_optimizer: the transformation that the state belongs to.
+      base_state: its state.
+      new_params: the params after the reset.
+      masks: which units of which groups are reset.
+      keep: names of fields of the state that are left as they are.
+
+    Returns:
+      A state like `base_state`.
+
+    Raises:
+      ValueError: optax cannot tell which arrays of the state belong to params.
+    """
+    if starts_anew(base_state):
+        is_reset = _any(masks)
+        return jax.tree.map(
+            lambda old, fresh: jnp.where(is_reset, fresh, old),
+            base_state,
+            base_optimizer.init(new_params),
+        )
+    owners = owners_of(base_optimizer, base_state, new_params, keep)
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(new_params)]
+    spread = spread_masks(masks, len(shapes))
+
+    def reset(owner: int, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
+        is_like_param = owner >= 0 and jnp.shape(leaf) == shapes[owner]
+        mask = spread[owner] if is_like_param else None
+        if mask is None:
+            return leaf
+        return jnp.where(mask, fresh.astype(leaf.dtype), leaf)
+
+    return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
+
+
+def forget_loss(base_state: PyTree, masks: Masks) -> PyTree:
+    """Lets line searches forget the loss and gradient of params that were reset.
+
+    `optax.value_and_grad_from_state` takes them for those of the present params.
+
+    Args:
+      base_state: a base optimizer's state.
+      masks: which units of which groups are reset.
+
+    Returns:
+      A state in which the loss of line searches is infinity, as before their first
+      update, if any unit was replaced.
+    """
+
+    def forget(node: PyTree) -> PyTree:
+        if not isinstance(node, _LINE_SEARCHES):
+            return node
+        unknown = jnp.full_like(node.value, jnp.inf)
+        return node._replace(value=jnp.where(_any(masks), unknown, node.value))
+
+    return jax.tree.map(
+        forget, base_state, is_leaf=lambda node: isinstance(node, _LINE_SEARCHES)
+    )
+
+
+def check_resettable(
+    base_optimizer: optax.GradientTransformation,
+    params: PyTree,
+    keep: Sequence[str],
+) -> None:
+    """Raises ValueError when a state is initialized and cannot be reset later.
+
+    Either that of `reset_moments`, or for names to keep that the state does not have.
+    """
+    base_state = jax.eval_shape(base_optimizer.init, params)
+    if starts_anew(base_state):
+        if keep:
+            raise ValueError(
+                f"keep_state is {tuple(keep)}, but a base optimizer with L-BFGS starts "
+                'anew as a whole. Leave keep_state out, or pass moments="keep".'
+            )
+        return
+    owners = owners_of(base_optimizer, base_state, params, ())
+    of_params = [
+        path_string(path).split("/")
+        for path, owner in jax.tree_util.tree_leaves_with_path(owners)
+        if owner >= 0
+    ]
+    unknown = sorted(set(keep) - {name for path in of_params for name in path})
+    if unknown:
+        paths = ["/".join(path) for path in of_params]
+        raise ValueError(
+            f"keep_state names {unknown}, which the base optimizer's state does not "
+            f"have among the arrays that belong to params: {paths}."
+        )
+
+
+def owners_of(
+    base_optimizer: optax.GradientTransformation,
+    base_state: PyTree,
+    params: PyTree,
+    keep: Sequence[str],
+) -> PyTree:
+    """Replaces each array of the state by the index of its param, -1 for no param."""
+    treedef = jax.tree.structure(params)
+    indices = treedef.unflatten(range(treedef.num_leaves))
+    try:
+        owners = optax.tree.map_params(
+            base_optimizer,
+            lambda leaf, index: leaf if _is_masked(leaf) else index,
+            base_state,
+            indices,
+            transform_non_params=lambda _: -1,
+            is_leaf=_is_masked,
+        )
+    except Exception as error:
+        if not _has(_LINE_SEARCHES, base_state):
+            raise ValueError(
+                "optax.tree.map_params cannot tell which arrays of the base "
+                "optimizer's state belong to params, so the moments of replaced units "
+                'cannot be reset. Pass moments="keep" to leave the state as it is.'
+            ) from error
+        # Their `init` fails in map_params, which gives it no params.
+        owners = _owners_by_structure(base_state, params, indices)
+    param_paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
+
+    def keep_named(path: KeyPath, owner: int) -> int:
+        # The params' own names do not count: a layer may be called `mu`.
+        own = len(path) - len(param_paths[owner]) if owner >= 0 else len(path)
+        fields = {key_string(key) for key in path[:own]}
+        return owner if fields.isdisjoint(keep) else -1
+
+    return jax.tree_util.tree_map_with_path(keep_named, owners)
+
+
+def _owners_by_structure(base_state: PyTree, params: PyTree, indices: PyTree) -> PyTree:
+    """Takes subtrees of the structure and the shapes of the params for theirs."""
+    treedef, shapes = jax.tree.structure(params), jax.tree.map(jnp.shape, params)
+
+    def is_like_params(node: PyTree) -> bool:
+        return jax.tree.structure(node) == treedef and (
+            jax.tree.map(jnp.shape, node) == shapes
+        )
+
+    return jax.tree.map(
+        lambda node: indices if is_like_params(node) else -1,
+        base_state,
+        is_leaf=is_like_params,
+    )
+
+
+def starts_anew(base_state: PyTree) -> bool:
+    """Whether `reset_moments` lets a state start anew as a whole, for L-BFGS in it."""
+    return _has(optax.ScaleByLBFGSState, base_state)
+
+
+def _has(kinds: type | tuple[type, ...], state: PyTree) -> bool:
+    """Whether a node of any of these types is in a state."""
+
+    def is_one(node: PyTree) -> bool:
+        return isinstance(node, kinds)
+
+    return any(map(is_one, jax.tree.leaves(state, is_leaf=is_one)))
+
+
+def _any(masks: Masks) -> jax.Array:
+    return functools.reduce(
+        jnp.logical_or, [jnp.any(mask) for _, mask in masks], jnp.zeros((), bool)
+    )
+
+
+def _is_masked(leaf: object) -> bool:
+    return isinstance(leaf, optax.MaskedNode)
+
+
+def is_kernel(path: LeafPath, leaf: jax.Array) -> bool:
+    """Whether a leaf is a kernel: has two or more axes, and is no bias or scale."""
+    shape = jnp.shape(leaf)
+    is_vector = sum(size > 1 for size in shape) < 2
+    return len(shape) >= 2 and not (is_vector and path.last_key in _VECTOR_NAMES)
+
+
+def are_kernels(params: PyTree) -> PyTree:
+    """Returns for each leaf whether it is a kernel."""
+    leaves, treedef = jax.tree.flatten(params)
+    return treedef.unflatten(map(is_kernel, leaf_paths(params), leaves))
+
+
+def are_named(params: PyTree, names: Sequence[str], argument: str) -> PyTree:
+    """Returns for each leaf whether a name is its path or that of a layer above it.
+
+    Args:
+      params: any pytree.
+      names: paths of leaves or layers, `"head/kernel"` or `"head"`.
+      argument: what the names were given as, for the error.
+
+    Raises:
+      ValueError: a path that leads nowhere.
+    """
+    paths, treedef = leaf_paths(params), jax.tree.structure(params)
+    for name in names:
+        # Without leaves they are the placeholder of `optax.tree.map_params`.
+        if paths and not any(path.is_under(name) for path in paths):
+            raise ValueError(
+                f"{argument} names {name!r}, which is not in the params. Use one of "
+                f"{[path.name for path in paths]}, or a path above it."
+            )
+    return treedef.unflatten(
+        [any(path.is_under(name) for name in names) for path in paths]
+    )

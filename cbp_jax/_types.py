@@ -1,0 +1,19 @@
+"""Types of arguments and states, for annotations."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeAlias
+
+import jax
+from jax.typing import DTypeLike
+
+PyTree: TypeAlias = Any
+"""Any pytree of arrays."""
+
+Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
+"""`(key, shape, dtype) -> array`, as those of `jax.nn.initializers`."""
+
+Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
+"""A number, or a schedule: from a count of updates, int32 scalar, to a number."""
+
+AxisName = Hashable
+"""The name of an axis of `jax.shard_map` or `jax.pmap`, or a tuple of names."""

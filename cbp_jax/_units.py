@@ -1,0 +1,625 @@
+"""Groups of hidden units, and where each lives in a params tree.
+
+Works on any pytree of arrays. A leaf is named by its path, the keys joined by `/`: the
+flax params `{"dense_0": {"kernel": ...}}` hold the leaf `dense_0/kernel`. A path that
+leads to a subtree with a single leaf (an `nnx.Param`, say) names that leaf.
+
+A `UnitGroup` names leaves. `resolve_units` finds them and checks their shapes; for each
+leaf a `UnitAxes` then knows which axes index the units. All of that is static: it runs
+when a function is traced and costs nothing after.
+
+Shapes: N units of a group, S stack axes, P positions of a flattened map, K units reset
+at most in one update.
+"""
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.tree_util import KeyEntry, KeyPath
+from jax.typing import DTypeLike
+
+from cbp_jax._numbers import is_known_zero
+from cbp_jax._types import Initializer, PyTree, Rate
+from cbp_jax._xla import sum_magnitudes
+
+Paths = str | Sequence[str] | None
+
+
+class UnitGroup(NamedTuple):
+    """A group of hidden units: the leaves of a params tree that belong to them.
+
+    Each field of paths takes one path, a sequence of paths, or None for no leaf. With
+    the default layout the last axis of `incoming`, `bias`, `norm_scale` and `norm_bias`
+    indexes the N units, and the second-last axis of `outgoing` indexes them, times the
+    P positions of a spatial map that was flattened in between (channel fastest).
+
+    Kernels of two axes are those of dense layers, and of four those of two-dimensional
+    convolutions. What the axes of other kernels are must be declared: those of a kernel
+    in layout "io" are, in this order, `stack_axes`, `spatial_axes`, `input_axes` and
+    outputs. Of `incoming` the outputs are the `unit_axes`; of `outgoing` the inputs
+    are, and there are `output_axes` outputs::
+
+      # A transformer's MLP, layers stacked by nn.scan: [L, D, F], [L, F] and [L, F, D].
+      UnitGroup("mlp", "layers/up/kernel", "layers/up/bias", "layers/down/kernel",
+                stack_axes=1)
+      # Values of attention, each number of a head a unit: [D, H, K], [H, K], [H, K, D].
+      UnitGroup("value", "attention/value/kernel", "attention/value/bias",
+                "attention/out/kernel", unit_axes=2)
+
+    Attributes:
+      name: the group's key in `features`.
+      incoming: kernels into the units, `[..., fan_in, N]`. Several where branches are
+        added up, as at the end of a residual block.
+      bias: biases of the units, `[N]`, set to 0 at a reset.
+      outgoing: kernels that read the units, `[..., P * N, outputs]`: one for each
+        consumer, so a unit that feeds a branch and a shortcut names both.
+      outgoing_bias: biases of the consumers, `[outputs]`, in the order of `outgoing`.
+        Only `transfer_mean` uses them.
+      norm_scale: scales of a normalization of the units, `[N]`, set to 1 at a reset.
+      norm_bias: shifts of a normalization of the units, `[N]`, set to 0 at a reset.
+      replacement_rate: the group's own rate or schedule in `continual_backprop`; None
+        takes the transform's.
+      initializer: the group's own initializer of fresh incoming weights; None takes the
+        transform's.
+      layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
+        (Equinox), where a flattened map has the channel as its slowest index. Spatial
+        axes are the last ones in layout "oi".
+      statistics: leaves or subtrees of the network's state that is no param, such as
+        running means, with the N units as the last axis of each leaf; paths in that
+        state, its collection first: `batch_stats/norm_0`. Only
+        `cbp_jax.reset_statistics` uses them.
+      stack_axes: number of leading axes, of every leaf and of the features, that stack
+        layers or experts. Each slice has N units of its own, with utilities, ages and a
+        number to be reset of their own; S stands for these axes: `[*S, batch, ..., N]`.
+      unit_axes: number of axes that index the units together: of `incoming` and `bias`
+        the last ones, of `outgoing` those before the outputs, of features the last.
+      spatial_axes: number of axes of a convolution's window, of all kernels but dense
+        ones; None is 2 for kernels of four axes.
+      input_axes: number of axes that make up the inputs of `incoming`.
+      output_axes: number of axes that make up the outputs of `outgoing`, one for all
+        or one for each.
+      norm_scale_value: what `norm_scale` is set to at a reset: 1, or 0 for units that
+        end a residual branch and are born silent.
+      frozen: whether the group is measured but never reset. A `replacement_rate` of 0
+        says the same.
+    """
+
+    name: str
+    incoming: Paths
+    bias: Paths = None
+    outgoing: Paths = None
+    outgoing_bias: Paths = None
+    norm_scale: Paths = None
+    norm_bias: Paths = None
+    replacement_rate: Rate | None = None
+    initializer: Initializer | None = None
+    layout: str = "io"
+    statistics: Paths = None
+    stack_axes: int = 0
+    unit_axes: int = 1
+    spatial_axes: int | None = None
+    input_axes: int = 1
+    output_axes: int | Sequence[int] = 1
+    norm_scale_value: float = 1.0
+    frozen: bool = False
+
+
+def sequential_units(
+    names: Sequence[str],
+    *,
+    kernel: str = "kernel",
+    bias: str | None = "bias",
+    layout: str = "io",
+) -> tuple[UnitGroup, ...]:
+    """Builds the groups of a plain chain of layers, each feeding the next.
+
+    Args:
+      names: paths of the layers in forward order, `"a/b"` for nested ones. The last is
+        the head, whose outputs are not hidden units.
+      kernel: name of the weight leaf inside each layer (`"w"` in Haiku).
+      bias: name of the bias leaf inside each layer, None for layers without one.
+      layout: see `UnitGroup`.
+
+    Returns:
+      One `UnitGroup` for every layer but the last, named by the layer's path.
+
+    Raises:
+      ValueError: fewer than two layers, or a layer named twice.
+    """
+    names = tuple(names)
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise ValueError(
+            "sequential_units needs at least two different layer paths, the last one "
+            f"being the head; got {names}."
+        )
+    return tuple(
+        UnitGroup(
+            name=layer,
+            incoming=f"{layer}/{kernel}",
+            bias=bias and f"{layer}/{bias}",
+            outgoing=f"{consumer}/{kernel}",
+            outgoing_bias=bias and f"{consumer}/{bias}",
+            layout=layout,
+        )
+        for layer, consumer in zip(names[:-1], names[1:], strict=True)
+    )
+
+
+def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
+    """Returns the groups; plain names of layers are those of `sequential_units`.
+
+    A group whose own replacement rate is known to be 0 comes back frozen.
+
+    Raises:
+      ValueError: no groups, or names among groups.
+    """
+    given = (units,) if isinstance(units, str | UnitGroup) else tuple(units)
+    if not given:
+        raise ValueError("units is empty; name at least one UnitGroup.")
+    names = [group for group in given if isinstance(group, str)]
+    if len(names) == len(given):
+        return sequential_units(names)
+    groups = [group for group in given if isinstance(group, UnitGroup)]
+    if len(groups) < len(given):
+        raise ValueError(
+            "units must be UnitGroups, or the names of a chain's layers, the head "
+            f"last; got {given}."
+        )
+    return tuple(
+        group._replace(frozen=True) if is_known_zero(group.replacement_rate) else group
+        for group in groups
+    )
+
+
+LAYOUTS = ("io", "oi")
+_FIELDS = ("incoming", "bias", "outgoing", "outgoing_bias", "norm_scale", "norm_bias")
+
+
+class UnitAxes(NamedTuple):
+    """Where the units of a group lie in one leaf; all fields are static.
+
+    Axes are not negative, and those of one kind are neighbors in ascending order.
+    """
+
+    leaf: int  # Index among the leaves of the flattened params.
+    num_axes: int  # Of the leaf.
+    units: tuple[int, ...]  # Axes that index units, times positions.
+    sizes: tuple[int, ...]  # Of these axes.
+    stack: int = 0  # Number of stack axes, the first ones.
+    positions: int = 1  # P
+    layout: str = "io"  # As in `UnitGroup`.
+    inputs: tuple[int, ...] = ()  # Axes of an incoming kernel's inputs.
+    outputs: tuple[int, ...] = ()  # Axes of an outgoing kernel's outputs.
+    value: float | None = None  # What a reset sets the entries to; None draws them.
+
+    def spread(self, per_unit: jax.Array) -> jax.Array:
+        """Lays per-unit values [*S, N] along the axes, to broadcast over the leaf."""
+        if self.positions > 1 and self.layout == "io":
+            per_unit = jnp.tile(per_unit, (1,) * self.stack + (self.positions,))
+        elif self.positions > 1:
+            per_unit = jnp.repeat(per_unit, self.positions, axis=-1)
+        before = self.units[0] - self.stack
+        after = self.num_axes - self.units[-1] - 1
+        return per_unit.reshape(
+            *per_unit.shape[: self.stack], *(1,) * before, *self.sizes, *(1,) * after
+        )
+
+    def sum_magnitude(self, leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
+        """Sums |leaf| over all axes but those of stack and units: [*S, P, N].
+
+        No gradient flows through it.
+        """
+        others = tuple(
+            axis for axis in range(self.stack, leaf.ndim) if axis not in self.units
+        )
+        magnitudes = jnp.abs(lax.stop_gradient(leaf)).astype(dtype)
+        total = sum_magnitudes(magnitudes, others)
+        stack = total.shape[: self.stack]
+        if self.layout == "io":
+            return total.reshape(*stack, self.positions, -1)
+        return total.reshape(*stack, -1, self.positions).swapaxes(-1, -2)
+
+    def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape `[*window, fan_in, N]` of one slice of an incoming kernel."""
+        window = [
+            size
+            for axis, size in enumerate(shape)
+            if axis >= self.stack and axis not in (*self.inputs, *self.units)
+        ]
+        fan_in = [shape[axis] for axis in self.inputs]
+        return (*window, math.prod(fan_in), math.prod(self.sizes))
+
+    def lay_out(self, columns: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Brings `[*window, fan_in, K]` into a slice's order of axes, units as one."""
+        inputs = [shape[axis] for axis in self.inputs]
+        number = columns.shape[-1]
+        if self.layout == "io":
+            return columns.reshape(*columns.shape[:-2], *inputs, number)
+        columns = jnp.moveaxis(columns, (-1, -2), (0, 1))
+        return columns.reshape(number, *inputs, *columns.shape[2:])
+
+    def put(self, columns: jax.Array, slots: jax.Array | None) -> jax.Array:
+        """Puts the columns of `lay_out` where their units are, one for each or all.
+
+        Args:
+          columns: of K units, with one axis for them.
+          slots: which column each unit takes, int32 [N]; None if there is but one.
+
+        Returns:
+          An array that broadcasts to a slice of the leaf.
+        """
+        axis = self.units[0] - self.stack
+        sizes = (1,) * len(self.sizes)
+        if slots is not None:
+            columns, sizes = jnp.take(columns, slots, axis=axis), self.sizes
+        if len(sizes) == 1:
+            return columns
+        return columns.reshape(
+            *columns.shape[:axis], *sizes, *columns.shape[axis + 1 :]
+        )
+
+
+class ResolvedGroup(NamedTuple):
+    """A `UnitGroup` found in the params: leaf indices and sizes, all static."""
+
+    group: UnitGroup
+    num_units: int
+    stack: tuple[int, ...]  # S
+    sizes: tuple[int, ...]  # Of the axes that index units; their product is N.
+    incoming: tuple[UnitAxes, ...]
+    outgoing: tuple[UnitAxes, ...]
+    outgoing_bias: tuple[int, ...]
+    vectors: tuple[UnitAxes, ...]  # Biases, and scales and shifts of normalizations.
+
+    @property
+    def name(self) -> str:
+        """Name of the group."""
+        return self.group.name
+
+    @property
+    def positions(self) -> int:
+        """P, the positions that a consumer of the group flattens; 1 for none."""
+        return max(axes.positions for axes in self.outgoing)
+
+    @property
+    def all_axes(self) -> tuple[UnitAxes, ...]:
+        """All leaves with entries to reset, in the order of rewriting."""
+        return (*self.incoming, *self.vectors, *self.outgoing)
+
+    def values(
+        self, fresh: Sequence[jax.Array]
+    ) -> tuple[jax.Array | float | None, ...]:
+        """Returns what a reset puts into `all_axes`.
+
+        Args:
+          fresh: the weights of each incoming leaf.
+        """
+        fixed = (axes.value for axes in (*self.vectors, *self.outgoing))
+        return (*fresh, *fixed)
+
+
+def resolve_units(
+    units: Sequence[UnitGroup | str], params: PyTree
+) -> tuple[ResolvedGroup, ...]:
+    """Finds every group's leaves in `params` and checks their shapes.
+
+    Args:
+      units: the groups, in the order in which they are rewritten, or layers' names.
+      params: any pytree of arrays (or of `jax.ShapeDtypeStruct`).
+
+    Returns:
+      One `ResolvedGroup` per group, in the same order.
+
+    Raises:
+      ValueError: no groups, a name or an incoming leaf used twice, an unknown layout, a
+        path that is not in `params`, axes that are not declared, or leaves whose shapes
+        do not fit together. The message names the group, the leaf and the shapes.
+    """
+    units = as_groups(units)
+    leaves = Leaves(params)
+    resolved = tuple(_Resolution(group, leaves).resolve() for group in units)
+    _check_unique("name", [group.name for group in units])
+    _check_unique(
+        "incoming leaf",
+        [leaves.names[axes.leaf] for group in resolved for axes in group.incoming],
+    )
+    return resolved
+
+
+# Flax wraps the params of a network in a collection of this name.
+COLLECTION = "params/"
+
+
+def path_string(path: KeyPath) -> str:
+    """Joins the keys of a pytree path by `/`: `dense_0/kernel`."""
+    return "/".join(key_string(key) for key in path)
+
+
+def key_string(key: KeyEntry) -> str:
+    """Returns one key of a pytree path as text."""
+    for attribute in ("key", "name", "idx"):
+        if hasattr(key, attribute):
+            return str(getattr(key, attribute))
+    return str(key)
+
+
+class LeafPath(NamedTuple):
+    """Where a leaf is in a pytree."""
+
+    name: str  # `norm/var`: what the leaf is called, for all that looks at names.
+    keys: str  # `norm/var/value`: all keys, those of a wrapper around an array as well.
+
+    @property
+    def last_key(self) -> str:
+        """The last key of the name: `var`."""
+        return self.name.rpartition("/")[2]
+
+    @property
+    def layer(self) -> str:
+        """All keys of the name but the last: `norm`."""
+        return self.name.rpartition("/")[0]
+
+    def is_under(self, path: str) -> bool:
+        """Whether a path is that of the leaf, or of a subtree that it is in."""
+        return self.keys == path or self.keys.startswith(f"{path}/")
+
+
+def leaf_paths(tree: PyTree) -> list[LeafPath]:
+    """Returns the path of each leaf.
+
+    A variable of nnx, and a box of linen that keeps a sharding beside an array, hold it
+    as their attribute `value`. Where nothing else is in it, that is no part of a name.
+    """
+    with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
+    keys = [tuple(key_string(key) for key in path) for path, _ in with_paths]
+    paths = []
+    for index, path in enumerate(keys):
+        wrapper = path[:-1]
+        neighbors = keys[max(index - 1, 0) : index] + keys[index + 1 : index + 2]
+        is_alone = all(other[: len(wrapper)] != wrapper for other in neighbors)
+        is_wrapped = path[-1:] == ("value",) and bool(wrapper) and is_alone
+        name = wrapper if is_wrapped else path
+        paths.append(LeafPath("/".join(name), "/".join(path)))
+    return paths
+
+
+class Leaves:
+    """The leaves of a params tree, found by path, with or without its `params/`."""
+
+    def __init__(self, params: PyTree):
+        self.paths = leaf_paths(params)
+        self.names = [path.name for path in self.paths]
+        self.shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
+
+    def find(self, paths: Paths, group: str, field: str) -> list[int]:
+        """Returns the index of the leaf of each path; ValueError if it has none."""
+        if paths is None:
+            return []
+        paths = (paths,) if isinstance(paths, str) else tuple(paths)
+        return [self._find_one(path, group, field) for path in paths]
+
+    def _find_one(self, path: str, group: str, field: str) -> int:
+        matches = self._matches(path)
+        if not matches:
+            matches = self._matches(COLLECTION + path)
+        if not matches:
+            matches = self._matches(path.removeprefix(COLLECTION))
+        if len(matches) == 1:
+            return matches[0]
+        problem = "is not in the params" if not matches else "names several leaves"
+        raise ValueError(
+            f"Unit group {group!r}: {field} path {path!r} {problem}, whose leaves are "
+            f"{self.names}. Give the path of one leaf, keys joined by '/'."
+        )
+
+    def _matches(self, path: str) -> list[int]:
+        return [index for index, leaf in enumerate(self.paths) if leaf.is_under(path)]
+
+
+class _Resolution:
+    """One group and the leaves that its paths name."""
+
+    def __init__(self, group: UnitGroup, leaves: Leaves):
+        self.group = group
+        self.leaves = leaves
+        if group.layout not in LAYOUTS:
+            raise self.error(f"layout {group.layout!r} is not one of {list(LAYOUTS)}.")
+        self.found = {
+            field: leaves.find(getattr(group, field), group.name, field)
+            for field in _FIELDS
+        }
+        for field in ("incoming", "outgoing"):
+            if not self.found[field]:
+                raise ValueError(
+                    f"Unit group {group.name!r} has no {field} leaf; give the path of "
+                    f"the kernel that {'feeds' if field == 'incoming' else 'reads'} "
+                    "its units."
+                )
+
+    def resolve(self) -> ResolvedGroup:
+        incoming = tuple(self.incoming(leaf) for leaf in self.found["incoming"])
+        first = incoming[0]
+        self.sizes = first.sizes
+        self.num_units = math.prod(first.sizes)
+        self.stack = self.leaves.shapes[first.leaf][: first.stack]
+        for axes in incoming:
+            self.check_stack(axes.leaf, "incoming")
+            if axes.sizes != self.sizes:
+                raise self.mismatch(
+                    axes.leaf, "incoming", "does not have as many units"
+                )
+        values = {"bias": 0.0, "norm_scale": self.group.norm_scale_value}
+        vectors = tuple(
+            self.vector(leaf, field, values.get(field, 0.0))
+            for field in ("bias", "norm_scale", "norm_bias")
+            for leaf in self.found[field]
+        )
+        outgoing = self.all_outgoing()
+        return ResolvedGroup(
+            group=self.group,
+            num_units=self.num_units,
+            stack=self.stack,
+            sizes=self.sizes,
+            incoming=incoming,
+            outgoing=outgoing,
+            outgoing_bias=self.outgoing_bias(outgoing),
+            vectors=vectors,
+        )
+
+    def error(self, problem: str) -> ValueError:
+        return ValueError(f"Unit group {self.group.name!r}: {problem}")
+
+    def mismatch(self, leaf: int, field: str, wanted: str) -> ValueError:
+        first = self.found["incoming"][0]
+        return ValueError(
+            f"Unit group {self.group.name!r} has {self.num_units} units, from "
+            f"{self.leaves.names[first]!r} with shape {self.leaves.shapes[first]}, but "
+            f"{field} leaf {self.leaves.names[leaf]!r} has shape "
+            f"{self.leaves.shapes[leaf]}, which {wanted}."
+        )
+
+    def check_stack(self, leaf: int, field: str) -> None:
+        if self.leaves.shapes[leaf][: len(self.stack)] != self.stack:
+            raise self.mismatch(leaf, field, f"does not begin with {self.stack}")
+
+    def window(self, leaf: int, field: str, num_axes: int) -> int:
+        """Counts the axes of a kernel's window; raises if its axes do not add up."""
+        group, shape = self.group, self.leaves.shapes[leaf]
+        extra = len(shape) - num_axes
+        if extra == 0 or extra == group.spatial_axes:
+            return extra
+        if group.spatial_axes is None and extra == 2 and num_axes == 2:
+            return extra
+        if len(shape) < 2:
+            raise self.error(
+                f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but a "
+                "kernel of two or more axes is needed."
+            )
+        raise self.error(
+            f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but "
+            f"{num_axes} axes are declared. Declare what the others are: stack_axes of "
+            "stacked layers or experts, unit_axes=2 for heads, spatial_axes of a "
+            "convolution, input_axes or output_axes; see UnitGroup."
+        )
+
+    def incoming(self, leaf: int) -> UnitAxes:
+        group = self.group
+        stack, inputs, units = group.stack_axes, group.input_axes, group.unit_axes
+        window = self.window(leaf, "incoming", stack + inputs + units)
+        shape = self.leaves.shapes[leaf]
+        if group.layout == "io":
+            window_axes, input_axes, unit_axes = _split(stack, window, inputs, units)
+        else:
+            unit_axes, input_axes, window_axes = _split(stack, units, inputs, window)
+        del window_axes
+        return UnitAxes(
+            leaf,
+            len(shape),
+            unit_axes,
+            tuple(shape[axis] for axis in unit_axes),
+            stack,
+            layout=group.layout,
+            inputs=input_axes,
+        )
+
+    def vector(self, leaf: int, field: str, value: float) -> UnitAxes:
+        self.check_stack(leaf, field)
+        stack = len(self.stack)
+        shape = self.leaves.shapes[leaf][stack:]
+        num_axes = stack + len(shape)
+        if shape == self.sizes:
+            (unit_axes,) = _split(stack, len(shape))
+            return UnitAxes(leaf, num_axes, unit_axes, self.sizes, stack, value=value)
+        if math.prod(shape) != self.num_units or self.num_units not in shape:
+            raise self.mismatch(leaf, field, "does not hold one number per unit")
+        axis = stack + shape.index(self.num_units)
+        return UnitAxes(leaf, num_axes, (axis,), (self.num_units,), stack, value=value)
+
+    def all_outgoing(self) -> tuple[UnitAxes, ...]:
+        found, group = self.found["outgoing"], self.group
+        given = group.output_axes
+        outputs = (given,) * len(found) if isinstance(given, int) else tuple(given)
+        if len(outputs) != len(found):
+            raise self.error(
+                f"output_axes {given} must be one number, or one for each of the "
+                f"{len(found)} outgoing leaves."
+            )
+        all_axes = tuple(
+            self.outgoing(leaf, number)
+            for leaf, number in zip(found, outputs, strict=True)
+        )
+        if len({axes.positions for axes in all_axes} - {1}) > 1:
+            raise self.mismatch(
+                all_axes[-1].leaf, "outgoing", "flattens another number of positions"
+            )
+        return all_axes
+
+    def outgoing(self, leaf: int, outputs: int) -> UnitAxes:
+        self.check_stack(leaf, "outgoing")
+        shape, stack = self.leaves.shapes[leaf], len(self.stack)
+        units = len(self.sizes)
+        if len(shape) == stack + 1 + outputs:
+            units = 1  # Heads may be merged before they are read.
+        window = self.window(leaf, "outgoing", stack + units + outputs)
+        if self.group.layout == "io":
+            _, unit_axes, output_axes = _split(stack, window, units, outputs)
+        else:
+            output_axes, unit_axes, _ = _split(stack, outputs, units, window)
+        sizes = tuple(shape[axis] for axis in unit_axes)
+        size = math.prod(sizes)
+        if size == 0 or size % self.num_units:
+            raise self.mismatch(
+                leaf, "outgoing", f"reads {size} inputs, not a multiple"
+            )
+        if units > 1 and sizes != self.sizes:
+            raise self.mismatch(leaf, "outgoing", f"reads units of shape {sizes}")
+        positions = size // self.num_units
+        return UnitAxes(
+            leaf,
+            len(shape),
+            unit_axes,
+            sizes,
+            stack,
+            positions,
+            self.group.layout,
+            outputs=output_axes,
+            value=0.0,
+        )
+
+    def outgoing_bias(self, outgoing: Sequence[UnitAxes]) -> tuple[int, ...]:
+        found = self.found["outgoing_bias"]
+        if found and len(found) != len(outgoing):
+            raise ValueError(
+                f"Unit group {self.group.name!r} has {len(outgoing)} outgoing leaves "
+                f"but {len(found)} of outgoing_bias; give one for each."
+            )
+        for leaf, axes in zip(found, outgoing, strict=False):
+            self.check_stack(leaf, "outgoing_bias")
+            shape = self.leaves.shapes[axes.leaf]
+            outputs = math.prod(shape[axis] for axis in axes.outputs)
+            if math.prod(self.leaves.shapes[leaf][len(self.stack) :]) != outputs:
+                raise self.mismatch(
+                    leaf, "outgoing_bias", f"does not match the consumer's {outputs}"
+                )
+        return tuple(found)
+
+
+def _split(first: int, *numbers: int) -> list[tuple[int, ...]]:
+    """Splits the axes from a first one on into runs of the given lengths."""
+    runs = []
+    for number in numbers:
+        runs.append(tuple(range(first, first + number)))
+        first += number
+    return runs
+
+
+def _check_unique(what: str, values: list[str]) -> None:
+    repeated = sorted({value for value in values if values.count(value) > 1})
+    if repeated:
+        raise ValueError(
+            f"Every unit group needs its own {what}; repeated: {repeated}."
+        )

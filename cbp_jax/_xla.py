@@ -1,0 +1,261 @@
+"""Every workaround of XLA, with the version that needs it and when it can go.
+
+* `cond_any_lane`: under `jax.vmap` a `lax.cond` runs both branches, in JAX 0.10 and
+  0.11. `test_a_vmapped_cond_would_always_run_the_work` fails once it does not.
+* `sum_magnitudes`: jaxlib 0.10 and 0.11 add up slowly on a CPU. That is speed only:
+  compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
+* `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
+  does not. It can go with the support of 0.10.
+* `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
+  shardings. This is how JAX lets XLA choose them, and not for a version.
+* `round_to_dtype`: XLA may go on with the float32 that a sum of bfloat16 was computed
+  in. `test_events.py` compares params to the bit in bfloat16.
+
+The convolution by patches and the max-pooling of `cbp_jax.networks`, faster than XLA's
+on a CPU, are described there.
+"""
+
+from collections.abc import Callable
+import math
+
+import jax
+from jax import lax
+from jax.custom_batching import custom_vmap, sequential_vmap
+import jax.numpy as jnp
+from jax.sharding import AxisType
+import numpy as np
+
+from cbp_jax._types import PyTree
+
+
+def cond_any_lane(
+    predicate: jax.Array,
+    work: Callable[[PyTree], PyTree],
+    skip: Callable[[PyTree], PyTree],
+    operand: PyTree,
+) -> PyTree:
+    """Returns `work(operand)` if the predicate holds in any lane, else `skip(operand)`.
+
+    `lax.cond` turns into a select under `vmap` and pays for both branches every time.
+    Here all lanes do the work when one needs it, and none does otherwise.
+
+    Args:
+      predicate: bool scalar, batched or not.
+      work: must return what `skip` does wherever the predicate is false, because lanes
+        may be made to do it. Neither function may close over traced arrays.
+      skip: the cheap branch.
+      operand: pytree of arrays, the functions' only argument.
+
+    Returns:
+      A pytree of arrays, of the same structure, shapes and dtypes from both functions.
+    """
+
+    @custom_vmap
+    def conditional(predicate: jax.Array, operand: PyTree) -> PyTree:
+        branches = _varying_alike(work, skip, operand)
+        return lax.cond(predicate, *branches, operand)
+
+    @conditional.def_vmap
+    def _(
+        lanes: int, is_batched: PyTree, predicate: jax.Array, operand: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        predicate_is_batched, operand_is_batched = is_batched
+        operand = jax.tree.map(
+            lambda leaf, batched: (
+                leaf if batched else jnp.broadcast_to(leaf, (lanes, *leaf.shape))
+            ),
+            operand,
+            operand_is_batched,
+        )
+        if predicate_is_batched:
+            predicate = jnp.any(predicate)
+        out = cond_any_lane(predicate, jax.vmap(work), jax.vmap(skip), operand)
+        return out, jax.tree.map(lambda _: True, out)
+
+    return conditional(predicate, operand)
+
+
+def _varying_alike(
+    work: Callable[[PyTree], PyTree], skip: Callable[[PyTree], PyTree], operand: PyTree
+) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
+    """Lets branches inside `shard_map` return what varies over the same mesh axes.
+
+    A constant in one branch is the same on all devices; a conditional does not take it
+    for what differs from device to device in the other.
+    """
+    if not any(_varying_axes(leaf) for leaf in jax.tree.leaves(operand)):
+        return work, skip
+    axes = [
+        _varying_axes(left) | _varying_axes(right)
+        for left, right in zip(
+            jax.tree.leaves(jax.eval_shape(work, operand)),
+            jax.tree.leaves(jax.eval_shape(skip, operand)),
+            strict=True,
+        )
+    ]
+
+    def varying(function: Callable[[PyTree], PyTree]) -> Callable[[PyTree], PyTree]:
+        def cast(operand: PyTree) -> PyTree:
+            leaves, treedef = jax.tree.flatten(function(operand))
+            for index, leaf in enumerate(leaves):
+                missing = tuple(sorted(axes[index] - _varying_axes(leaf)))
+                if missing:
+                    leaves[index] = lax.pcast(leaf, missing, to="varying")
+            return treedef.unflatten(leaves)
+
+        return cast
+
+    return varying(work), varying(skip)
+
+
+def _varying_axes(leaf: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
+    """Returns the mesh axes of a `shard_map` over which an array varies."""
+    described = leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax.typeof(leaf)
+    manual = getattr(described, "manual_axis_type", None)  # Elsewhere `vma`.
+    varying = getattr(described, "vma", None) if manual is None else manual.varying
+    return varying or frozenset()
+
+
+# XLA for CPUs hands sums to a library, and first writes out all that they add up. A sum
+# that it does not recognize it computes together with what leads to it, but fast only
+# over a few entries. So there neighbors are added up first, as many as divide an axis,
+# by the first of these numbers; along the last axis, where they lie side by side, two.
+_NEIGHBORS = (8, 4, 5, 10, 6, 7, 9, 3, 2)
+# For lanes of leaves of up to so many entries no sum is left to the library. A single
+# learner's leaf may be sharded, and only a sum that is one can be added up over shards.
+_SMALL_LEAF = 1024
+
+
+def sum_magnitudes(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sums numbers that are not negative over some axes.
+
+    It is `jnp.sum` up to rounding, in an order that is fast on the platform it runs on.
+    It has no derivative: gradients must have been stopped.
+
+    Args:
+      magnitudes: the numbers, floating, of any shape.
+      axes: to sum over, not negative.
+
+    Returns:
+      The sums, without these axes, of the same dtype.
+    """
+
+    def add(magnitudes: jax.Array) -> jax.Array:
+        return jnp.sum(magnitudes, axes)
+
+    def multiply(magnitudes: jax.Array) -> jax.Array:
+        (axis,) = axes
+        if axis == 0:
+            magnitudes = _add_neighbors(magnitudes, axis)
+        ones = jnp.ones(magnitudes.shape[axis], magnitudes.dtype)
+        contracted = ((axis,), (0,)), ((), ())
+        return lax.dot_general(magnitudes, ones, contracted, lax.Precision.HIGHEST)
+
+    @custom_vmap
+    def total(magnitudes: jax.Array) -> jax.Array:
+        if magnitudes.ndim != 2 or len(axes) != 1:
+            return add(magnitudes)
+        return lax.platform_dependent(magnitudes, cpu=multiply, default=add)
+
+    @total.def_vmap
+    def _(
+        lanes: int, is_batched: list[bool], magnitudes: jax.Array
+    ) -> tuple[jax.Array, bool]:
+        del lanes, is_batched  # The only argument is batched.
+        inner = tuple(axis + 1 for axis in axes)
+        if math.prod(magnitudes.shape[1:]) <= _SMALL_LEAF:
+            return _add_unrecognized(magnitudes, inner), True
+        if len(inner) != 1:
+            return jnp.sum(magnitudes, inner), True
+        sums = lax.platform_dependent(
+            magnitudes,
+            cpu=lambda leaf: jnp.sum(_add_neighbors(leaf, *inner), inner),
+            default=lambda leaf: jnp.sum(leaf, inner),
+        )
+        return sums, True
+
+    return total(magnitudes)
+
+
+def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
+    """Adds up groups of neighbors along an axis.
+
+    There are no fewer groups than shards that the axis may have: no group may have to
+    be added up over shards. Inside `jax.shard_map` XLA shards nothing.
+    """
+    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
+    most_shards = 1 if is_manual else jax.device_count()
+    shape = magnitudes.shape
+    numbers = (2,) if axis == magnitudes.ndim - 1 else _NEIGHBORS
+    for number in numbers:
+        groups = shape[axis] // number, number
+        if shape[axis] % number == 0 and groups[0] >= most_shards:
+            magnitudes = magnitudes.reshape(*shape[:axis], *groups, *shape[axis + 1 :])
+            return _add_unrecognized(magnitudes, (axis + 1,))
+    return magnitudes
+
+
+def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Sums numbers that are not negative such that XLA does not see a sum."""
+    zero = np.zeros((), magnitudes.dtype)
+    return lax.reduce(
+        magnitudes, zero, lambda left, right: jnp.abs(left) + jnp.abs(right), axes
+    )
+
+
+def one_by_one_on_cpu(
+    decompose: Callable[[jax.Array], jax.Array],
+) -> Callable[[jax.Array], jax.Array]:
+    """Keeps a CPU from decomposing several matrices in one call under `vmap`.
+
+    JAX 0.10 splits such a call among the very threads that make it. When these all wait
+    for parts that no thread is left to take, the program hangs: seen with 375 matrices
+    on each of two CPU devices. JAX 0.11.2 no longer splits it. None of the settings of
+    XLA that were tried is a way out: with one thread or without multi-threaded Eigen
+    such calls hang as often; with 16 threads on two cores they do not, but other
+    programs are slower.
+
+    Derivatives are those of `decompose`; they still take a batch in one call.
+    """
+    # Inside a function of its own, arguments that are no arrays stay out of sight.
+    on_cpu = sequential_vmap(lambda matrix: decompose(matrix))
+
+    @jax.custom_jvp
+    def values(matrix: jax.Array) -> jax.Array:
+        return lax.platform_dependent(matrix, cpu=on_cpu, default=decompose)
+
+    @values.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        return jax.jvp(decompose, primals, tangents)
+
+    return values
+
+
+def in_auto_mode(
+    function: Callable[..., PyTree], like: PyTree
+) -> Callable[..., PyTree]:
+    """Lets XLA choose the shardings inside a function of arrays.
+
+    Args:
+      function: of pytrees of arrays.
+      like: pytree of arrays that have the structure and the shardings of its output.
+
+    Returns:
+      The function itself, where no mesh has explicit axes.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if AxisType.Explicit not in mesh.axis_types:
+        return function
+    shardings = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, like)
+    return jax.sharding.auto_axes(function, out_sharding=shardings)
+
+
+def round_to_dtype(array: jax.Array) -> jax.Array:
+    """Rounds an array to its own dtype, where XLA may go on with more bits.
+
+    XLA may keep the float32 that a sum of bfloat16 was computed in.
+    """
+    info = jnp.finfo(array.dtype)
+    if info.bits >= 32:
+        return array
+    return lax.reduce_precision(array, info.nexp, info.nmant)

@@ -1,0 +1,86 @@
+"""The normalizations of a hidden layer, by name."""
+
+from collections.abc import Callable, Mapping
+import math
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from flax import linen as nn
+import jax
+
+from cbp_jax._numbers import check_choice
+from cbp_jax.layers._gradients_with_state import BACKWARD_STATS, FORWARD_STATS
+from cbp_jax.layers._online_normalization import OnlineNorm
+
+
+class Normalization(NamedTuple):
+    """A normalization, and what a network must know about it."""
+
+    module: Callable[..., nn.Module]  # Has a param `scale` [N].
+    has_shift: bool  # Has a param `bias` [N] as well.
+    collections: tuple[str, ...] = ()  # Of its state: leaves [N].
+
+
+NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
+    {
+        "batch": Normalization(nn.BatchNorm, True, (FORWARD_STATS,)),
+        "online": Normalization(OnlineNorm, True, (FORWARD_STATS, BACKWARD_STATS)),
+        "layer": Normalization(nn.LayerNorm, True),
+        "rms": Normalization(nn.RMSNorm, False),
+    }
+)
+
+
+def normalization_named(name: str) -> Normalization | None:
+    """Returns the normalization of that name, None for "none".
+
+    Raises:
+      ValueError: unknown name; the message lists the choices.
+    """
+    check_choice("normalization", name, ("none", *NORMALIZATIONS))
+    return NORMALIZATIONS.get(name)
+
+
+def normalize(
+    kind: str,
+    inputs: jax.Array,
+    *,
+    train: bool,
+    name: str,
+    options: Mapping[str, Any],
+) -> jax.Array:
+    """Normalizes a layer inside a `flax.linen.compact` method.
+
+    Args:
+      kind: a key of `NORMALIZATIONS`, or "none" for the inputs as they are.
+      inputs: `[batch, ..., N]`; "layer" and "rms" normalize over the last axis, the
+        others over all axes but the last.
+      train: whether to use and update the statistics as training does.
+      name: of the submodule.
+      options: further attributes of its module.
+
+    Returns:
+      Normalized inputs, of the same shape.
+
+    Raises:
+      ValueError: unknown kind; batch normalization in training of a single number for
+        each unit.
+    """
+    normalization = normalization_named(kind)
+    if normalization is None:
+        return inputs
+    if normalization.collections:
+        options = {"use_running_average": not train, **options}
+    module = normalization.module(name=name, **options)
+    if kind == "batch" and train and not module.is_initializing():
+        _check_batch(inputs)
+    return module(inputs)
+
+
+def _check_batch(inputs: jax.Array) -> None:
+    if math.prod(inputs.shape[:-1]) < 2:
+        raise ValueError(
+            f"Batch normalization in training needs a batch of more than one example, "
+            f"got inputs of shape {inputs.shape}: one number minus its own mean is 0. "
+            "Set normalization to 'online' for one example at a time."
+        )

@@ -1,0 +1,192 @@
+"""Ranks of a layer's features. Shapes: M samples, N units, R = min(M, N)."""
+
+from collections.abc import Callable, Mapping
+import functools
+from types import MappingProxyType
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from cbp_jax._numbers import as_float, check_range
+from cbp_jax._xla import one_by_one_on_cpu
+
+
+def _gram_values(matrix: jax.Array) -> jax.Array:
+    short = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
+    # Squares of very large or small entries would overflow or vanish in float32.
+    largest = jnp.max(jnp.abs(short))
+    scale = jnp.where(largest > 0, largest, 1)
+    short = short / scale
+    # Accelerators round the factors of a float32 product to fewer bits by default.
+    gram = jnp.matmul(short, short.T, precision=lax.Precision.HIGHEST)
+    eigenvalues = jnp.flip(_eigenvalues(gram))
+    noise = jnp.finfo(gram.dtype).eps * eigenvalues[0]
+    return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
+
+
+_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh)
+
+METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
+    {
+        "svd": one_by_one_on_cpu(functools.partial(jnp.linalg.svd, compute_uv=False)),
+        "gram": _gram_values,
+    }
+)
+"""Maps features [M, N] to singular values [R], see `metrics.singular_values`."""
+
+
+def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
+    """Singular values of a feature matrix, largest first.
+
+    `"svd"` is the reference. `"gram"` takes the square roots of the eigenvalues of the
+    smaller Gram matrix, in two thirds of the time on one CPU core for [2000, 500] and
+    [2000, 2000]. Squaring halves the digits: an eigenvalue below machine epsilon times
+    the largest is rounding noise and is returned as 0, which loses every singular value
+    below `sqrt(eps)` (3.5e-4 in float32, 1.5e-8 in float64) of the largest.
+
+    Measured in float32 on a CPU against a float64 SVD, on Gaussian, ReLU and low-rank
+    matrices up to [2000, 2000]: singular values above a tenth of the largest are off by
+    at most 3e-7 of the largest, all others by at most 6e-4 of it. The effective rank
+    comes out at most 0.5 % too low, or up to 3 % too high for a matrix of rank 5 or
+    less; the stable rank at most 0.7 % too low; the approximate rank was exact.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      method: `"svd"` or `"gram"`.
+
+    Returns:
+      [R] singular values in descending order, float32 or float64; NaN throughout where
+      `features` has a NaN.
+
+    Raises:
+      ValueError: if `method` is unknown or `features` is not a matrix.
+    """
+    if method not in METHODS:
+        choices = ", ".join(repr(name) for name in METHODS)
+        raise ValueError(f"unknown method {method!r}: choose one of {choices}")
+    features = as_float(features)
+    if features.ndim != 2:
+        raise ValueError(
+            f"features must be a matrix [samples, units], got shape {features.shape}: "
+            "use features.reshape(-1, features.shape[-1]), or jax.vmap for a batch"
+        )
+    return METHODS[method](features)
+
+
+def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
+    """Exponential of the entropy of the normalized singular values.
+
+    `exp(-sum_k p_k log p_k)` with `p = s / sum(s)` and `0 log 0 = 0`, not centered.
+    Between 1 and the rank; a matrix of zeros has 0. Source: Roy and Vetterli, The
+    effective rank: a measure of effective dimensionality, 2007.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      method: how to find the singular values, see `singular_values`.
+
+    Returns:
+      Scalar, in units, float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown or `features` is not a matrix.
+    """
+    values = singular_values(features, method)
+    total = jnp.sum(values)
+    # `jax.scipy.special.entr` makes an infinity, which `jax_debug_infs` stops at.
+    share = values / _positive_or_one(total)
+    product = share * jnp.log(_positive_or_one(share))
+    # The select keeps XLA from fusing product and sum, which rounds otherwise.
+    entropy = jnp.sum(-jnp.where(share == 0, 0, product))
+    return jnp.where(total > 0, jnp.exp(entropy), total)
+
+
+def stable_rank(
+    features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
+) -> jax.Array:
+    """Fewest singular values that hold more than a share of their sum.
+
+    The smallest k with `s_1 + ... + s_k > threshold * sum(s)`; 0 for a matrix of zeros.
+    This is the stable rank of Dohare et al. (2024), not `sum(s**2) / max(s)**2`.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      threshold: share of the sum to exceed, in [0, 1).
+      method: how to find the singular values, see `singular_values`.
+
+    Returns:
+      Scalar, a whole number of units as float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
+        is out of [0, 1).
+    """
+    return _leading_count(singular_values(features, method), threshold)
+
+
+def approximate_rank(
+    features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
+) -> jax.Array:
+    """Fewest squared singular values that hold more than a share of their sum.
+
+    The smallest k with `s_1**2 + ... + s_k**2 > threshold * sum(s**2)`: the number of
+    directions that explain this share of the (uncentered) variance; 0 for a matrix of
+    zeros. Source: Yang et al., Harnessing structures for value-based planning, 2020.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      threshold: share of the sum of squares to exceed, in [0, 1).
+      method: how to find the singular values, see `singular_values`.
+
+    Returns:
+      Scalar, a whole number of units as float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
+        is out of [0, 1).
+    """
+    values = singular_values(features, method)
+    # Squares of very large or small values would overflow or vanish in float32.
+    relative = values / _positive_or_one(jnp.max(values))
+    return _leading_count(relative**2, threshold)
+
+
+def numerical_rank(
+    features: jax.Array, tolerance: jax.Array | float | None = None, method: str = "svd"
+) -> jax.Array:
+    """Number of singular values above a tolerance.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      tolerance: in the unit of the features; a singular value counts if it is larger.
+        By default `max(s) * max(M, N) * eps`, as in `numpy.linalg.matrix_rank`;
+        `"gram"` applies the same rule to the eigenvalues it computes, that is
+        `max(s) * sqrt(max(M, N) * eps)`, which counts fewer of the small ones.
+      method: how to find the singular values, see `singular_values`.
+
+    Returns:
+      Scalar, a whole number of units as float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown or `features` is not a matrix.
+    """
+    values = singular_values(features, method)
+    largest = jnp.max(values)
+    if tolerance is None:
+        relative = max(jnp.shape(features)) * jnp.finfo(values.dtype).eps
+        tolerance = largest * (relative**0.5 if method == "gram" else relative)
+    rank = jnp.sum(values > tolerance).astype(values.dtype)
+    return jnp.where(jnp.isnan(largest), largest, rank)
+
+
+def _leading_count(values: jax.Array, threshold: jax.Array | float) -> jax.Array:
+    """Smallest k whose first k values exceed a share of the sum; NaN for NaN."""
+    check_range("threshold", threshold, 0, 1, open_end=True)
+    total = jnp.sum(values)
+    is_short = jnp.cumsum(values)[:-1] <= threshold * total
+    count = 1 + jnp.sum(is_short).astype(values.dtype)
+    return jnp.where(total > 0, count, total)
+
+
+def _positive_or_one(divisor: jax.Array) -> jax.Array:
+    return jnp.where(divisor > 0, divisor, 1)

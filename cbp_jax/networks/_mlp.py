@@ -1,0 +1,111 @@
+"""The multilayer perceptron of the paper's online problems."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flax import linen as nn
+from flax.core import FrozenDict
+import jax
+
+from cbp_jax._types import Initializer
+from cbp_jax._units import UnitGroup, sequential_units
+from cbp_jax.initializers import kaiming_uniform
+from cbp_jax.layers._normalization import normalize
+from cbp_jax.networks._activations import PAIRED, activation_function
+from cbp_jax.networks._hidden_layers import drop, has_bias, norm_name, with_norms
+
+
+class MLP(nn.Module):
+    """Multilayer perceptron of the paper's online problems.
+
+    Layers are named `dense_0`, `dense_1` ... and `head`. Weights are Kaiming-uniform
+    with the activation's gain (gain 1 for the head; that of ReLU for CReLU and deep
+    Fourier features, see `PAIRED`), biases zero.
+
+    A normalization stands in front of each activation: `dense_0`, `norm_0`, activation.
+    One with a shift of its own takes the place of the layer's bias; "rms" has a scale
+    only and takes no mean away, so there the bias stays, in front of it.
+
+    "batch" and "online" have state beside the params, in collections of their own:
+    `init` returns them, `apply` needs them, and a training step carries them, see
+    `cbp_jax.layers.value_and_grad_with_state` and `cbp_jax.reset_statistics`.
+
+    Attributes:
+      hidden_units: width of each hidden layer, in order; empty for a linear model.
+      num_outputs: number of outputs.
+      activation: a name in `ACTIVATIONS`.
+      normalization: "none", or a name in `cbp_jax.layers.NORMALIZATIONS`: "batch",
+        "online", "layer" or "rms".
+      normalization_options: attributes of its module that are not to be the default,
+        for example `{"guard": "clip"}` of `cbp_jax.layers.OnlineNorm`.
+    """
+
+    hidden_units: Sequence[int]
+    num_outputs: int
+    activation: str = "relu"
+    normalization: str = "none"
+    normalization_options: Mapping[str, Any] = FrozenDict()
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs: jax.Array,
+        dropout_rate: float | jax.Array = 0.0,
+        dropout_key: jax.Array | None = None,
+        train: bool = False,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Maps inputs `[batch, inputs]` to outputs and features.
+
+        Args:
+          inputs: `[batch, inputs]`.
+          dropout_rate: fraction of hidden activations to drop, may be traced.
+          dropout_key: typed PRNG key; None drops nothing.
+          train: whether normalizations use and update their statistics as training
+            does, which needs `mutable`; False uses the running ones and changes
+            nothing. Dropout depends on its key alone.
+
+        Returns:
+          Outputs `[batch, num_outputs]`, and a dict of the activations of each hidden
+          layer, `[batch, units]`, by layer name, from before dropout. CReLU and deep
+          Fourier features give `[batch, 2, units]`; how to measure these see
+          `cbp_jax.layers.paired_activations`.
+
+        Raises:
+          ValueError: unknown activation or normalization; batch normalization of a
+            single example in training.
+        """
+        activation = activation_function(self.activation)
+        use_bias = has_bias(self.normalization)
+        features = {}
+        hidden = inputs
+        for index, width in enumerate(self.hidden_units):
+            name = f"dense_{index}"
+            hidden = nn.Dense(
+                width, use_bias, kernel_init=self.initializer(), name=name
+            )(hidden)
+            hidden = normalize(
+                self.normalization,
+                hidden,
+                train=train,
+                name=norm_name(index),
+                options=self.normalization_options,
+            )
+            features[name] = hidden = activation(hidden)
+            if self.activation in PAIRED:
+                hidden = hidden.reshape(*hidden.shape[:-2], -1)
+            hidden = drop(hidden, index, dropout_rate, dropout_key)
+        head_init = kaiming_uniform("linear")
+        return nn.Dense(self.num_outputs, kernel_init=head_init, name="head")(
+            hidden
+        ), features
+
+    def units(self) -> tuple[UnitGroup, ...]:
+        """Returns the hidden layers as unit groups; empty for a linear model."""
+        if not self.hidden_units:
+            return ()
+        names = [f"dense_{index}" for index in range(len(self.hidden_units))]
+        return with_norms(sequential_units((*names, "head")), self.normalization)
+
+    def initializer(self) -> Initializer:
+        """Returns the distribution of the hidden layers' weights."""
+        return kaiming_uniform(PAIRED.get(self.activation, self.activation))

@@ -1,0 +1,247 @@
+"""Events: what happens to the params at some updates only, such as changes of task.
+
+Nothing here knows about tasks: a schedule says which updates are events.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
+import jax.numpy as jnp
+import optax
+
+from cbp_jax._numbers import check_params, check_range, key_bits, key_of, lead_to, widen
+from cbp_jax._types import PyTree
+from cbp_jax._units import leaf_paths
+from cbp_jax._xla import cond_any_lane, round_to_dtype
+
+# From the number of updates made, this one included, an int32 scalar of at least 1, to
+# whether this one is an event, a bool scalar.
+Schedule = Callable[[jax.Array], jax.Array]
+
+
+class EventState(NamedTuple):
+    """State of `act_at`, and what other transformations keep of their events."""
+
+    count: jax.Array  # int32 scalar, updates so far.
+    rng_key: jax.Array | None  # Bits of a key, others after each event; None for none.
+
+
+def act_at(
+    schedule: Schedule,
+    act: Callable[..., PyTree],
+    *,
+    key: jax.Array | None = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Replaces the params by a function of them at the updates of a schedule.
+
+    After an update at which the schedule is true the params are
+    `act(params, key)`, with the params after that update. The last link of a chain::
+
+      halve = lambda params, key: jax.tree.map(lambda leaf: leaf / 2, params)
+      tx = optax.chain(optax.sgd(1e-2), act_at(every(1000), halve))
+
+    At all other updates, and in all entries that `act` leaves as they are, the updates
+    pass bit for bit. Without an event `act` is not run, also when lanes of a `vmap`
+    have different schedules; with one in any lane, all lanes run it.
+
+    Args:
+      schedule: which updates are events, see `every` and `at`. It may use traced
+        arrays. For `optax.inject_hyperparams` it is a static argument.
+      act: function of the params and a key that returns new params, which are cast to
+        the dtypes of the old ones. It may use traced arrays.
+      key: PRNG key, from which `act` gets a new one at each event; without it `act`
+        gets None. Under `vmap` keys of "rbg" make a lane depend on those beside it, see
+        `cbp_jax.continual_backprop`.
+
+    Returns:
+      An optax transformation of state `EventState`; its update needs the params.
+
+    Raises:
+      ValueError: the update gets no params.
+    """
+
+    def init(params: PyTree) -> EventState:
+        del params
+        return new_events(key)
+
+    def update(
+        updates: PyTree,
+        state: EventState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EventState]:
+        del extra_args
+        check_params("An event", params)
+        is_due, count = next_update(schedule, state)
+        rng_key = key_of(state.rng_key, key)
+        updates, rng_key = change_params(is_due, act, rng_key, updates, params)
+        return updates, EventState(count, key_bits(rng_key))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def every(num_updates: int | jax.Array) -> Schedule:
+    """Returns the schedule of which every `num_updates`-th update is an event.
+
+    Args:
+      num_updates: at least 1. May be traced.
+
+    Raises:
+      ValueError: `num_updates` is below 1.
+    """
+    check_range("num_updates", num_updates, 1, float("inf"))
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return count % jnp.asarray(num_updates).astype(jnp.int32) == 0
+
+    return schedule
+
+
+def at(*counts: int | jax.Array) -> Schedule:
+    """Returns the schedule of which the given updates are events.
+
+    Args:
+      *counts: numbers of updates, the first of all is 1; none for no event at all. May
+        be traced.
+
+    Raises:
+      ValueError: one of `counts` is below 1.
+    """
+    for known in counts:
+        check_range("counts", known, 1, float("inf"))
+
+    def schedule(count: jax.Array) -> jax.Array:
+        return jnp.any(count == jnp.asarray(counts).astype(jnp.int32))
+
+    return schedule
+
+
+def new_events(key: jax.Array | None = None) -> EventState:
+    """Returns the state before the first update."""
+    return EventState(jnp.zeros((), jnp.int32), key_bits(key))
+
+
+def next_update(schedule: Schedule, state: EventState) -> tuple[jax.Array, jax.Array]:
+    """Returns whether the next update is an event, bool, and its count, int32."""
+    count = optax.safe_increment(state.count)
+    return jnp.asarray(schedule(count), bool), count
+
+
+def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
+    """Returns the update of a transformation whose events are known to do nothing."""
+
+    def update(
+        updates: PyTree,
+        state: EventState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, EventState]:
+        del params, extra_args
+        _, count = next_update(schedule, state)
+        return updates, EventState(count, state.rng_key)
+
+    return update
+
+
+def change_params(
+    is_due: jax.Array,
+    act: Callable[..., PyTree],
+    key: jax.Array | None,
+    updates: PyTree,
+    params: PyTree,
+) -> tuple[PyTree, jax.Array | None]:
+    """Returns the updates to the params after a possible event, and the next key.
+
+    Args:
+      is_due: bool scalar, whether this update is an event.
+      act: see `act_at`.
+      key: typed PRNG key or None, the same again without an event.
+      updates: updates of the params.
+      params: the params before the update.
+    """
+    pure_act, constants = without_closure(act, params, key)
+
+    def work(operand: PyTree) -> tuple[PyTree, jax.Array | None]:
+        is_due, key, updates, params, constants = operand
+        next_key = act_key = None
+        if key is not None:
+            next_key, act_key = jax.random.split(key)
+            next_key = jnp.where(is_due, next_key, key)
+        moved = next_params(params, updates)
+
+        def change(
+            update: jax.Array, param: jax.Array, moved: jax.Array, new: jax.Array
+        ) -> jax.Array:
+            new = round_to_dtype(new.astype(param.dtype))
+            return lead_to(new, is_due & (new != moved), update, param)
+
+        new = pure_act(constants, moved, act_key)
+        return jax.tree.map(change, updates, params, moved, new), next_key
+
+    def skip(operand: PyTree) -> tuple[PyTree, jax.Array | None]:
+        _, key, updates, params, _ = operand
+        return jax.tree.map(widen, updates, params), key
+
+    return cond_any_lane(is_due, work, skip, (is_due, key, updates, params, constants))
+
+
+def next_params(params: PyTree, updates: PyTree) -> PyTree:
+    """Returns the params after the updates, rounded to their dtypes."""
+    return jax.tree.map(round_to_dtype, optax.apply_updates(params, updates))
+
+
+def without_closure(
+    function: Callable[..., PyTree], *examples: PyTree
+) -> tuple[Callable[..., PyTree], list[jax.Array]]:
+    """Turns the arrays that a function closes over into an argument.
+
+    `cond_any_lane` takes no functions that close over traced arrays.
+
+    Args:
+      function: of pytrees of arrays, to a pytree of arrays.
+      *examples: arguments of the shapes and dtypes of later calls.
+
+    Returns:
+      `pure` and `constants` such that `pure(constants, *arguments)` is
+      `function(*arguments)`.
+    """
+    closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
+    # `pure` outlives the trace; it must not hold on to what is traced.
+    jaxpr, constants = closed.jaxpr, list(closed.consts)
+    treedef = jax.tree.structure(shapes)
+
+    def pure(constants: list[jax.Array], *arguments: PyTree) -> PyTree:
+        flat = jaxpr_as_fun(ClosedJaxpr(jaxpr, constants))
+        return treedef.unflatten(flat(*jax.tree.leaves(arguments)))
+
+    return pure, constants
+
+
+def draw_params(
+    init_fn: Callable[[jax.Array], PyTree], key: jax.Array, params: PyTree
+) -> PyTree:
+    """Returns `init_fn(key)` in the dtypes of the params.
+
+    Raises:
+      ValueError: it is not a tree like the params.
+    """
+    fresh = init_fn(key)
+    given, wanted = (
+        {
+            path.name: jnp.shape(leaf)
+            for path, leaf in zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)
+        }
+        for tree in (fresh, params)
+    )
+    differing = sorted(
+        path for path in given | wanted if given.get(path) != wanted.get(path)
+    )
+    if differing or jax.tree.structure(fresh) != jax.tree.structure(params):
+        raise ValueError(
+            "init_fn(key) must return a tree like the params, with Flax "
+            f'`module.init(key, inputs)["params"]`; {differing or "the containers"} '
+            f"differ: its leaves are {given}, those of the params {wanted}."
+        )
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, params)

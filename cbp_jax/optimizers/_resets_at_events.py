@@ -1,0 +1,173 @@
+"""Controls: params drawn afresh and optimizers started afresh, at events."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.tree_util import KeyPath
+import optax
+
+from cbp_jax._numbers import check_params
+from cbp_jax._trees import are_named
+from cbp_jax._types import PyTree
+from cbp_jax._units import path_string
+from cbp_jax._xla import cond_any_lane
+from cbp_jax.optimizers._events import (
+    EventState,
+    Schedule,
+    act_at,
+    draw_params,
+    new_events,
+    next_params,
+    next_update,
+    without_closure,
+)
+
+
+class ResetOptimizerState(NamedTuple):
+    """State of `reset_optimizer_at`."""
+
+    base_state: PyTree  # The base optimizer's state.
+    events: EventState  # Its key is None.
+
+
+def reset_params_at(
+    schedule: Schedule,
+    init_fn: Callable[[jax.Array], PyTree],
+    *,
+    layers: str | Sequence[str] | None = None,
+    key: jax.Array,
+) -> optax.GradientTransformationExtraArgs:
+    """Draws all params, or those of some layers, afresh after updates of a schedule.
+
+    The last link of a chain. Together with `reset_optimizer_at` it is the full reset,
+    a network that learns each task from scratch::
+
+      init_fn = lambda key: model.init(key, inputs)["params"]
+      fresh_params = reset_params_at(every(10_000), init_fn, key=key)
+      tx = reset_optimizer_at(
+          optax.chain(optax.adam(1e-3), fresh_params), every(10_000)
+      )
+
+    In this order a state that copies params, such as those of `l2_init` and
+    `hare_and_tortoise`, is one of the new params.
+
+    Args:
+      schedule: which updates are events, see `cbp_jax.optimizers.every`; without events
+        the updates are left as they are, bit for bit.
+      init_fn: function of a typed key that returns fresh params.
+      layers: paths of layers or leaves that are drawn, with all leaves below them:
+        `"head"`, or `("dense_1", "head")` for the last two layers; None for all params.
+      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
+        see `cbp_jax.continual_backprop`.
+
+    Returns:
+      An optax transformation of state `EventState`; its update needs the params.
+
+    Raises:
+      ValueError: a path of `layers` is not in the params, the update gets no params, or
+        `init_fn` returns another tree.
+
+    References:
+      Nikishin et al., `The primacy bias in deep reinforcement learning
+      <https://arxiv.org/abs/2205.07802>`_, 2022, for resets of the last layers.
+    """
+    if layers is not None:
+        layers = (layers,) if isinstance(layers, str) else tuple(layers)
+
+    def act(params: PyTree, key: jax.Array) -> PyTree:
+        return jax.tree.map(
+            lambda is_drawn, fresh, param: fresh if is_drawn else param,
+            _are_drawn(params, layers),
+            draw_params(init_fn, key, params),
+            params,
+        )
+
+    events = act_at(schedule, act, key=key)
+
+    def init(params: PyTree) -> EventState:
+        _are_drawn(params, layers)
+        return events.init(params)
+
+    return optax.GradientTransformationExtraArgs(init, events.update)
+
+
+def reset_optimizer_at(
+    base_optimizer: optax.GradientTransformation, schedule: Schedule
+) -> optax.GradientTransformationExtraArgs:
+    """Starts an optimizer afresh after updates of a schedule.
+
+    After an event its state is that of `init`, called with the params after the update:
+    moments are 0, bias corrections and schedules of learning rates begin again, and so
+    do ages and utilities of a transformation that resets units. Two things go on: typed
+    keys, so that no random numbers repeat, and the counts of the events in this module
+    and its neighbors (`EventState`), so that the same schedule may be used inside and
+    outside. The updates are those of the base optimizer, bit for bit.
+
+    Args:
+      base_optimizer: any optax transformation; the update passes it all extra
+        arguments, if it takes any.
+      schedule: which updates are events, see `cbp_jax.optimizers.every`.
+
+    Returns:
+      An optax transformation of state `ResetOptimizerState`; its update needs the
+      params. With `reset_params_at` it is the full reset, see there.
+
+    Raises:
+      ValueError: the update gets no params.
+    """
+    base_optimizer = optax.with_extra_args_support(base_optimizer)
+
+    def init(params: PyTree) -> ResetOptimizerState:
+        return ResetOptimizerState(base_optimizer.init(params), new_events())
+
+    def update(
+        updates: PyTree,
+        state: ResetOptimizerState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ResetOptimizerState]:
+        check_params("reset_optimizer_at", params)
+        updates, base_state = base_optimizer.update(
+            updates, state.base_state, params, **extra_args
+        )
+        is_due, count = next_update(schedule, state.events)
+        newborn, constants = without_closure(base_optimizer.init, params)
+
+        def work(operand: PyTree) -> PyTree:
+            is_due, base_state, updates, params, constants = operand
+            fresh = newborn(constants, next_params(params, updates))
+            return jax.tree_util.tree_map_with_path(
+                lambda path, old, new: (
+                    old
+                    if _goes_on(path, old)
+                    else jnp.where(is_due, new.astype(old.dtype), old)
+                ),
+                base_state,
+                fresh,
+                is_leaf=lambda node: isinstance(node, EventState),
+            )
+
+        def skip(operand: PyTree) -> PyTree:
+            return operand[1]
+
+        operand = (is_due, base_state, updates, params, constants)
+        base_state = cond_any_lane(is_due, work, skip, operand)
+        return updates, ResetOptimizerState(base_state, EventState(count, None))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _are_drawn(params: PyTree, layers: Sequence[str] | None) -> PyTree:
+    if layers is None:
+        return jax.tree.map(lambda _: True, params)
+    return are_named(params, layers, "layers")
+
+
+def _goes_on(path: KeyPath, old: EventState | jax.Array) -> bool:
+    return (
+        isinstance(old, EventState)
+        or path_string(path[-1:]) == "rng_key"
+        or jnp.issubdtype(old.dtype, jax.dtypes.prng_key)
+    )

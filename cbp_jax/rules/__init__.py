@@ -1,1 +1,0 @@
-"""Rules that choose which hidden units to reset, one file each."""

@@ -1,0 +1,554 @@
+"""The methods that a case can name, and the numbers that lanes may differ in.
+
+Each method is one entry: what it takes, with published values, ranges and off values,
+and the function that puts it around, before or behind the optimizer. Configs, sweeps,
+lanes and checks all read them here. L2, online shrink and perturb, dropout and Adam are
+fields of the optimizer, normalizations and activations of the network: each goes with
+every method.
+"""
+
+from collections.abc import Callable, Mapping
+import functools
+import inspect
+import math
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import cbp_jax
+from cbp_jax import layers, optimizers
+from experiments.learning.checks import ConfigError
+
+
+class Range(NamedTuple):
+    """The numbers that a hyperparameter may be."""
+
+    low: float
+    high: float
+    includes_high: bool
+
+    def __str__(self) -> str:
+        """Writes the range with a square bracket where its end is included."""
+        return f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
+
+    def check(self, name: str, value: float) -> None:
+        """Raises ConfigError for a number outside, also once it is a float32."""
+        try:
+            with np.errstate(over="ignore"):
+                rounded = np.float32(float(value))
+        except (OverflowError, TypeError, ValueError) as error:
+            raise ConfigError(
+                f"config.{name} must be a number in {self}, got {value!r}."
+            ) from error
+        below = rounded <= self.high if self.includes_high else rounded < self.high
+        if not (self.low <= rounded and below):
+            is_exact = math.isnan(value) or float(rounded) == value
+            as_float32 = "" if is_exact else f", which is {rounded} in float32"
+            raise ConfigError(
+                f"config.{name} must be in {self}, got {value}{as_float32}."
+            )
+
+
+_FINITE = Range(0, math.inf, includes_high=False)
+_AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
+_NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
+_FRACTION = Range(0, 1, includes_high=True)
+_DECAY = Range(0, 1, includes_high=False)
+
+
+class Hyperparameter(NamedTuple):
+    """A number that a method, an optimizer or a normalization takes.
+
+    Attributes:
+      default: the published value, or the usual one: that of the library, where it has
+        one.
+      range: what it may be.
+      off: the value at which it does nothing. Where all lanes have it, nothing is
+        compiled for it. None if there is no such value.
+      meaning: what it is, with its unit.
+    """
+
+    default: float
+    range: Range
+    off: float | None
+    meaning: str
+
+
+Hyperparameters = Mapping[str, Hyperparameter]
+
+
+def _default(function: Callable[..., Any], parameter: str) -> float:
+    """Returns the default of a parameter of a function."""
+    return inspect.signature(function).parameters[parameter].default
+
+
+class Ingredients(NamedTuple):
+    """What a method is built from, for one learner."""
+
+    hyperparameters: SimpleNamespace  # Numbers by name, traced where lanes may differ.
+    base: optax.GradientTransformation  # The optimizer with L2 before, noise behind.
+    network: Any
+    init_params: Callable[[jax.Array], Any]  # From a key.
+    weight_bounds: Callable[[str, tuple[int, ...]], float]  # See `clip_weights`.
+    noise: str  # Its distribution, see `cbp_jax.optimizers.perturb`.
+    max_replaced: int  # Most units of a layer that a rate can replace in one update.
+    updates_per_task: int
+    key: jax.Array
+
+    def at_task_ends(self) -> Callable[[jax.Array], jax.Array]:
+        """Returns the schedule of the last updates of all tasks."""
+        return optimizers.every(self.updates_per_task)
+
+    def then(
+        self, link: optax.GradientTransformation
+    ) -> optax.GradientTransformationExtraArgs:
+        """Returns the optimizer with a link behind it."""
+        return optax.chain(self.base, link)
+
+
+class Method(NamedTuple):
+    """A method and what it takes.
+
+    Attributes:
+      build: from the ingredients to an optax transformation.
+      hyperparameters: its own, by the name of their config field. With those that have
+        an off value there, the method is the base optimizer, bit for bit; one without
+        any off value is never off.
+      resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
+        the measures of ages and resets read.
+      sees_tasks: whether it is told when a task ends, as its definition wants.
+      resets_network: whether it draws the whole network afresh at the end of a task, so
+        that statistics of normalizations are born again, too.
+      replaces_optimizer: whether it is an optimizer itself, and takes nothing but the
+        step size from the config's.
+      evaluated_params: from its state to the params to evaluate, where these are not
+        the ones in training.
+      normalizations: those that it is defined with; empty for any or none.
+      source: where it was published.
+    """
+
+    build: Callable[[Ingredients], optax.GradientTransformation]
+    hyperparameters: Hyperparameters = MappingProxyType({})
+    resets_units: bool = False
+    sees_tasks: bool = False
+    resets_network: bool = False
+    replaces_optimizer: bool = False
+    evaluated_params: Callable[[Any], Any] | None = None
+    normalizations: tuple[str, ...] = ()
+    source: str = ""
+
+
+_METHODS: dict[str, Method] = {}
+
+
+def _method(name: str, **fields: Any) -> Callable[[Any], Any]:
+    """Enters the decorated function as what builds a method."""
+
+    def enter(build: Callable[[Ingredients], optax.GradientTransformation]) -> Any:
+        _METHODS[name] = Method(build, **fields)
+        return build
+
+    return enter
+
+
+OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
+    {
+        "step_size": Hyperparameter(0.01, _FINITE, None, "step size"),
+        "momentum": Hyperparameter(0.0, _DECAY, 0.0, "momentum of SGD"),
+        "b1": Hyperparameter(
+            _default(optax.adam, "b1"), _DECAY, None, "decay of Adam's first moments"
+        ),
+        "b2": Hyperparameter(
+            _default(optax.adam, "b2"), _DECAY, None, "decay of Adam's second moments"
+        ),
+        "weight_decay": Hyperparameter(
+            0.0, _FINITE, 0.0, "L2 on all parameters, added to the gradient"
+        ),
+        "noise_scale": Hyperparameter(
+            *(0.0, _FINITE, 0.0),
+            "standard deviation of noise on all parameters per update",
+        ),
+        "dropout_rate": Hyperparameter(
+            0.0, _DECAY, 0.0, "share of hidden activations dropped"
+        ),
+    }
+)
+"""What learners take whatever their method, by `optimizer_hyperparameters`."""
+
+_OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
+_OF_ANY_UPDATE = ("step_size", "dropout_rate")
+
+_NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
+    "online": {
+        "online_norm_forward_decay": Hyperparameter(
+            _default(layers.OnlineNorm, "forward_decay"),
+            *(_DECAY, None, "of online normalization's mean and variance"),
+        ),
+        "online_norm_backward_decay": Hyperparameter(
+            _default(layers.OnlineNorm, "backward_decay"),
+            *(_DECAY, None, "of online normalization's control of gradients"),
+        ),
+    }
+}
+
+
+# Methods that act on every gradient or every update: a link before or behind.
+
+
+@_method("backprop")
+def _backprop(given: Ingredients) -> optax.GradientTransformation:
+    return given.base
+
+
+@_method(
+    "l2_init",
+    hyperparameters={
+        "l2_init_strength": Hyperparameter(
+            1e-3, _FINITE, 0.0, "L2 toward the initial parameters"
+        )
+    },
+    source="Kumar et al. 2023",
+)
+def _l2_init(given: Ingredients) -> optax.GradientTransformation:
+    penalty = optimizers.l2_init(given.hyperparameters.l2_init_strength)
+    return optax.chain(penalty, given.base)
+
+
+@_method(
+    "spectral_regularization",
+    hyperparameters={
+        "spectral_strength": Hyperparameter(
+            1e-3, _FINITE, 0.0, "penalty on the distance of spectral norms from 1"
+        ),
+        "spectral_exponent": Hyperparameter(
+            _default(optimizers.spectral_regularization, "exponent"),
+            *(_AT_LEAST_ONE, None, "power of a spectral norm in the penalty"),
+        ),
+    },
+    source="Lewandowski et al. 2024",
+)
+def _spectral_regularization(given: Ingredients) -> optax.GradientTransformation:
+    penalty = optimizers.spectral_regularization(
+        given.hyperparameters.spectral_strength,
+        exponent=given.hyperparameters.spectral_exponent,
+        key=given.key,
+    )
+    return optax.chain(penalty, given.base)
+
+
+@_method(
+    "weight_clipping",
+    hyperparameters={
+        "clipping_kappa": Hyperparameter(
+            2.0, _NOT_NEGATIVE, math.inf, "multiple of the initial bound"
+        )
+    },
+    source="Elsayed et al. 2024",
+)
+def _weight_clipping(given: Ingredients) -> optax.GradientTransformation:
+    kappa = given.hyperparameters.clipping_kappa
+    return given.then(optimizers.clip_weights(kappa, bounds=given.weight_bounds))
+
+
+@_method(
+    "normalize_and_project",
+    normalizations=("layer", "rms"),
+    source="Lyle et al. 2024",
+)
+def _normalize_and_project(given: Ingredients) -> optax.GradientTransformation:
+    return given.then(optimizers.project_norms())
+
+
+_UPGD = {
+    "replaces_optimizer": True,
+    "source": "Elsayed and Mahmood 2024",
+    "hyperparameters": {
+        "upgd_decay_rate": Hyperparameter(
+            _default(optimizers.upgd, "decay_rate"),
+            *(_DECAY, None, "of the utilities' average"),
+        ),
+        "upgd_noise_scale": Hyperparameter(
+            1e-3, _FINITE, None, "standard deviation of the noise on the gradient"
+        ),
+        "upgd_weight_decay": Hyperparameter(
+            _default(optimizers.upgd, "weight_decay"),
+            *(_FINITE, None, "shrinkage of the params, times the step size"),
+        ),
+    },
+}
+
+
+@_method("upgd", **_UPGD)
+def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransformation:
+    return optimizers.upgd(
+        given.hyperparameters.step_size,
+        decay_rate=given.hyperparameters.upgd_decay_rate,
+        noise_scale=given.hyperparameters.upgd_noise_scale,
+        weight_decay=given.hyperparameters.upgd_weight_decay,
+        protecting=protecting,
+        key=given.key,
+        noise=given.noise,
+    )
+
+
+_method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
+
+
+# Methods that reset hidden units: all go through `cbp_jax.reset_by_rule`.
+
+_REPLACEMENT = {
+    "resets_units": True,
+    "hyperparameters": {
+        "replacement_rate": Hyperparameter(
+            _default(cbp_jax.continual_backprop, "replacement_rate"),
+            *(_FRACTION, 0.0, "share of eligible units replaced per update"),
+        ),
+        "decay_rate": Hyperparameter(
+            _default(cbp_jax.continual_backprop, "decay_rate"),
+            *(_DECAY, None, "of the utilities' average"),
+        ),
+        "maturity_threshold": Hyperparameter(
+            _default(cbp_jax.continual_backprop, "maturity_threshold"),
+            *(_NOT_NEGATIVE, None, "updates before a unit can be replaced"),
+        ),
+    },
+}
+
+
+@_method("continual_backprop", source="Dohare et al. 2024", **_REPLACEMENT)
+def _continual_backprop(
+    given: Ingredients, utility_fn: Any = cbp_jax.utility.overall
+) -> optax.GradientTransformation:
+    return cbp_jax.continual_backprop(
+        given.base,
+        given.network.units(),
+        replacement_rate=given.hyperparameters.replacement_rate,
+        decay_rate=given.hyperparameters.decay_rate,
+        maturity_threshold=given.hyperparameters.maturity_threshold,
+        utility_fn=utility_fn,
+        max_per_step=given.max_replaced,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
+for _name, _utility_fn in (
+    ("random_replacement", cbp_jax.utility.random),
+    ("inverted_replacement", cbp_jax.utility.inverted(cbp_jax.utility.overall)),
+):
+    _method(_name, source="control", **_REPLACEMENT)(
+        functools.partial(_continual_backprop, utility_fn=_utility_fn)
+    )
+
+
+@_method(
+    "redo",
+    hyperparameters={
+        "redo_threshold": Hyperparameter(
+            _default(cbp_jax.redo, "threshold"),
+            Range(-1, math.inf, includes_high=False),
+            *(-1.0, "share of the layer's mean |h| up to which a unit is dormant"),
+        ),
+        "redo_every": Hyperparameter(
+            _default(cbp_jax.redo, "reset_every"),
+            *(_AT_LEAST_ONE, None, "updates between two resets"),
+        ),
+    },
+    resets_units=True,
+    source="Sokar et al. 2023",
+)
+def _redo(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.redo(
+        given.base,
+        given.network.units(),
+        threshold=given.hyperparameters.redo_threshold,
+        reset_every=given.hyperparameters.redo_every,
+        over_interval=True,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
+@_method(
+    "self_normalized_resets",
+    hyperparameters={
+        "snr_rejection_rate": Hyperparameter(
+            _default(cbp_jax.self_normalized_resets, "rejection_rate"),
+            *(_DECAY, 0.0, "share of silences that count as too long"),
+        ),
+        "snr_first_threshold": Hyperparameter(
+            _default(cbp_jax.self_normalized_resets, "first_threshold"),
+            *(_FINITE, None, "updates of silence allowed without history"),
+        ),
+        "snr_lowest_threshold": Hyperparameter(
+            _default(cbp_jax.self_normalized_resets, "lowest_threshold"),
+            *(_FINITE, None, "updates of silence always allowed"),
+        ),
+    },
+    resets_units=True,
+    source="Farias and Jozefiak 2025",
+)
+def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.self_normalized_resets(
+        given.base,
+        given.network.units(),
+        rejection_rate=given.hyperparameters.snr_rejection_rate,
+        first_threshold=given.hyperparameters.snr_first_threshold,
+        lowest_threshold=given.hyperparameters.snr_lowest_threshold,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
+# Methods that act now and then: at the ends of tasks, or every so many updates.
+
+
+@_method(
+    "shrink_and_perturb_events",
+    hyperparameters={
+        "shrink": Hyperparameter(
+            _default(optimizers.shrink_and_perturb_at_events, "shrink"),
+            *(_FRACTION, 1.0, "factor on all parameters when a task ends"),
+        ),
+        "perturb": Hyperparameter(
+            _default(optimizers.shrink_and_perturb_at_events, "perturb"),
+            *(_FRACTION, 0.0, "share of a fresh network added when a task ends"),
+        ),
+    },
+    sees_tasks=True,
+    source="Ash and Adams 2020",
+)
+def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
+    return given.then(
+        optimizers.shrink_and_perturb_at_events(
+            given.at_task_ends(),
+            given.init_params,
+            shrink=given.hyperparameters.shrink,
+            perturb=given.hyperparameters.perturb,
+            key=given.key,
+        )
+    )
+
+
+@_method(
+    "selective_weight_reinitialization",
+    hyperparameters={
+        "swr_fraction": Hyperparameter(
+            0.2, _FRACTION, 0.0, "share of each tensor's weights redrawn"
+        ),
+        "swr_every": Hyperparameter(
+            2000, _AT_LEAST_ONE, None, "updates between two reinitializations"
+        ),
+    },
+    source="Hernandez-Garcia et al. 2025",
+)
+def _selective_weight_reinitialization(
+    given: Ingredients,
+) -> optax.GradientTransformation:
+    return given.then(
+        optimizers.selective_weight_reinitialization(
+            optimizers.every(given.hyperparameters.swr_every),
+            given.init_params,
+            fraction=given.hyperparameters.swr_fraction,
+            key=given.key,
+        )
+    )
+
+
+@_method("fire", sees_tasks=True, source="Han et al. 2026")
+def _fire(given: Ingredients) -> optax.GradientTransformation:
+    return given.then(optimizers.fire(given.at_task_ends()))
+
+
+@_method(
+    "hare_and_tortoise",
+    hyperparameters={
+        "hare_decay": Hyperparameter(
+            _default(optimizers.hare_and_tortoise, "decay"),
+            *(_FRACTION, 0.0, "of the slow average of the parameters"),
+        ),
+        "hare_every": Hyperparameter(
+            1000, _AT_LEAST_ONE, None, "updates between two returns to the average"
+        ),
+    },
+    evaluated_params=optimizers.slow_params,
+    source="Lee et al. 2024",
+)
+def _hare_and_tortoise(given: Ingredients) -> optax.GradientTransformation:
+    every = optimizers.every(given.hyperparameters.hare_every)
+    decay = given.hyperparameters.hare_decay
+    return given.then(optimizers.hare_and_tortoise(every, decay=decay))
+
+
+@_method("head_reset", sees_tasks=True, source="control")
+def _head_reset(given: Ingredients) -> optax.GradientTransformation:
+    return given.then(
+        optimizers.reset_params_at(
+            given.at_task_ends(), given.init_params, layers="head", key=given.key
+        )
+    )
+
+
+@_method("full_reset", sees_tasks=True, resets_network=True, source="control")
+def _full_reset(given: Ingredients) -> optax.GradientTransformation:
+    reset = optimizers.reset_params_at(
+        given.at_task_ends(), given.init_params, key=given.key
+    )
+    return optimizers.reset_optimizer_at(given.then(reset), given.at_task_ends())
+
+
+@_method("optimizer_reset", sees_tasks=True, source="control")
+def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+"""All methods by the name that `config.method` takes."""
+
+HYPERPARAMETERS: Hyperparameters = MappingProxyType(
+    {
+        name: hyperparameter
+        for group in (
+            OPTIMIZER_HYPERPARAMETERS,
+            *_NORMALIZATION_HYPERPARAMETERS.values(),
+            *(method.hyperparameters for method in METHODS.values()),
+        )
+        for name, hyperparameter in group.items()
+    }
+)
+"""All config fields that lanes of one program may differ in."""
+
+
+def optimizer_hyperparameters(optimizer: str | None) -> dict[str, Hyperparameter]:
+    """Returns what a learner takes by its optimizer.
+
+    Args:
+      optimizer: its name, or None for a method that is an optimizer itself.
+    """
+    return {
+        name: hyperparameter
+        for name, hyperparameter in OPTIMIZER_HYPERPARAMETERS.items()
+        if name in _OF_ANY_UPDATE
+        or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+    }
+
+
+def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
+    """Returns the hyperparameters that a case takes.
+
+    Args:
+      fields: of its config, `method`, `optimizer` and `normalization` among them.
+        Unknown names have none; the learner's checks name them.
+    """
+    method = METHODS.get(fields["method"])
+    replaces_optimizer = method is not None and method.replaces_optimizer
+    found = optimizer_hyperparameters(
+        None if replaces_optimizer else fields["optimizer"]
+    )
+    found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
+    if method is not None:
+        found |= method.hyperparameters
+    return found

@@ -1,0 +1,201 @@
+"""The command line that all problems share."""
+
+from collections.abc import Callable
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import sys
+from typing import Any
+
+from absl import app, flags, logging
+import jax
+
+from experiments.learning.problem import Problem
+from experiments.reporting import files
+from experiments.run import distributed, runner, storage
+from experiments.run.config import check_has_effect, define_config_flag, overridden
+from experiments.run.folder import CONFIG_FILE
+from experiments.run.machine import keep_compiled_programs, use_all_cores
+from experiments.run.messages import say
+from experiments.run.provenance import CODE_FILE
+
+
+def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
+    """Parses the flags and runs a problem; does not return.
+
+    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
+    `overrides.define_config_flag` describes, `--workdir=DIR`, `--overwrite`,
+    `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the
+    processes by itself with `--address`, `--num_processes` and `--process_index`.
+
+    Args:
+      name: of the problem; runs go to `runs/NAME/PRESET` by default.
+      make_problem: builds the problem from the config of a case.
+    """
+    config = define_config_flag()
+    workdir = flags.DEFINE_string(
+        "workdir", None, f"Run folder; default runs/{name}/PRESET."
+    )
+    overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    allow_changed_code = flags.DEFINE_bool(
+        "allow_changed_code", False, "Go on with a run that other code has begun."
+    )
+    join = flags.DEFINE_bool(
+        "distributed", False, "Join other processes, found by JAX or by these flags:"
+    )
+    address = flags.DEFINE_string("address", None, "host:port of process 0.")
+    count = flags.DEFINE_integer("num_processes", None, "Number of processes.")
+    index = flags.DEFINE_integer("process_index", None, "Index of this process.")
+    flags.mark_flag_as_required("config")
+
+    def main(arguments: list[str]) -> None:
+        if len(arguments) > 1:
+            raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
+        folder = pathlib.Path(
+            workdir.value or pathlib.Path("runs") / name / config.value.preset
+        )
+        use_all_cores()
+        keep_compiled_programs(folder)
+        if join.value:
+            distributed.start(address.value, count.value, index.value)
+        try:
+            sys.exit(
+                train(
+                    config.value,
+                    folder,
+                    make_problem,
+                    overwrite.value,
+                    allow_changed_code.value,
+                )
+            )
+        except KeyboardInterrupt:
+            _end_at_once()
+
+    app.run(main, flags_parser=parse_flags)
+
+
+def parse_flags(arguments: list[str]) -> list[str]:
+    """Parses flags, and says in one line what is wrong with a config or an override."""
+    for argument in arguments:
+        name, _, value = argument.partition("=")
+        path = value.partition(":")[0]
+        if name == "--config" and not os.path.isfile(path):
+            print(f"The config file {path!r} does not exist.", file=sys.stderr)
+            sys.exit(2)
+    try:
+        rest = flags.FLAGS(arguments)
+        for path in overridden(arguments):
+            match path:
+                case (str(field),):
+                    check_has_effect(flags.FLAGS.config, field)
+                case ("cases", name, str(field)):
+                    check_has_effect(flags.FLAGS.config, field, name)
+        return rest
+    except flags.Error as error:
+        # A config file that raises is reported with its whole traceback.
+        message = str(error).strip().splitlines()[-1]
+    except (AttributeError, KeyError) as error:
+        reason = error.args[0]
+        while isinstance(reason, Exception):
+            reason = reason.args[0]
+        message = f"The config has no such field: {reason}"
+    except (TypeError, ValueError, OSError) as error:
+        message = str(error)
+    print(f"{message}\nPass --help for the flags.", file=sys.stderr)
+    sys.exit(2)
+
+
+def train(
+    config: Any,
+    folder: pathlib.Path,
+    make_problem: Callable[[Any], Problem],
+    overwrite: bool = False,
+    allow_changed_code: bool = False,
+) -> int:
+    """Runs a config, prints its table and draws its figures.
+
+    Args:
+      config: the run's config.
+      folder: the run folder.
+      make_problem: builds a problem from the config of a case.
+      overwrite: see `runner.run`.
+      allow_changed_code: see `runner.run`.
+
+    Returns:
+      The exit status: 0, or 1 after a message that says what is wrong.
+    """
+    # Orbax logs the whole traceback of a failed write, told in a sentence below.
+    quiet_logs()
+    storage.ignore_late_callbacks()
+    try:
+        dataset = runner.run(
+            config,
+            folder,
+            make_problem,
+            overwrite=overwrite,
+            allow_changed_code=allow_changed_code,
+        )
+    except (ValueError, OSError, ImportError, runner.Interrupted) as error:
+        return _failed(error, folder)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _failed(error, folder)
+    if not distributed.is_first():
+        return 0
+    from experiments.reporting import plots, run_results, tables
+
+    say(tables.summary_table(dataset), sys.stdout)
+    say(tables.INTERVALS, sys.stdout)
+    for line in (*tables.diverged_lanes(dataset), *run_results.remarks(dataset)):
+        say(line, sys.stdout)
+    written = [folder / files.RESULTS_FILE, folder / CONFIG_FILE]
+    written.append(folder / CODE_FILE)
+    if (folder / files.REPLACEMENTS_FILE).exists():
+        written.append(folder / files.REPLACEMENTS_FILE)
+    try:
+        written += plots.draw_run(dataset, folder)
+    except OSError as error:
+        return _failed(error, folder)
+    say("\n  ".join(map(str, ("Written:", *written))), sys.stdout)
+    return 0
+
+
+def _failed(error: Exception, folder: pathlib.Path) -> int:
+    """Prints what has failed and what helps; returns the exit status."""
+    remedy = ""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = (
+            f"\nMake room for {folder}: then the same command goes on from the last "
+            "checkpoint."
+        )
+    message = f"{type(error).__name__}: {error}"
+    if isinstance(error, jax.errors.JaxRuntimeError):
+        message = message.splitlines()[0]
+        remedy = (
+            "\nLower what is large in the config, such as examples_per_task, "
+            "hidden_units or lanes_per_block."
+        )
+    say(f"{message}{remedy}")
+    return 1
+
+
+def _end_at_once() -> None:
+    """Ends the process as a Ctrl-C does that no one handles.
+
+    Python would wait for the task that is still running, since XLA can stop none.
+    """
+    say("Stopped at once. The same command goes on from the last checkpoint.")
+    for file in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            file.flush()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGINT)
+
+
+def quiet_logs() -> None:
+    """Hides what absl logs, if the flag --verbosity does not ask for it."""
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.FATAL)

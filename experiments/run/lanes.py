@@ -1,0 +1,122 @@
+"""One program for all lanes: how they are spread over devices, vmapped and in turn.
+
+A lane is one learner; those of a case are one flat axis. Inside a device they are
+vmapped or taken one block after the other; devices split the axis between them and
+never wait for each other.
+"""
+
+from collections.abc import Callable
+import math
+from typing import Any
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+
+from experiments.run import distributed
+
+_AXIS = "lanes"
+
+
+class LaneMap:
+    """Maps functions of one lane over all lanes, on all devices.
+
+    Args:
+      num_lanes: L.
+      block: lanes that a device vmaps together, 0 for all that it has. The blocks of a
+        device run one after the other.
+      devices: the devices to spread the lanes over, None for all of all processes.
+    """
+
+    def __init__(self, num_lanes: int, block: int = 0, devices: Any = None):
+        devices = jax.devices() if devices is None else devices
+        self.num_lanes = num_lanes
+        # Every process must hold lanes, if only those that fill up.
+        is_alone = jax.process_count() == 1
+        num_devices = min(len(devices), num_lanes) if is_alone else len(devices)
+        self._per_device = math.ceil(num_lanes / num_devices)
+        self._padded = self._per_device * num_devices
+        self._block = min(block or self._per_device, self._per_device)
+        self._mesh = Mesh(np.asarray(devices[:num_devices]), (_AXIS,))
+
+    def put(self, tree: Any) -> Any:
+        """Puts arrays [L, ...] on the devices; the last lane fills up the rest."""
+        spare = self._padded - self.num_lanes
+
+        def pad_and_put(leaf: Any) -> jax.Array:
+            leaf = np.concatenate([leaf, np.repeat(leaf[-1:], spare, axis=0)])
+            return _spread(leaf, NamedSharding(self._mesh, PartitionSpec(_AXIS)))
+
+        return jax.tree.map(pad_and_put, tree)
+
+    def replicate(self, tree: Any) -> Any:
+        """Puts arrays without a lane axis on every device."""
+        sharding = NamedSharding(self._mesh, PartitionSpec())
+        return jax.tree.map(lambda leaf: _spread(np.asarray(leaf), sharding), tree)
+
+    def get(self, tree: Any) -> Any:
+        """Fetches arrays [L, ...] as NumPy, without the lanes that filled up."""
+        return jax.tree.map(
+            lambda leaf: leaf[: self.num_lanes], distributed.gather(tree)
+        )
+
+    def jit(
+        self, function: Callable[..., Any], *, num_shared: int = 0, donate: bool = False
+    ) -> Callable[..., Any]:
+        """Compiles a function of one lane for all lanes.
+
+        Args:
+          function: called with the lane's part of the leading arguments, and the shared
+            ones whole.
+          num_shared: how many of the last arguments all lanes share.
+          donate: let the result take over the memory of the first argument.
+
+        Returns:
+          A jitted function of arguments with a leading lane axis.
+        """
+
+        def on_device(*arguments: Any) -> Any:
+            split = len(arguments) - num_shared
+            lanes, shared = arguments[:split], arguments[split:]
+
+            def one(lane_arguments: tuple[Any, ...]) -> Any:
+                return function(*lane_arguments, *shared)
+
+            if self._block == self._per_device > 1:
+                return jax.vmap(one)(lanes)
+            return lax.map(
+                one, lanes, batch_size=self._block if self._block > 1 else None
+            )
+
+        def spread(*arguments: Any) -> Any:
+            split = len(arguments) - num_shared
+            specs = (PartitionSpec(_AXIS),) * split + (PartitionSpec(),) * num_shared
+            return jax.shard_map(
+                on_device,
+                mesh=self._mesh,
+                in_specs=specs,
+                out_specs=PartitionSpec(_AXIS),
+                check_vma=False,
+            )(*arguments)
+
+        spread.__name__ = function.__name__  # What compilation logs and profiles show.
+        return jax.jit(spread, donate_argnums=0 if donate else ())
+
+
+def _spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
+    """Puts an array that every process holds whole on the devices of all processes."""
+    return jax.make_array_from_callback(
+        array.shape, sharding, lambda index: array[index]
+    )
+
+
+def all_finite(tree: Any) -> jax.Array:
+    """Whether every floating entry of a pytree is finite, bool scalar."""
+    leaves = [
+        jnp.all(jnp.isfinite(leaf))
+        for leaf in jax.tree.leaves(tree)
+        if jnp.issubdtype(leaf.dtype, jnp.floating)
+    ]
+    return jnp.all(jnp.stack(leaves))

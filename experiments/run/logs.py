@@ -1,0 +1,170 @@
+"""What a run writes of each task if asked to: replacements, files of TensorBoard."""
+
+from collections.abc import Mapping, Sequence
+import csv
+import itertools
+import math
+import os
+import pathlib
+
+import numpy as np
+
+from experiments.learning.replacement_log import ENTRY_FIELDS, ReplacementLog
+from experiments.reporting.files import REPLACEMENTS_FILE
+from experiments.run.cases import Case
+
+
+class LogFile:
+    """The CSV file of a run, one line for each replacement, in the order of writing.
+
+    Columns: case, task, each swept hyperparameter, seed, then `step` (updates since
+    the start of the task), `layer`, `unit`, `age` (updates since its birth) and
+    `utility` (age-corrected, of the step before; nan if the rule keeps none).
+
+    A hyperparameter that a case does not sweep is empty in its lines.
+
+    Args:
+      folder: the run folder.
+      swept: the hyperparameters that any case of the run sweeps.
+    """
+
+    def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
+        self._path = folder / REPLACEMENTS_FILE
+        self._swept = swept
+
+    def append(
+        self,
+        case: str,
+        task: int,
+        coordinates: Mapping[str, np.ndarray],
+        layers: Sequence[str],
+        log: ReplacementLog,
+    ) -> int:
+        """Writes the entries of a task.
+
+        Args:
+          case: name of the case.
+          task: its number.
+          coordinates: values of each swept hyperparameter, then the seeds.
+          layers: names of the hidden layers.
+          log: arrays with a leading axis of L lanes.
+
+        Returns:
+          The number of entries that did not fit into the log.
+        """
+        is_new = not self._path.exists()
+        capacity = log.step.shape[1]
+        entries = log
+        if log.utility is None:
+            entries = log._replace(utility=np.full(log.step.shape, np.nan))
+        names = [name for name in (*self._swept, *coordinates) if name != "seed"]
+        names = [*dict.fromkeys(names), "seed"]
+        with self._path.open("a", newline="") as file:
+            writer = csv.writer(file)
+            if is_new:
+                writer.writerow(("case", "task", *names, *ENTRY_FIELDS))
+            for lane, point in enumerate(itertools.product(*coordinates.values())):
+                values = dict(zip(coordinates, point, strict=True))
+                place = [values.get(name, "") for name in names]
+                columns = [
+                    getattr(entries, field)[lane, : log.count[lane]].tolist()
+                    for field in ENTRY_FIELDS
+                ]
+                for step, layer, *entry in zip(*columns, strict=True):
+                    writer.writerow((case, task, *place, step, layers[layer], *entry))
+        return int(np.maximum(log.count - capacity, 0).sum())
+
+    def forget_after(self, tasks_done: Mapping[str, int]) -> None:
+        """Takes back the lines of tasks that no checkpoint holds.
+
+        Args:
+          tasks_done: for each case the tasks that its checkpoint holds.
+        """
+        if not self._path.exists():
+            return
+        kept = self._path.with_name(f".{self._path.name}")
+        with self._path.open(newline="") as file, kept.open("w", newline="") as copy:
+            header = file.readline()
+            copy.write(header)
+            num_columns = len(next(csv.reader([header]), ()))
+            for line in file:
+                fields = next(csv.reader([line]))
+                # The last line of a run that was killed may be cut off.
+                is_whole = line.endswith("\n") and len(fields) == num_columns
+                if is_whole and int(fields[1]) < tasks_done.get(fields[0], 0):
+                    copy.write(line)
+        if any(tasks_done.values()):
+            os.replace(kept, self._path)
+        else:
+            kept.unlink()
+            self._path.unlink()
+
+
+TENSORBOARD_FOLDER = "tensorboard"
+
+
+class TensorBoardWriter:
+    """Writes the metrics of a case to `tensorboard/CASE, SETTING` in a run folder.
+
+    Args:
+      folder: the run folder.
+      case: the case.
+      first_task: what earlier runs have written from this task on is forgotten.
+
+    Raises:
+      ImportError: tensorboardX is not installed; the message says how to.
+    """
+
+    def __init__(self, folder: pathlib.Path, case: Case, first_task: int):
+        check_installed()
+        from tensorboardX import SummaryWriter
+
+        from experiments.reporting.run_results import BY_EPOCH
+
+        *swept, _ = case.grid.coordinates
+        self._layers = case.problem.learner.layers
+        self._num_seeds = case.grid.shape[-1]
+        self._by_epoch = BY_EPOCH
+        self._writers = []
+        for point in itertools.product(
+            *(case.grid.coordinates[name] for name in swept)
+        ):
+            values = (
+                f"{name} {value:g}" for name, value in zip(swept, point, strict=True)
+            )
+            self._writers.append(
+                SummaryWriter(
+                    str(folder / TENSORBOARD_FOLDER / ", ".join((case.name, *values))),
+                    purge_step=first_task,
+                )
+            )
+
+    def add(self, task: int, metrics: Mapping[str, np.ndarray]) -> None:
+        """Adds the metrics of a task, [L] or [L, layers or epochs]; NaN is left out."""
+        for name, values in metrics.items():
+            values = values.reshape(len(self._writers), self._num_seeds, -1)
+            for writer, setting in zip(self._writers, values, strict=True):
+                for layer, seeds in enumerate(setting.T):
+                    tag = name
+                    if setting.shape[1] > 1:
+                        by_epoch = name.endswith(self._by_epoch)
+                        tag += f"/{layer if by_epoch else self._layers[layer]}"
+                    finite = seeds[np.isfinite(seeds)]
+                    if finite.size:
+                        writer.add_scalar(tag, math.fsum(finite) / finite.size, task)
+
+    def close(self) -> None:
+        """Writes what is left to the files."""
+        for writer in self._writers:
+            writer.close()
+
+
+def check_installed() -> None:
+    """Raises the ImportError of `TensorBoardWriter` before anything runs."""
+    try:
+        import tensorboardX as _  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            "config.tensorboard needs tensorboardX: pip install '.[tensorboard]', or "
+            "--config.tensorboard=false."
+        ) from error
