@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 FOLDER = pathlib.Path(__file__).parent / "golden"
-_RENEW = "UPDATE_GOLDEN"
 _ROOT = FOLDER.parents[1]
+_RENEW = "UPDATE_GOLDEN"
 # Arrays of more numbers are summed up.
 _MANY = 12
 _MOST_SHOWN = 8
@@ -33,70 +33,67 @@ class Golden:
       name: of the file, without its ending.
       test: path of the tests that check it, for the message of a failure.
       meaning: what a difference tells, for that message as well.
+      folder: where the file is.
     """
 
-    def __init__(self, name, test, meaning=_CHANGED):
-        self._path = FOLDER / f"{name}.json"
-        self._test = pathlib.Path(test).relative_to(_ROOT)
+    def __init__(self, name, test, meaning=_CHANGED, folder=FOLDER):
+        self._path = pathlib.Path(folder) / f"{name}.json"
+        self._test = os.path.relpath(test, _ROOT)
         self._meaning = meaning
 
-    def names(self):
-        """Returns the names of the entries."""
-        return set(self._read())
-
     def check(self, entry, found):
-        """Fails if a tree of arrays and strings is not as written; or writes it."""
-        found = _summary(found)
-        written = self._read()
+        """Fails if a tree of arrays and strings is not as written.
+
+        Where the file is to be renewed, what differs is written instead.
+        """
+        found, written = _summary(found), self._read()
+        if entry in written:
+            differences = list(_differences(found, written[entry]))
+        else:
+            differences = ["  there is no such entry"]
+        if not differences:
+            return
         if os.environ.get(_RENEW):
             self._write(written | {entry: found})
             return
-        if entry not in written:
-            pytest.fail(f"{self._where(entry)} is not there.\n{self._advice()}")
-        differences = list(_differences(found, written[entry]))
-        if differences:
-            shown = "\n".join(differences[:_MOST_SHOWN])
-            left = len(differences) - _MOST_SHOWN
-            more = f"\n... and {left} more." if left > 0 else ""
-            pytest.fail(f"{self._where(entry)}:\n{shown}{more}\n{self._advice()}")
+        left = len(differences) - _MOST_SHOWN
+        if left > 0:
+            differences = [*differences[:_MOST_SHOWN], f"  ... and {left} more"]
+        self._fail(f"Entry {entry!r}", differences)
 
     def check_names(self, entries):
         """Fails if the file holds entries that no test checks, or removes them."""
         written = self._read()
-        unknown = written.keys() - set(entries)
+        unknown = sorted(written.keys() - set(entries))
         if unknown and os.environ.get(_RENEW):
-            self._write({name: written[name] for name in written.keys() - unknown})
+            self._write({name: written[name] for name in written if name in entries})
         elif unknown:
-            pytest.fail(
-                f"{self._path.relative_to(_ROOT)} holds entries that no test checks: "
-                f"{sorted(unknown)}.\n{self._advice()}"
-            )
+            self._fail("Entries", [f"  no test checks {unknown}"])
 
-    def _where(self, entry):
-        return f"Entry {entry!r} of {self._path.relative_to(_ROOT)}"
-
-    def _advice(self):
-        return (
+    def _fail(self, what, lines):
+        where = os.path.relpath(self._path, _ROOT)
+        advice = (
             f"{self._meaning} on purpose, renew the file, look at its diff, and say "
             "why in the commit message:\n"
             f"    {_RENEW}=1 python -m pytest -m '' {self._test}"
         )
+        pytest.fail("\n".join([f"{what} of {where}:", *lines, advice]))
 
     def _read(self):
         return json.loads(self._path.read_text()) if self._path.exists() else {}
 
     def _write(self, entries):
         if os.environ.get("PYTEST_XDIST_WORKER"):
-            pytest.fail(f"Run without -n to write golden numbers ({_RENEW} is set).")
-        lines = []
-        for name, arrays in sorted(entries.items()):
-            rows = [
-                f"    {json.dumps(key)}: {json.dumps(value)}"
-                for key, value in arrays.items()
+            pytest.fail(f"{_RENEW} is set: run pytest without -n, or with -n 0.")
+        blocks = []
+        for entry, arrays in sorted(entries.items()):
+            lines = [
+                f"    {json.dumps(name)}: {json.dumps(numbers)}"
+                for name, numbers in arrays.items()
             ]
-            lines.append(f"  {json.dumps(name)}: {{\n" + ",\n".join(rows) + "\n  }")
+            blocks.append(f"  {json.dumps(entry)}: {{\n" + ",\n".join(lines) + "\n  }")
         self._path.parent.mkdir(exist_ok=True)
-        self._path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+        self._path.write_text("{\n" + ",\n".join(blocks) + "\n}\n")
 
 
 def _summary(tree):

@@ -28,7 +28,10 @@ _BITS = 512
 # compiled, once for each shape.
 _BY_ELEMENT = {
     **{name: getattr(np, name) for name in ("abs", "floor", "sign", "sqrt", "square")},
-    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh")},
+    **{
+        name: getattr(np, name)
+        for name in ("exp", "expm1", "log", "log1p", "sin", "cos")
+    },
     **{"add": np.add, "add_any": np.add, "sub": np.subtract, "mul": np.multiply},
     **{"neg": np.negative, "max": np.maximum, "min": np.minimum},
     **{"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal},
@@ -45,6 +48,7 @@ _BY_NUMPY = {
     "squeeze": lambda x, dimensions: x.squeeze(dimensions),
     "transpose": lambda x, permutation: x.transpose(permutation),
     "concatenate": lambda *parts, dimension: np.concatenate(parts, dimension),
+    "argmax": lambda x, axes, index_dtype: x.argmax(*axes).astype(index_dtype),
     "reduce_sum": lambda x, axes, **_: x.sum(axes, x.dtype),
     "reduce_max": lambda x, axes, **_: x.max(axes),
     "reduce_min": lambda x, axes, **_: x.min(axes),
@@ -59,7 +63,8 @@ def _by_numpy(function):
 
 @_by_numpy
 def _div(x, y, **_):
-    return np.divide(x, y) if x.dtype.kind == "f" else (x // y).astype(x.dtype)
+    # NumPy rounds quotients of integers down, XLA toward 0.
+    return np.divide(x, y) if x.dtype.kind == "f" else None
 
 
 @_by_numpy
@@ -74,6 +79,20 @@ def _broadcast_in_dim(x, shape, broadcast_dimensions, **_):
 def _slice(x, start_indices, limit_indices, strides):
     strides = strides or (1,) * x.ndim
     return x[tuple(map(slice, start_indices, limit_indices, strides))]
+
+
+@_by_numpy
+def _pad(x, value, padding_config):
+    if min(min(config) for config in padding_config) < 0:
+        return None  # Cut off.
+    places, shape = [], []
+    for size, (before, after, between) in zip(x.shape, padding_config, strict=True):
+        inner = size + max(0, size - 1) * between
+        places.append(slice(before, before + inner, between + 1))
+        shape.append(before + inner + after)
+    padded = np.full(shape, value)
+    padded[tuple(places)] = x
+    return padded
 
 
 @_by_numpy
@@ -158,7 +177,9 @@ def _apply(equation, inputs):
         if primitive.name in _BY_ELEMENT:
             return [_BY_ELEMENT[primitive.name](*inputs)]
         if primitive.name in _BY_NUMPY:
-            return [_BY_NUMPY[primitive.name](*inputs, **params)]
+            output = _BY_NUMPY[primitive.name](*inputs, **params)
+            if output is not None:
+                return [output]
         inputs = list(map(jnp.asarray, inputs))
     outputs = primitive.bind(*inputs, **params)
     return outputs if primitive.multiple_results else [outputs]

@@ -92,7 +92,12 @@ def results_of(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize(("name", "case"), CASES)
+def quick_or_slow(name, case):
+    marks = () if name == "permuted_mnist" else pytest.mark.slow
+    return pytest.param(name, case, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "case"), [quick_or_slow(*case) for case in CASES])
 def test_the_results_of_a_case(name, case, results_of):
     results = results_of(name).sel(case=case, seed=SHORT["first_seed"])
     measured = {

@@ -23,7 +23,8 @@ KEY = jax.random.key(7)
 NUM_UPDATES = 4
 PARAMS = tiny.make_params()
 SGD = optax.sgd(0.1)
-GRADS = tiny.make_grads(NUM_UPDATES, PARAMS)
+# As NumPy's arrays, since to take a part of one of JAX's is a program.
+GRADS = jax.device_get(tiny.make_grads(NUM_UPDATES, PARAMS))
 
 
 def make_features():
@@ -31,15 +32,19 @@ def make_features():
     features = jax.tree.map(jax.nn.relu, tiny.make_features(NUM_UPDATES))
     first, second = features["dense_0"], features["dense_1"]
     first = first * jnp.array([1, 0.1, 1, 2, 0.02, 1], jnp.float32)
-    return {
-        "dense_0": first.at[1:3, :, 2].set(0.0),
-        "dense_1": second * jnp.array([0.1, 1, 1, 3, 0.02], jnp.float32),
-    }
+    return jax.device_get(
+        {
+            "dense_0": first.at[1:3, :, 2].set(0.0),
+            "dense_1": second * jnp.array([0.1, 1, 1, 3, 0.02], jnp.float32),
+        }
+    )
 
 
-def take_updates(tx, params=PARAMS, grads=GRADS, features=None, units=tiny.UNITS):
+FEATURES = make_features()
+
+
+def take_updates(tx, params=PARAMS, grads=GRADS, features=FEATURES, units=tiny.UNITS):
     """What can be seen of some updates: params, units' statistics, who was replaced."""
-    features = make_features() if features is None else features
 
     @op_by_op
     def update(params, state, grads, features):
@@ -250,12 +255,16 @@ def test_the_first_updates_of_a_convolution():
 @pytest.mark.parametrize("name", optimizer_cases.CASES)
 def test_the_first_updates_of_an_optimizer(name):
     tx, params = optimizer_cases.make(name, key=KEY), optimizer_cases.PARAMS
-    state, update = op_by_op(tx.init)(params), op_by_op(tx.update)
-    history = []
+
+    @op_by_op
+    def update(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, history = op_by_op(tx.init)(params), []
+    grads = jax.device_get(optimizer_cases.GRADS)
     for index in range(optimizer_cases.NUM_STEPS):
-        grads = tiny.at(optimizer_cases.GRADS, index)
-        updates, state = update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = update(params, state, tiny.at(grads, index))
         history.append(params)
     found = {f"params after {index + 1}": one for index, one in enumerate(history)}
     OPTIMIZERS.check(name, found)
