@@ -54,7 +54,7 @@ def online_norm(guard):
 def convolve(images):
     kernel = jnp.cos(jnp.arange(3 * 3 * 3 * 2.0)).reshape(3, 3, 3, 2)
     layout = ("NHWC", "HWIO", "NHWC")
-    return layers.patches_convolution(
+    return networks.patches_convolution(
         images, kernel, (2, 1), "SAME", rhs_dilation=(1, 2), dimension_numbers=layout
     )
 
@@ -74,7 +74,7 @@ LAYER_CASES = {
     ),
     "patches_convolution": (lambda images: gradient(convolve, images), IMAGES),
     "max_pool": (
-        lambda images: gradient(lambda x: layers.max_pool(x, (2, 3)), images),
+        lambda images: gradient(lambda x: networks.max_pool(x, (2, 3)), images),
         IMAGES,
     ),
 }
