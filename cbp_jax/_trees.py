@@ -102,7 +102,9 @@ def reset_units(
     ]
     return treedef.unflatten(
         [
-            leaf if mask is None else jnp.where(mask, value, leaf)
+            leaf
+            if mask is None
+            else jnp.where(mask, jnp.asarray(value, leaf.dtype), leaf)
             for mask, value, leaf in zip(
                 spread_masks(masks, len(leaves)), values, leaves, strict=True
             )
