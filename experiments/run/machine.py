@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 import hashlib
+import importlib
 import math
 import os
 import pathlib
@@ -32,6 +33,8 @@ def use_all_cores() -> None:
     number: more would spin for a while on cores that devices need.
     """
     if os.environ.keys().isdisjoint(_LAPACK_THREADS):
+        # JAX takes LAPACK from scipy, and a limit holds for libraries already loaded.
+        importlib.import_module("scipy.linalg")
         threadpoolctl.threadpool_limits(1, user_api="blas")
     # A config file may have set what JAX itself reads from the environment.
     is_set = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices >= 0

@@ -60,13 +60,14 @@ def test_a_quota_of_cores_is_rounded_up(monkeypatch, tmp_path, groups, files, ex
     assert machine.available_cores(tmp_path) == expected
 
 
-# Says how many devices there are, and how many threads LAPACK has.
+# Says how many devices there are, and how many threads LAPACK has once JAX uses it.
 PROGRAM = """
 import os, pathlib
 import jax, threadpoolctl
 from experiments.run import machine
 machine.available_cores = lambda: 3
 machine.use_all_cores()
+jax.numpy.linalg.svd(jax.numpy.eye(3))
 pools = threadpoolctl.threadpool_info()
 print(len(jax.devices()), {p["num_threads"] for p in pools if p["user_api"] == "blas"})
 """
