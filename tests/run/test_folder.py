@@ -200,6 +200,7 @@ def test_a_second_run_is_told_who_holds_the_folder(run):
     open_and_close(run)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     code = (
         "import os, pathlib, sys; from experiments.run.folder import hold_lock\n"
