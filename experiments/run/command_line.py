@@ -12,6 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
+from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.learning.problem import Problem
 from experiments.reporting import files
 from experiments.run import distributed, runner, storage
