@@ -20,6 +20,7 @@ from experiments.learning.methods import (
     METHODS,
     OPTIMIZER_HYPERPARAMETERS,
 )
+from experiments.learning.networks import make_mlp
 from experiments.reporting import styles
 from experiments.run.config import complete, make_cases
 
@@ -273,7 +274,7 @@ def test_hare_and_tortoise_predicts_with_the_tortoise():
     learner = permuted_mnist.make_problem(config).learner
     _, states = train(config)
     state = tiny.at(states, 20)
-    (_, event), network = state.optimizer_state, permuted_mnist.make_mlp(config, 10)
+    (_, event), network = state.optimizer_state, make_mlp(config, 10)
     wanted, _ = network.apply({"params": event.slow}, IMAGES[0])
     np.testing.assert_array_equal(learner.predict(state, IMAGES[0]), wanted)
     hare, _ = network.apply({"params": state.params}, IMAGES[0])
@@ -339,7 +340,7 @@ def test_mini_batches_average_their_gradients():
     state = problem.learner.init(hyperparameters, key)
     images, labels = IMAGES[:4, 0], LABELS[:4, 0]
     after, _, _ = problem.learner.step(hyperparameters, state, images, labels)
-    network = permuted_mnist.make_mlp(config, 10)
+    network = make_mlp(config, 10)
 
     def loss(params):
         logits, _ = network.apply({"params": params}, images)
