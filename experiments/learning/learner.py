@@ -169,14 +169,16 @@ def make_learner(
             )
             return loss_fn(outputs, targets), (network_state, (outputs, features))
 
-        (loss, (outputs, features)), grads, network_state = value_and_grad_with_state(
-            loss_of
-        )(state.params, state.network_state)
+        with jax.named_scope("gradient"):
+            (loss, (outputs, features)), grads, network_state = (
+                value_and_grad_with_state(loss_of)(state.params, state.network_state)
+            )
         # The key only matters to init; the state carries it from there.
         optimizer = make_optimizer(hyperparameters, make_key(0))
-        updates, optimizer_state = optimizer.update(
-            grads, state.optimizer_state, state.params, features=features
-        )
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(
+                grads, state.optimizer_state, state.params, features=features
+            )
         num_updates = state.num_updates + 1
         if method.resets_units:
             network_state = cbp_jax.reset_statistics(
@@ -207,11 +209,11 @@ def make_learner(
         log = state.log
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
-            log = record(log, layers[:-1], hyperparameters, *states)
-        new_state = new_state._replace(
-            params=optax.apply_updates(state.params, updates),
-            log=log,
-        )
+            with jax.named_scope("log"):
+                log = record(log, layers[:-1], hyperparameters, *states)
+        with jax.named_scope("apply"):
+            params = optax.apply_updates(state.params, updates)
+        new_state = new_state._replace(params=params, log=log)
         return new_state, outputs, loss
 
     def preview(
