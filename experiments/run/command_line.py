@@ -16,7 +16,12 @@ from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.learning.problem import Problem
 from experiments.reporting import files
 from experiments.run import distributed, runner, storage
-from experiments.run.config import check_has_effect, define_config_flag, overridden
+from experiments.run.config import (
+    check_has_effect,
+    define_config_flag,
+    keep_cases,
+    overridden,
+)
 from experiments.run.folder import CONFIG_FILE
 from experiments.run.hooks import HookError, load_hook
 from experiments.run.machine import keep_compiled_programs, use_all_cores
@@ -28,16 +33,17 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
     Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
-    `config.define_config_flag` describes, `--workdir=DIR`, `--overwrite`,
-    `--allow_changed_code`, `--hook=MODULE:FUNCTION`, `--profile`; on several hosts
-    `--distributed`, where JAX cannot find the processes by itself with `--address`,
-    `--num_processes` and `--process_index`.
+    `config.define_config_flag` describes, `--cases=NAME,NAME`, `--workdir=DIR`,
+    `--overwrite`, `--allow_changed_code`, `--hook=MODULE:FUNCTION`, `--profile`; on
+    several hosts `--distributed`, where JAX cannot find the processes by itself with
+    `--address`, `--num_processes` and `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
       make_problem: builds the problem from the config of a case.
     """
     config = define_config_flag()
+    flags.DEFINE_list("cases", [], "Cases of the config to run; default all.")
     workdir = flags.DEFINE_string(
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
@@ -100,6 +106,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
             sys.exit(2)
     try:
         rest = flags.FLAGS(arguments)
+        if "cases" in flags.FLAGS and flags.FLAGS.cases:
+            keep_cases(flags.FLAGS.config, flags.FLAGS.cases)
         for path in overridden(arguments):
             match path:
                 case (str(field),):

@@ -247,6 +247,23 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
     return cases
 
 
+def keep_cases(config: ConfigDict, names: Sequence[str]) -> None:
+    """Leaves only the named cases in a config.
+
+    Raises:
+      ConfigError: it has no such case.
+    """
+    for name in names:
+        if name not in config.cases:
+            raise ConfigError(
+                f"--cases: the config has no case {name!r}: "
+                f"{did_you_mean(name, list(config.cases))}"
+            )
+    with config.unlocked():
+        for name in [name for name in config.cases if name not in names]:
+            del config.cases[name]
+
+
 def check_has_effect(config: ConfigDict, field: str, case: str | None = None) -> None:
     """Raises ConfigError if setting a field does nothing.
 
