@@ -611,17 +611,24 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
 
 
-def optimizer_hyperparameters(optimizer: str | None) -> dict[str, Hyperparameter]:
+def optimizer_hyperparameters(
+    optimizer: str | None, fields: Mapping[str, Any]
+) -> dict[str, Hyperparameter]:
     """Returns what a learner takes by its optimizer.
 
     Args:
       optimizer: its name, or None for a method that is an optimizer itself.
+      fields: of its config; a linear model has nothing to drop.
     """
+    is_linear = not (fields["hidden_layers"] or fields.get("conv_channels"))
     return {
         name: hyperparameter
         for name, hyperparameter in OPTIMIZER_HYPERPARAMETERS.items()
-        if name in _OF_ANY_UPDATE
-        or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+        if (
+            name in _OF_ANY_UPDATE
+            or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+        )
+        and not (is_linear and name == "dropout_rate")
     }
 
 
@@ -629,13 +636,13 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: of its config, `method`, `optimizer` and `normalization` among them.
-        Unknown names have none; the learner's checks name them.
+      fields: of its config, `method`, `optimizer`, `normalization` and the numbers of
+        layers among them. Unknown names have none; the learner's checks name them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
     found = optimizer_hyperparameters(
-        None if replaces_optimizer else fields["optimizer"]
+        None if replaces_optimizer else fields["optimizer"], fields
     )
     found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
     if method is not None:

@@ -23,6 +23,7 @@ from experiments.run.config import (
     overridden,
 )
 from experiments.run.folder import CONFIG_FILE
+from experiments.run.help import HELP_FLAGS, help_text
 from experiments.run.hooks import HookError, load_hook
 from experiments.run.machine import keep_compiled_programs, use_all_cores
 from experiments.run.messages import say
@@ -55,7 +56,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         "hook",
         [],
         "MODULE:FUNCTION to call after each task with an "
-        "experiments.run.hooks.TaskResult; may be repeated.",
+        "experiments.run.hooks.TaskResult",
     )
     profile = flags.DEFINE_bool(
         "profile", False, "Write a profile of the second task to RUN/profile."
@@ -93,7 +94,24 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         except KeyboardInterrupt:
             _end_at_once()
 
-    app.run(main, flags_parser=parse_flags)
+    def parse(arguments: list[str]) -> list[str]:
+        if any(argument in HELP_FLAGS for argument in arguments):
+            _print_help(arguments)
+            sys.exit(0)
+        return parse_flags(arguments)
+
+    app.run(main, flags_parser=parse)
+
+
+def _print_help(arguments: list[str]) -> None:
+    """Prints the help of the program, with the fields of the config that it names."""
+    rest = [argument for argument in arguments if argument not in HELP_FLAGS]
+    config = None
+    if any(argument.startswith("--config=") for argument in rest):
+        parse_flags(rest)
+        config = flags.FLAGS.config
+    about = sys.modules["__main__"].__doc__ or ""
+    print(help_text(about, __name__, config))
 
 
 def parse_flags(arguments: list[str]) -> list[str]:

@@ -332,12 +332,12 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
     """
     parameters = hyperparameters_of(case.to_dict())
     # A method that is an optimizer itself says why it takes nothing of the other.
-    known = parameters | optimizer_hyperparameters(case.optimizer)
+    known = parameters | optimizer_hyperparameters(case.optimizer, case)
     for field, values in sweep.items():
         if values and field not in known:
             raise ConfigError(
-                f"config.cases.{name}.sweep holds {field!r}, which its method does not "
-                f"take: {did_you_mean(field, list(parameters), list_all=True)}"
+                f"config.cases.{name}.sweep holds {field!r}, which it does not take: "
+                f" {did_you_mean(field, list(parameters), list_all=True)}"
             )
     shared = {
         field: values

@@ -19,7 +19,7 @@ COPIED = (
 # Of runs and tests of pages, to make them short.
 TINY = (
     *("--config.num_tasks=2", "--config.examples_per_task=20"),
-    *("--config.measured_examples=20", "--config.num_seeds=4"),
+    *("--config.measured_examples=20", "--config.num_seeds=6"),
     *("--config.hidden_units=3", "--config.hidden_layers=1", "--config.rank_every=0"),
 )
 
