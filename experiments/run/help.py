@@ -92,8 +92,9 @@ def help_text(about: str, module: str, config: ConfigDict | None) -> str:
             "for one by\n--config.cases.NAME.FIELD=VALUE:\n" + _table(_fields(config))
         )
     parts.append(
-        "To continue a run that was stopped, repeat its command. To make a finished run\n"
-        "longer, repeat it with a larger --config.num_tasks. --helpfull lists all flags."
+        "To continue a run that was stopped, repeat its command. To make a finished "
+        "run\nlonger, repeat it with a larger --config.num_tasks. --helpfull lists all "
+        "flags."
     )
     return "\n\n".join(parts)
 
