@@ -21,12 +21,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from cbp_jax._numbers import average_weight
 from cbp_jax._resets import Measurements
 
 __all__ = [
     "UtilityFn",
     "activation_over_input",
     "adaptation",
+    "average_weight",
     "contribution",
     "inverted",
     "mean_corrected_contribution",

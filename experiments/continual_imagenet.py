@@ -67,13 +67,16 @@ def make_problem(config: Any) -> Problem:
         task: jax.Array,
         data: Any,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-        pair = stream.draw_pair(lane_key, task, data)
+        with jax.named_scope("stream"):
+            pair = stream.draw_pair(lane_key, task, data)
         train_images, train_labels = _flatten(pair.train)
         test_images, test_labels = _flatten(pair.test)
 
+        @jax.named_scope("stream")
         def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             return scale(train_images[indices]), train_labels[indices]
 
+        @jax.named_scope("measures")
         def test_accuracy(state: LearnerState) -> jax.Array:
             outputs = learner.predict(state, scale(test_images))
             return jnp.mean(jnp.argmax(outputs, axis=-1) == test_labels)
@@ -93,14 +96,15 @@ def make_problem(config: Any) -> Problem:
 
         orders = draw_orders(lane_key, task, config.num_epochs, num_images)
         first = orders[0]
-        measures = layer_measures(
-            config,
-            learner,
-            hyperparameters,
-            state,
-            *read(first[: config.measured_examples]),
-            task,
-        )
+        with jax.named_scope("measures"):
+            measures = layer_measures(
+                config,
+                learner,
+                hyperparameters,
+                state,
+                *read(first[: config.measured_examples]),
+                task,
+            )
         state = clear_head(
             state, with_optimizer_state=config.reset_head_optimizer_state
         )
