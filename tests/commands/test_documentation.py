@@ -1,0 +1,275 @@
+"""What the documentation shows runs, and its links lead somewhere."""
+
+import functools
+import importlib
+import json
+import pathlib
+import re
+import runpy
+import shlex
+import sys
+
+from absl import app, flags
+import jax
+import jax.numpy as jnp
+import matplotlib
+import numpy as np
+import optax
+import pytest
+import tiny
+
+from experiments.examples import side_by_side
+
+ROOT = pathlib.Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text()
+    for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
+}
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# A block after this comment is shown only.
+NOT_RUN = "<!-- not run -->\n"
+
+
+def blocks_of(page, language):
+    text = PAGES[page]
+    return [
+        block[2]
+        for block in BLOCK.finditer(text)
+        if block[1] == language and not text[: block.start()].endswith(NOT_RUN)
+    ]
+
+
+PYTHON = [page for page in PAGES if blocks_of(page, "python")]
+
+
+@functools.cache
+def run_page(page):
+    """Runs the blocks of a page one after the other; returns what each has left.
+
+    A block may use names of those before it. One that imports a library that is not
+    installed is left out.
+    """
+    names, left = {}, []
+    for index, block in enumerate(blocks_of(page, "python")):
+        try:
+            exec(compile(block, f"{page}, Python block {index}", "exec"), names)
+        except ModuleNotFoundError as error:
+            if error.name not in ("equinox", "haiku"):
+                raise
+        left.append(dict(names))
+    return left
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_compilation():
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.mark.parametrize("page", PYTHON)
+def test_python_runs(page):
+    for names in run_page(page):
+        if "loss" in names:
+            assert np.isfinite(names["loss"])
+        for unit_state in getattr(names.get("state"), "units", {}).values():
+            assert (unit_state.age >= 0).all()
+
+
+def test_the_readme_and_the_guide_have_examples():
+    assert {"README.md", "docs/guide.md"} <= {*PYTHON}
+
+
+def test_the_example_of_the_readme_replaces_the_stated_number_of_units():
+    (names, *_) = run_page("README.md")
+    (stated,) = re.findall(r"'dense_0': Array\((\d+)", PAGES["README.md"])
+    np.testing.assert_array_equal(
+        [*names["state"].num_replaced.values()], 2 * [int(stated)]
+    )
+
+
+def test_statistics_of_replaced_units_are_reset_in_the_example_with_dropout():
+    (names,) = [names for names in run_page("docs/guide.md") if "rng_state" in names][:1]
+    (count,) = names["state"].num_replaced.values()
+    assert count == 64 - 0 or count > 0
+    assert names["statistics"]["norm"]["mean"].shape == (64,)
+
+
+def test_the_rule_resets_one_mature_unit_of_the_smallest_outgoing_weights():
+    names = run_page("docs/guide.md")[-1]
+    params = tiny.make_params()
+    tx, features = names["tx"], tiny.at(tiny.make_features(), 0)
+    state = tx.init(params)
+
+    @jax.jit
+    def train(params, state):
+        def step(carry, _):
+            params, state = carry
+            grads = jax.tree.map(jnp.zeros_like, params)
+            updates, state = tx.update(grads, state, params, features=features)
+            return (optax.apply_updates(params, updates), state), state.replaced
+
+        return jax.lax.scan(step, (params, state), length=1000)
+
+    (new, state), replaced = train(params, state)
+    for name, width, consumer in (("dense_0", 6, "dense_1"), ("dense_1", 5, "head")):
+        outgoing = np.abs(params[consumer]["kernel"]).mean(axis=1)
+        np.testing.assert_array_equal(replaced[name][:-1], width)
+        assert replaced[name][-1, 0] == np.argmin(outgoing)
+        assert sorted(state.units[name].age)[:2] == [0, 1000]
+    unit = replaced["dense_1"][-1, 0]
+    np.testing.assert_array_equal(new["head"]["kernel"][unit], 0)
+
+
+def run_notebook(**parameters):
+    """Runs the code cells, with other values of what the cell of parameters sets."""
+    notebook = json.loads((ROOT / "docs/plasticity.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    with matplotlib.rc_context():
+        matplotlib.use("Agg")
+        for cell in cells:
+            exec("".join(cell["source"]), names)
+            if "parameters" in cell["metadata"].get("tags", ()):
+                assert parameters.keys() <= names.keys()
+                names |= parameters
+    return names
+
+
+def test_the_notebook_runs_with_tiny_settings():
+    names = run_notebook(SEEDS=2, TASKS=2, EXAMPLES=20, WIDTH=4)
+    for scores in names["results"].values():
+        for score in scores:
+            assert score.shape == (2, 2)
+            assert ((score >= 0) & (score <= 1)).all()
+    assert len(names["panels"][0].lines) == 2
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_that_backprop_loses_plasticity():
+    names = run_notebook()
+    last = {name: accuracy[:, -1] for name, (accuracy, _) in names["results"].items()}
+    # By 85 to 66 % with 5 seeds.
+    assert (last["continual_backprop"] > 0.8).all()
+    assert last["continual_backprop"].mean() - last["backprop"].mean() > 0.1
+
+
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def headings(text):
+    """Anchors of headings, as GitHub and Python-Markdown both make them."""
+    text = re.sub(BLOCK, "", text)
+    for heading in re.findall(r"^#+ (.+)$", text, re.MULTILINE):
+        heading = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", heading)
+        yield re.sub(r"\s+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def public_names(text):
+    """Anchors of an API page: what it shows, and the public names of modules."""
+    for name in re.findall(r"^::: (\S+)$", text, re.MULTILINE):
+        yield name
+        parent, _, last = name.rpartition(".")
+        found = getattr(importlib.import_module(parent), last)
+        for member in getattr(found, "__all__", ()):
+            yield f"{name}.{member}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files_and_headings(page):
+    text = re.sub(BLOCK, "", PAGES[page])
+    for match in LINK.finditer(text):
+        target = match[1] or match[2]
+        if re.match(r"https?:|mailto:", target):
+            continue
+        name, _, anchor = target.partition("#")
+        path = ((ROOT / page).parent / name).resolve() if name else ROOT / page
+        assert path.exists(), f"{page} links to {target}, which does not exist"
+        if anchor:
+            linked = path.read_text()
+            anchors = {*headings(linked), *public_names(linked)}
+            assert anchor in anchors, f"{page} links to {target}, which has no {anchor}"
+
+
+def test_api_pages_show_all_public_names():
+    shown = set()
+    for page, text in PAGES.items():
+        if page.startswith("docs/api/"):
+            shown |= {*public_names(text)}
+    modules = json.loads((ROOT / "tests/golden/public_names.json").read_text())
+    assert "cbp_jax" in modules
+    for module in modules:
+        for name in importlib.import_module(module).__all__:
+            full = f"{module}.{name}"
+            assert full in shown or full in modules, f"no page of docs/api shows {full}"
+
+
+COMMAND = re.compile(r"python -m (experiments\.[\w.]+)((?:[^\n\\]|\\\n)*)")
+
+
+def commands_of(text):
+    """Command lines of shell blocks, and those that stand inside a sentence."""
+    inline = re.sub(BLOCK, "", text)
+    code = [block[2] for block in BLOCK.finditer(text) if block[1] == "bash"]
+    code += re.findall(r"`(python -m [^`]+)`", inline)
+    for one in code:
+        for match in COMMAND.finditer(one):
+            yield match[1], shlex.split(match[2].replace("\\\n", " "), comments=True)
+
+
+COMMANDS = sorted(
+    {(name, *flags) for text in PAGES.values() for name, flags in commands_of(text)}
+)
+
+
+class Parsed(Exception):
+    """Raised in place of running a program."""
+
+
+@pytest.fixture
+def parse(monkeypatch):
+    """Parses the flags of a program as its command line does, and runs nothing."""
+
+    def run(main, argv=None, flags_parser=flags.FLAGS):
+        raise Parsed(flags_parser(sys.argv))
+
+    def parse(program, arguments):
+        before = {*flags.FLAGS}
+        monkeypatch.setattr(app, "run", run)
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        try:
+            with pytest.raises(Parsed) as parsed:
+                if program.startswith("experiments.examples."):
+                    importlib.util.find_spec(program)
+                    side_by_side.run(
+                        None, "", steps=1, seeds=1, rate=0.1, maturity=1
+                    )
+                runpy.run_module(program, run_name="__main__")
+            return parsed.value.args[0]
+        finally:
+            for name in {*flags.FLAGS} - before:
+                delattr(flags.FLAGS, name)
+            flags.FLAGS.unparse_flags()
+
+    monkeypatch.chdir(ROOT)
+    return parse
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_commands_have_flags_that_their_programs_know(command, parse):
+    program, *arguments = command
+    assert importlib.util.find_spec(program)
+    parse(program, arguments)
+
+
+def test_an_unknown_flag_is_found(parse):
+    with pytest.raises(flags.Error, match="runz"):
+        parse("experiments.results", ["RUN", "--runz=1"])
+
+
+def test_there_are_commands_of_all_programs():
+    programs = {program for program, *_ in COMMANDS}
+    assert {"permuted_mnist", "slowly_changing_regression", "continual_imagenet"} < {
+        program.partition(".")[2] for program in programs
+    }
