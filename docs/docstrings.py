@@ -53,6 +53,8 @@ def to_markdown(text: str) -> str:
                 start != "Example::"
             )
             opening, closing = ["", "```python"], ["```"]
-        result += [indent + line if line else "" for line in [*opening, *body, *closing]]
+        result += [
+            indent + line if line else "" for line in [*opening, *body, *closing]
+        ]
         result.append("")
     return "\n".join(result)
