@@ -24,17 +24,15 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path.read_text()
     for path in sorted((*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")))
 }
-BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# A block after this comment is shown only.
-NOT_RUN = "<!-- not run -->\n"
+BLOCK = re.compile(r"^```(\w*)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def blocks_of(page, language):
-    text = PAGES[page]
+    """The blocks of a language; one with a title is a file, which is shown only."""
     return [
-        block[2]
-        for block in BLOCK.finditer(text)
-        if block[1] == language and not text[: block.start()].endswith(NOT_RUN)
+        text
+        for its, title, text in BLOCK.findall(PAGES[page])
+        if its == language and "title=" not in title
     ]
 
 
@@ -199,18 +197,24 @@ def test_api_pages_show_all_public_names():
 COMMAND = re.compile(r"python -m (experiments\.[\w.]+)((?:[^\n\\]|\\\n)*)")
 
 
-def commands_of(text):
+def commands_of(page):
     """Command lines of shell blocks, and those that stand inside a sentence."""
-    inline = re.sub(BLOCK, "", text)
-    code = [block[2] for block in BLOCK.finditer(text) if block[1] == "bash"]
-    code += re.findall(r"`(python -m [^`]+)`", inline)
+    code = blocks_of(page, "bash")
+    code += re.findall(r"`(python -m [^`]+)`", re.sub(BLOCK, "", PAGES[page]))
     for one in code:
         for match in COMMAND.finditer(one):
-            yield match[1], shlex.split(match[2].replace("\\\n", " "), comments=True)
+            yield match[1], *shlex.split(match[2].replace("\\\n", " "), comments=True)
 
 
+# The commands of a page that makes files need these.
+MAKES_FILES = re.compile(r"^```python title=", re.MULTILINE)
 COMMANDS = sorted(
-    {(name, *flags) for text in PAGES.values() for name, flags in commands_of(text)}
+    {
+        command
+        for page, text in PAGES.items()
+        if not MAKES_FILES.search(text)
+        for command in commands_of(page)
+    }
 )
 
 
