@@ -18,6 +18,7 @@ import pytest
 import tiny
 
 from experiments.examples import side_by_side
+from experiments.learning.methods import METHODS
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGES = {
@@ -192,6 +193,16 @@ def test_api_pages_show_all_public_names():
         for name in importlib.import_module(module).__all__:
             full = f"{module}.{name}"
             assert full in shown or full in modules, f"no page of docs/api shows {full}"
+
+
+def test_the_page_of_methods_has_all_methods_and_their_defaults():
+    text = " ".join(PAGES["docs/methods.md"].split())
+    for name, method in METHODS.items():
+        assert f"`{name}`" in text, f"docs/methods.md lacks the method {name}"
+        for field, hyperparameter in method.hyperparameters.items():
+            stated = re.findall(rf"`{field}` ([\d.e-]*\d)", text)
+            assert stated, f"docs/methods.md lacks the default of {field}"
+            assert float(stated[0]) == hyperparameter.default, field
 
 
 COMMAND = re.compile(r"python -m (experiments\.[\w.]+)((?:[^\n\\]|\\\n)*)")
