@@ -25,9 +25,9 @@ files in `--config.data_dir=FOLDER`, or from TensorFlow Datasets.
 
 Expected accuracy in the last task: by default, backprop 51.1 +- 5.5 % and continual
 backprop 85.1 +- 0.9 %, in 40 seconds on two cores. `small` cut to 31 tasks and 3 seeds,
-backprop 90.3 %, continual backprop 92.8 %, in 13 minutes (README.md has both tables).
-`paper`, by the paper's figure, backprop 93.7 % and continual backprop about 95 %: 2.9
-billion updates of 10 million weights, which only an accelerator finishes.
+backprop 90.3 %, continual backprop 92.8 %, in 13 minutes. `paper`, by the paper's
+figure, backprop 93.7 % and continual backprop about 95 %: 2.9 billion updates of 10
+million weights, which only an accelerator finishes. docs/results has all tables.
 """
 
 from ml_collections import ConfigDict
@@ -96,8 +96,8 @@ _DIGITS = {
 
 _MNIST_METHODS = paper_methods(adam_step_size=1e-4)
 del _MNIST_METHODS["continual_backprop_adam"]  # Not in the paper's figure.
-# The best of the run of comparison_mnist_tuning that experiments/README.md records; a
-# method that was not in it has its published setting.
+# The best of the tuning run that docs/results/permuted_mnist.md records; a method that
+# was not in it has its published setting.
 _MNIST_CHOICES = {
     "backprop": {"step_size": (0.003,)},
     "l2": {"weight_decay": (1e-3,)},

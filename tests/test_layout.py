@@ -170,7 +170,9 @@ def test_experiments_use_public_names_of_the_library(module):
         )
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "experiments/README.md"])
+@pytest.mark.parametrize(
+    "document", ["CONTRIBUTING.md", "docs/guide.md", "docs/benchmark.md"]
+)
 def test_documents_name_files_that_exist(document):
     paths = re.findall(r"`(\w+/[\w/]+(?:\.py|/))`", (ROOT / document).read_text())
     assert paths

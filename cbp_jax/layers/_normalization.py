@@ -29,6 +29,7 @@ NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
         "rms": Normalization(nn.RMSNorm, False),
     }
 )
+"""The normalizations by the name that networks take."""
 
 
 def normalization_named(name: str) -> Normalization | None:
