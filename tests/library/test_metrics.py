@@ -196,7 +196,7 @@ def test_unknown_method_names_the_choices():
 
 
 def test_features_of_a_convolution_must_be_flattened_for_a_rank():
-    with pytest.raises(ValueError, match=r"got shape \(2, 3, 3, 4\).*reshape"):
+    with pytest.raises(ValueError, match=r"has shape \(2, 3, 3, 4\).*reshape"):
         metrics.effective_rank(np.ones((2, 3, 3, 4)))
 
 
