@@ -173,14 +173,14 @@ def _check_first_steps(
 
     def overshoot(keep: Sequence[str]) -> float:
         owners = owners_of(base_optimizer, state, trial.params, keep)
-        reborn = jax.tree.map(
+        after_reset = jax.tree.map(
             lambda owner, old, new: new if owner >= 0 else old,
             owners,
             state,
             trial.state,
         )
         steps = range(_NUM_UPDATES, _NUM_UPDATES + _NUM_UPDATES_REBORN)
-        lengths, _ = _run(trial, reborn, steps)
+        lengths, _ = _run(trial, after_reset, steps)
         return np.nan_to_num(lengths.max(), nan=np.inf) / longest
 
     if not 0 < longest < np.inf:

@@ -169,16 +169,16 @@ class OnlineNorm(nn.Module):
         over_units = functools.partial(
             jnp.expand_dims, axis=tuple(range(inputs.ndim - 1))
         )
-        newborn = init_online_normalization(num_units, at_least_float32(inputs.dtype))
-        mean = self.variable(FORWARD_STATS, "mean", lambda: newborn.mean)
-        var = self.variable(FORWARD_STATS, "var", lambda: newborn.var)
+        initial = init_online_normalization(num_units, at_least_float32(inputs.dtype))
+        mean = self.variable(FORWARD_STATS, "mean", lambda: initial.mean)
+        var = self.variable(FORWARD_STATS, "var", lambda: initial.var)
         if self.use_running_average and not self.is_initializing():
             deviation = inputs.astype(mean.value.dtype) - over_units(mean.value)
             outputs = deviation * over_units(lax.rsqrt(var.value + self.epsilon))
             outputs = outputs.astype(inputs.dtype)
         else:
-            u = self.variable(BACKWARD_STATS, "u", lambda: newborn.u)
-            v = self.variable(BACKWARD_STATS, "v", lambda: newborn.v)
+            u = self.variable(BACKWARD_STATS, "u", lambda: initial.u)
+            v = self.variable(BACKWARD_STATS, "v", lambda: initial.v)
             outputs, state = online_normalization(
                 inputs,
                 OnlineNormalizationState(mean.value, var.value, u.value, v.value),

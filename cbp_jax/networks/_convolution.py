@@ -107,11 +107,11 @@ def convolution_named(name: str) -> Callable[..., jax.Array]:
     """Returns a function with the arguments of `jax.lax.conv_general_dilated`.
 
     Args:
-      name: a key of `CONVOLUTIONS`, or "auto": "patches" if JAX's default backend is a
-        CPU, "xla" otherwise.
+      name: a key of `CONVOLUTIONS`, or "auto": "patches" where JAX's default backend is
+        a CPU, "xla" elsewhere.
 
     Raises:
-      ValueError: the name is unknown; the message lists the choices.
+      ValueError: unknown name; the message lists the choices.
     """
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
     if name == "auto":
