@@ -1,7 +1,7 @@
 """Refuses base optimizers that do not work with unit resets, before training starts.
 
 To find out what a base does, it runs on params with a single entry per leaf. This takes
-a moment, so it only runs if its program could do what is checked for.
+a moment, so it only runs if its program could fail one of the checks.
 """
 
 from collections.abc import Callable, Sequence

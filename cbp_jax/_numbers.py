@@ -52,7 +52,7 @@ def check_params(name: str, params: PyTree | None) -> None:
     """Raises ValueError if an optax update that needs the params got none."""
     if params is None:
         raise ValueError(
-            f"{name} got no params, but its update needs them. Call "
+            f"{name} needs the params, but the update got none. Call "
             "update(updates, state, params)."
         )
 

@@ -42,7 +42,7 @@ NATURE = _variant(
 )
 """Nature 632, 2024, Algorithm 1, with its settings for class-incremental CIFAR-100.
 
-The paper replaces a unit when the budget exceeds 1; here it is when it reaches 1.
+The paper replaces a unit once the budget exceeds 1, and this code once it reaches 1.
 """
 
 RELEASED_MLP = _variant(

@@ -1,6 +1,6 @@
 """Events: changes to the params at certain updates, such as task changes.
 
-Nothing here knows about tasks: a schedule decides which updates are events.
+This module is independent of tasks: a schedule decides which updates are events.
 """
 
 from collections.abc import Callable
