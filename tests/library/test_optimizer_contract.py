@@ -249,5 +249,5 @@ def test_it_can_be_the_base_of_continual_backprop(name):
 @NAMES
 def test_the_error_without_params_says_what_to_write(name):
     tx = make(name)
-    with pytest.raises(ValueError, match=r"needs the params: call update\(updates, st"):
+    with pytest.raises(ValueError, match=r"update got none. Call update\(updates, st"):
         tx.update(PARAMS, tx.init(PARAMS))

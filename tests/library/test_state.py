@@ -244,8 +244,11 @@ def test_a_raw_key_is_as_good_as_a_typed_one():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (0, r"a PRNG key, as jax\.random\.key\(seed\), got 0"),
-        (jax.random.split(jax.random.key(0), 3), r"a single.*got.*\(3,\): build.*vmap"),
+        (0, r"a PRNG key, got 0\. Use jax\.random\.key\(seed\)"),
+        (
+            jax.random.split(jax.random.key(0), 3),
+            r"a single.*got.*\(3,\)\. Build.*vmap",
+        ),
         (np.zeros((3, 2), np.uint32), r"a single PRNG key, got.*\(3,\)"),
     ],
 )
