@@ -1,7 +1,7 @@
 """Refuses base optimizers that do not work with unit resets, before training starts.
 
-To find out what a base does, it runs on params with a single entry per leaf. This takes
-a moment, so it only runs if its program could fail one of the checks.
+To find out what a base does, we run it on params with a single entry per leaf. This
+takes a moment, so we only do it if its program could fail one of the checks.
 """
 
 from collections.abc import Callable, Sequence

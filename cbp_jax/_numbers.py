@@ -86,8 +86,8 @@ def check_numbers(
     if not any(jnp.issubdtype(kind_found.dtype, kind) for kind in kinds):
         wanted = "real" if kind is None else kind.__name__
         raise ValueError(
-            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, with "
-            f"a {wanted} dtype."
+            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, of "
+            f"{wanted} dtype."
         )
 
 

@@ -605,7 +605,7 @@ class _Resolution:
             outputs = math.prod(shape[axis] for axis in axes.outputs)
             if math.prod(self.leaves.shapes[leaf][len(self.stack) :]) != outputs:
                 raise self.mismatch(
-                    leaf, "outgoing_bias", f"does not match its {outputs} outputs"
+                    leaf, "outgoing_bias", f"does not match the {outputs} outputs"
                 )
         return tuple(found)
 

@@ -48,8 +48,8 @@ def contribution(measurements: Measurements) -> jax.Array:
 def mean_corrected_contribution(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| sum|w_out| per unit, [N].
 
-    This is what the next layer would lose if a bias replaced the unit by its mean: the
-    preprint's mean-corrected contribution (`zero_contribution`).
+    This is what the next layer would lose if the unit were replaced by its mean, as a
+    bias: the preprint's mean-corrected contribution (`zero_contribution`).
     """
     return _outgoing_signal(_deviation(measurements), measurements)
 

@@ -176,7 +176,9 @@ def test_multi_steps_belong_around_and_not_inside():
     inside = cbp_jax.continual_backprop(
         optax.MultiSteps(optax.sgd(0.1), 2), LAYERS, key=tiny.FAST_KEY
     )
-    with pytest.raises(ValueError, match=r"Put MultiSteps around: optax.MultiSteps\("):
+    with pytest.raises(
+        ValueError, match=r"continual backprop instead: optax.MultiSteps\("
+    ):
         inside.init(PARAMS)
     around = optax.MultiSteps(make(1.0), 2)
     state = around.init(PARAMS)
