@@ -57,16 +57,6 @@ def run(page, blocks):
     return after
 
 
-@pytest.fixture
-def _quick_compilation():
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, True)
-    yield
-    jax.config.update(name, before)
-
-
-@pytest.mark.usefixtures("_quick_compilation")
 def test_python_blocks_run():
     """All in one test, so that pages share what is compiled."""
     assert {"README.md", "docs/guide.md"} <= {*PYTHON}
@@ -126,7 +116,6 @@ def run_notebook(**parameters):
     return names
 
 
-@pytest.mark.usefixtures("_quick_compilation")
 def test_the_notebook_runs_with_tiny_settings():
     names = run_notebook(SEEDS=2, TASKS=2, EXAMPLES=20, WIDTH=4)
     for scores in names["results"].values():
@@ -136,7 +125,18 @@ def test_the_notebook_runs_with_tiny_settings():
     assert len(names["panels"][0].lines) == 2
 
 
+@pytest.fixture
+def _full_optimization():
+    """Optimizes the program, which runs for longer than it compiles."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.mark.slow
+@pytest.mark.usefixtures("_full_optimization")
 def test_the_notebook_shows_that_backprop_loses_plasticity():
     names = run_notebook()
     last = {name: accuracy[:, -1] for name, (accuracy, _) in names["results"].items()}
