@@ -14,7 +14,12 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.learning.checks import ConfigError, check_choice, check_positive
-from experiments.learning.learner import LearnerState, clear_head, make_learner
+from experiments.learning.learner import (
+    LearnerState,
+    clear_head,
+    compiled_method,
+    make_learner,
+)
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_conv_net
@@ -48,7 +53,7 @@ def make_problem(config: Any) -> Problem:
     num_updates = config.num_epochs * (num_images // config.batch_size)
     # What a method does at the end of a task it does after one more update, so that
     # its last epoch can be tested first.
-    sees_tasks = config.method in METHODS and METHODS[config.method].sees_tasks
+    sees_tasks = config.method in METHODS and compiled_method(config).sees_tasks
     learner = make_learner(
         config,
         network,

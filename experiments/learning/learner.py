@@ -98,7 +98,7 @@ def make_learner(
     """
     units = network.units()
     _check(config, network)
-    method = _compiled_method(config)
+    method = compiled_method(config)
     layers = (*(group.name for group in units), "head")
     inputs_like = jnp.zeros((1, *input_shape))
     has_log = config.replacement_log > 0 and method.resets_units
@@ -257,6 +257,28 @@ def make_learner(
     )
 
 
+def compiled_method(config: Any) -> Method:
+    """Returns the method of a case, or backprop where all lanes have it switched off.
+
+    The config decides, so that nothing is traced or compiled for a method that does
+    nothing, as for a hyperparameter that is off.
+
+    Args:
+      config: the case's config, whose `method` is known.
+    """
+    method = METHODS[config.method]
+    switches = {
+        name: hyperparameter.off
+        for name, hyperparameter in method.hyperparameters.items()
+        if hyperparameter.off is not None
+    }
+    is_off = switches and all(
+        config[name] == off and not config.sweep.get(name)
+        for name, off in switches.items()
+    )
+    return METHODS["backprop"] if is_off else method
+
+
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
     """Sets the head's weights and biases to 0.
 
@@ -337,25 +359,6 @@ def _adam(
 _OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
     {"sgd": _sgd, "adam": _adam}
 )
-
-
-def _compiled_method(config: Any) -> Method:
-    """Returns the method of a case, or backprop where all lanes have it switched off.
-
-    The config decides, as for a hyperparameter that is off in all lanes: nothing is
-    traced, compiled or computed that does nothing.
-    """
-    method = METHODS[config.method]
-    switches = {
-        name: hyperparameter.off
-        for name, hyperparameter in method.hyperparameters.items()
-        if hyperparameter.off is not None
-    }
-    is_off = switches and all(
-        config[name] == off and not config.sweep.get(name)
-        for name, off in switches.items()
-    )
-    return METHODS["backprop"] if is_off else method
 
 
 def _is_off(value: Any) -> bool:

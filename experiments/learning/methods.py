@@ -1,11 +1,11 @@
 """The methods that a case can name, and the numbers that lanes may differ in.
 
-Each method is one declaration, `method`: what it takes, with published values, ranges,
-off values and values to try, its family in figures, and the function that puts it
-around, before or behind the optimizer. Configs, sweeps, lanes, checks, comparisons and
-figures all read it. L2, online shrink and perturb, dropout and Adam are fields of the
-optimizer, normalizations and activations of the network: each goes with every method,
-and experiments/learning/variants.py gives them their names in comparisons.
+Each method is one declaration, `method`: its hyperparameters with published values,
+ranges, off values and values to try, its family in figures, and the function that puts
+it around, before or behind the optimizer. Configs, sweeps, lanes, checks, comparisons
+and figures all read it. L2, online shrink and perturb, dropout and Adam are fields of
+the optimizer, normalizations and activations of the network: each works with every
+method, and experiments/learning/variants.py gives it a name in comparisons.
 """
 
 from collections.abc import Callable, Mapping
@@ -71,7 +71,8 @@ class Hyperparameter(NamedTuple):
       off: the value at which it does nothing. Where all lanes have it, nothing is
         compiled for it. None if there is no such value.
       meaning: what it is, with its unit.
-      values: those that comparisons try of the method; empty for the default alone.
+      values: the settings of the method that comparisons try; empty for the default
+        alone.
     """
 
     default: float
@@ -129,8 +130,8 @@ class Method(NamedTuple):
         that have an off value are there in all lanes, `build` is not called: the
         learner uses the base optimizer. A method without any off value is never off.
       family: of `experiments.reporting.styles.FAMILIES`, in which figures show it.
-      fields: others of the config that comparisons give it; those of `normalizations`
-        go without saying.
+      fields: other config fields that comparisons set for it. They take the first of
+        `normalizations` by themselves.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it is told when a task ends, as its definition wants.

@@ -1,8 +1,8 @@
-"""What comparisons call methods, and methods with other fields: names, looks, values.
+"""Variants: what comparisons train, with names, published settings and values to try.
 
 Each method is a variant of its own name, from its declaration. L2, Adam, normalizations
-and activations are fields that go with every method: each that comparisons are to name
-is one declaration here.
+and activations are fields that work with every method. To give a setting of them a name
+in comparisons and a look in figures, declare it here.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""The pages for a first method and a first problem, followed to the letter."""
+"""The pages for a first method, a first problem and Python, followed to the letter."""
 
 import pathlib
 import re
@@ -104,6 +104,28 @@ def test_the_page_of_a_problem(tmp_path):
         len((tmp_path / "experiments/turning_planes.py").read_text().split("\n")) < 32
     )
     dataset = run_results.load(tmp_path / "runs/turning_planes/smoke")
-    assert (dataset.accuracy.sel(task=1) > 0.5).all()
+    assert (dataset.accuracy > 0.5).all()
     assert "<xarray.DataArray 'accuracy'" in page.run("python run.py")
-    assert " passed" in page.run(test, "-p", "no:cacheprovider")
+    # The layout of all other files is tested where they are.
+    assert " passed" in page.run(test, "-p", "no:cacheprovider", "-k", "turning_planes")
+
+
+@pytest.mark.slow
+def test_the_page_of_runs_from_python(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "from_python.md").read_text()
+    run, hook = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {}
+    exec(run, names)
+    assert names["dataset"].sizes["task"] == 2
+    capsys.readouterr()
+    exec(hook, names)
+    lines = [line for line in capsys.readouterr().out.splitlines() if ", task " in line]
+    assert [line.rpartition(":")[0] for line in lines] == [
+        f"{case}, task 2, step size {size}"
+        for case in ("backprop", "continual_backprop")
+        for size in ("0.01", "0.03")
+    ]
+    dataset = run_results.load(tmp_path / "runs/from_python")
+    last = dataset.accuracy.sel(task=2, case="backprop", step_size=0.03).mean().item()
+    assert f"{last:.3f}" in lines[1]
