@@ -1,6 +1,6 @@
 """What the documentation shows runs, and its links lead somewhere."""
 
-import importlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -249,7 +249,8 @@ def parse(monkeypatch):
                 # Examples find their units when they are imported, which takes long.
                 if program.startswith("experiments.examples."):
                     side_by_side.run(None, "", steps=1, seeds=1, rate=0.1, maturity=1)
-                runpy.run_module(program, run_name="__main__")
+                path = importlib.util.find_spec(program).origin
+                runpy.run_path(path, run_name="__main__")
             return parsed.value.args[0]
         finally:
             for name in {*flags.FLAGS} - before:
