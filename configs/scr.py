@@ -29,8 +29,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
-    strengths,
-    with_strengths,
+    with_values_to_try,
 )
 
 
@@ -114,15 +113,12 @@ _PRESETS = {
         "num_tasks": 25,
         "num_seeds": 35,
         "noise": "signs",
-        "cases": with_strengths(
+        "cases": with_values_to_try(
             _LINEAR
             | paper_methods(adam_step_size=0.01)
             | newer_methods(adam_step_size=0.01),
-            {"linear": _STEP_SIZES}
-            | strengths(
-                step_sizes=_STEP_SIZES["step_size"],
-                adam_step_sizes=_STEP_SIZES["step_size"],
-            ),
+            step_sizes=_STEP_SIZES["step_size"],
+            adam_step_sizes=_STEP_SIZES["step_size"],
         ),
     },
     "smoke": _DEFAULT
