@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding
@@ -96,7 +97,8 @@ def check(actual, name):
     wanted_params, wanted = on_one_device(name)
     tiny.assert_equal(state.replaced, wanted.replaced)
     tiny.assert_equal(state.num_replaced, wanted.num_replaced)
-    tiny.assert_close(params, wanted_params)
+    # Sums over devices are rounded otherwise, and the steps are large.
+    chex.assert_trees_all_close(params, wanted_params, rtol=5e-5, atol=1e-6)
     tiny.assert_close(state.units, wanted.units)
 
 

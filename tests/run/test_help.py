@@ -1,10 +1,8 @@
 """The help of a program: every field of its config, with value and meaning."""
 
-import pathlib
 import re
-import subprocess
-import sys
 
+from programs import run_program
 import pytest
 
 from configs import imagenet, pmnist, scr
@@ -12,7 +10,6 @@ from experiments.learning.methods import HYPERPARAMETERS
 from experiments.run.config import complete
 from experiments.run.help import FIELDS, help_text, meaning
 
-ROOT = pathlib.Path(__file__).parents[2]
 CONFIGS = [
     complete(module.get_config(preset))
     for module in (imagenet, pmnist, scr)
@@ -49,14 +46,9 @@ def test_a_field_that_nobody_has_described_is_listed():
 
 
 def test_the_command_shows_its_flags_and_the_chosen_config():
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "experiments.permuted_mnist", "--help"),
-            *("--config=configs/pmnist.py:smoke", "--config.hidden_units=7"),
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    done = run_program(
+        *("permuted_mnist", "--help", "--config=configs/pmnist.py:smoke"),
+        "--config.hidden_units=7",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Online Permuted MNIST")
