@@ -163,7 +163,9 @@ class CompiledCase:
         return storage.to_dict(self._map.get(self._to_data(state)))
 
 
-def lower_task(case: Case, devices: Sequence[Any], block: int = 0) -> jax.stages.Lowered:
+def lower_task(
+    case: Case, devices: Sequence[Any], block: int = 0
+) -> jax.stages.Lowered:
     """Lowers the task of a case for devices that need not be here.
 
     Args:
@@ -177,7 +179,10 @@ def lower_task(case: Case, devices: Sequence[Any], block: int = 0) -> jax.stages
     """
     lane_map = LaneMap(case.num_lanes, block, devices)
     lanes = lane_map.like_put(case.grid.lanes)
-    init, run = _init_lane(case.config, case.problem), _run_lane(case.config, case.problem)
+    init, run = (
+        _init_lane(case.config, case.problem),
+        _run_lane(case.config, case.problem),
+    )
     state = lane_map.like_put(jax.eval_shape(jax.vmap(init), lanes))
     shared = np.int32(0), case.problem.data
     run_task = lane_map.jit(run, num_shared=2, donate=True)

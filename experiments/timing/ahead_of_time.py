@@ -5,8 +5,8 @@ chooses kernels without timing them, as with `--xla_gpu_autotune_level=0`.
 """
 
 from collections.abc import Mapping, Sequence
-import importlib.util
 from importlib import metadata
+import importlib.util
 import math
 import os
 import time
@@ -62,7 +62,7 @@ class CompiledTask(NamedTuple):
 
 
 def check_installed(device: Device) -> None:
-    """Raises ImportError with the remedy if a compiler is missing, or does not match."""
+    """Raises ImportError, with the remedy, unless the right compiler is installed."""
     version = metadata.version("jaxlib")
     lacking = [
         package
@@ -153,3 +153,19 @@ def compile_task(
         compiled_programs.collectives(text),
         text,
     )
+
+
+def compile_to_fit(case: Case, device: Device, devices: Sequence[Any]) -> CompiledTask:
+    """Compiles the task of a case as a run would have it there.
+
+    All lanes of a device are vmapped together; where they do not fit, or the config
+    says how many are, one block after the other.
+    """
+    block = case.config.lanes_per_block
+    task = compile_task(case, device, devices, block)
+    per_device = math.ceil(case.num_lanes / len(devices))
+    if not block and 0 < task.lanes_that_fit < per_device:
+        blocks = math.ceil(per_device / task.lanes_that_fit)
+        block = math.ceil(per_device / blocks)
+        task = compile_task(case, device, devices, block)
+    return task

@@ -121,8 +121,8 @@ class Program(NamedTuple):
 def count(text: str, updates: int) -> Counts:
     """Counts what an update does in the compiled program of a task.
 
-    The updates are the loop of the program, outside all others, that runs most kernels,
-    with the loops inside it.
+    The updates are the loops of the program, outside all others, that run as often as
+    there are updates, by themselves or by a loop inside them.
 
     Args:
       text: of the program, from `jax.stages.Compiled.as_text`.
@@ -138,14 +138,17 @@ def update_work(text: str, updates: int) -> Work:
     """Returns what an update does, see `count`."""
     program = read(text)
     entry = program.computations[program.entry]
-    loops = [
-        _work_of(program, {name: one}, 1 / updates)
+    # Where something is done every few updates, a rest of them may be outside.
+    loops = {
+        name: one
         for name, one in entry.items()
-        if one.opcode == "while"
-    ]
+        if one.opcode == "while" and _trips(program, one) > updates / 2
+    }
     if not loops:
-        raise HloError("The program has no loop: compile the task of a run.")
-    return max(loops, key=lambda work: summarize(work).kernels)
+        raise HloError(
+            f"The program has no loop of {updates} updates: compile the task of a run."
+        )
+    return _work_of(program, loops, 1 / updates)
 
 
 def whole_work(text: str) -> Work:
@@ -295,6 +298,13 @@ def _target(instruction: _Instruction) -> str:
 def _cycles(instruction: _Instruction) -> int:
     found = re.search(r'"estimated_cycles":"(\d+)"', instruction.attributes)
     return int(found[1]) if found else 0
+
+
+def _trips(program: Program, loop: _Instruction) -> int:
+    """Returns how often a loop, or the one inside it that runs most often, does."""
+    body = program.computations[_called(loop, "body")]
+    inner = [_trips(program, one) for one in body.values() if one.opcode == "while"]
+    return (_trip_count(program, loop) or 1) * max([1, *inner])
 
 
 def _trip_count(program: Program, loop: _Instruction) -> int | None:

@@ -6,9 +6,9 @@ Sources, as of November 2026:
   `xla/backends/gpu/target_config/specs/*.txtpb` of github.com/openxla/xla (`h100_sxm`,
   `a100_sxm_80`, `h200`, `b200`). The compute capability, cores, caches, clock, memory
   and bandwidth are from there.
-* TPUs: cloud.google.com/tpu/docs/v6e, which has the memory and the bandwidth of a v5e as
-  well. It does not publish clocks, which turn the compiler's cycles into seconds. They
-  are inferred from the peaks in bfloat16: 197 TFLOP/s of a v5e are four matrix units of
+* TPUs: cloud.google.com/tpu/docs/v6e has the memory and the bandwidth of both. The
+  clocks, which turn the compiler's cycles into seconds, are not published. They are
+  inferred from the peaks in bfloat16: 197 TFLOP/s of a v5e are four matrix units of
   128 x 128 at 1.5 GHz, 918 TFLOP/s of a v6e four of 256 x 256 at 1.75 GHz.
 """
 

@@ -20,8 +20,8 @@ class Assumptions(NamedTuple):
       launch_seconds: of a kernel on a GPU, one after the other.
       conditional_seconds: of a conditional on a GPU.
       bandwidth_share: of the device's bandwidth that kernels reach, in (0, 1].
-      branch_share: of the conditionals that take the branch which costs more, in [0, 1];
-        the others take the one which costs less.
+      branch_share: of the conditionals that take the longer branch, in [0, 1]; the
+        others take the shorter one.
     """
 
     launch_seconds: float = 3e-6
@@ -82,9 +82,7 @@ def project(work: Work, device: Device, assumptions: Assumptions) -> Projection:
             if device.platform == "cuda":
                 waiting = conditional.times * assumptions.conditional_seconds
                 total[2] += share * waiting
-            ordered = sorted(
-                conditional.branches, key=lambda branch: duration(branch)
-            )
+            ordered = sorted(conditional.branches, key=lambda branch: duration(branch))
             add(ordered[-1], share * assumptions.branch_share)
             add(ordered[0], share * (1 - assumptions.branch_share))
 

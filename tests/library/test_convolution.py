@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from cbp_jax.networks import (
-    CONVOLUTIONS,
     ConvNet,
     convolution_named,
     max_pool,
