@@ -6,6 +6,9 @@
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
+* `jacobi_eigenvalues`: JAX 0.10 and 0.11 decompose large matrices on a TPU by programs
+  that take minutes to compile. `python -m experiments.benchmark permuted_mnist
+  --config=configs/pmnist.py:paper --compile_for=v5e` shows how long.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
   shardings. This is how JAX lets XLA choose them, and not for a version.
 * `round_to_dtype`: XLA may go on with the float32 that a sum of bfloat16 was computed
@@ -205,6 +208,7 @@ def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array
 
 def one_by_one_on_cpu(
     decompose: Callable[[jax.Array], jax.Array],
+    on_tpu: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[jax.Array], jax.Array]:
     """Keeps a CPU from decomposing several matrices in one call under `vmap`.
 
@@ -216,19 +220,36 @@ def one_by_one_on_cpu(
     programs are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
+
+    Args:
+      decompose: of a matrix.
+      on_tpu: what does the same on a TPU, None for `decompose`.
     """
     # Inside a function of its own, arguments that are no arrays stay out of sight.
     on_cpu = sequential_vmap(lambda matrix: decompose(matrix))
 
     @jax.custom_jvp
     def values(matrix: jax.Array) -> jax.Array:
-        return lax.platform_dependent(matrix, cpu=on_cpu, default=decompose)
+        return lax.platform_dependent(
+            matrix, cpu=on_cpu, tpu=on_tpu or decompose, default=decompose
+        )
 
     @values.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
         return jax.jvp(decompose, primals, tangents)
 
     return values
+
+
+def jacobi_eigenvalues(matrix: jax.Array) -> jax.Array:
+    """Eigenvalues of a symmetric matrix, ascending, by Jacobi's rotations.
+
+    On a TPU, JAX splits matrices of more than 256 rows by polar decompositions, one
+    branch for each of several sizes. That is a program which takes minutes to compile.
+    Rotations are one call of XLA for any size. A CPU has none.
+    """
+    jacobi = lax.linalg.EighImplementation.JACOBI
+    return lax.linalg.eigh(matrix, implementation=jacobi)[1]
 
 
 def in_auto_mode(

@@ -39,8 +39,9 @@ from experiments.run import command_line
 from experiments.run.cases import Case, prepare_cases
 from experiments.run.config import complete, make_cases, make_grid
 from experiments.timing import ahead_of_time, compiled_table, programs, torch_loop
-from experiments.timing.devices import DEVICES
-from experiments.timing.projections import Assumptions, project
+from experiments.timing.compiled_programs import update_work
+from experiments.timing.devices import DEVICES, of_kind
+from experiments.timing.projections import ASSUMED, Assumptions, project
 from experiments.timing.rounds import take_turns
 from experiments.timing.table import (
     COLUMNS,
@@ -143,6 +144,7 @@ def _run_groups(name: str, groups: Sequence[ConfigDict], minutes: float) -> None
         reference=_REFERENCE.value,
         rounds=_ROUNDS.value,
         against_torch=_AGAINST.value is not None,
+        assumptions=_assumptions(),
     )
 
 
@@ -150,18 +152,21 @@ def _network_name(config: ConfigDict) -> str:
     return f"{config.hidden_layers} x {config.hidden_units:,}"
 
 
-def _compile_groups(groups: Sequence[ConfigDict]) -> None:
-    assumptions = Assumptions(
+def _assumptions() -> Assumptions:
+    return Assumptions(
         1e-6 * _LAUNCH.value,
         1e-6 * _CONDITIONAL.value,
         _BANDWIDTH_SHARE.value,
         _BRANCH_SHARE.value,
     )
+
+
+def _compile_groups(groups: Sequence[ConfigDict]) -> None:
     with _made_up_images(groups):
         compile_groups(
             groups,
             _COMPILE_FOR.value,
-            assumptions,
+            _assumptions(),
             number=_DEVICES.value,
             path=pathlib.Path(_CSV.value) if _CSV.value else None,
             programs_folder=pathlib.Path(_HLO.value) if _HLO.value else None,
@@ -279,6 +284,8 @@ def run_groups(
             f"{found[0]['device']}, JAX {found[0]['jax']}; medians (middle half) over "
             "rounds that take turns."
         )
+    if any(math.isfinite(row["ratio_to_projection"]) for row in found):
+        print(f"Projections assume {options.get('assumptions', ASSUMED)}.")
     print(f"Written: {path}")
 
 
@@ -322,6 +329,7 @@ def time_group(
     reference: str,
     rounds: int,
     against_torch: bool = False,
+    assumptions: Assumptions = ASSUMED,
     end: float = math.inf,
 ) -> dict[str, Timing]:
     """Times all cases of a config against each other, and what they are compared with.
@@ -333,6 +341,7 @@ def time_group(
       reference: the case that bandwidth, floor and PyTorch take their shapes from.
       rounds: see `take_turns`.
       against_torch: whether to time PyTorch.
+      assumptions: of the projected times, which accelerators are compared with.
       end: see `take_turns`.
 
     Returns:
@@ -383,6 +392,9 @@ def time_group(
         timing = Timing(
             lanes,
             update,
+            projected_seconds=_projected_seconds(program, lanes, assumptions)
+            if name != TORCH
+            else math.nan,
             bandwidth_share=float(np.median(moved / bandwidth)),
             compile_seconds=program.compile_seconds,
             memory_bytes=program.memory_bytes,
@@ -396,6 +408,18 @@ def time_group(
             timing = timing._replace(measures_share=np.median(measures / task))
         timings[name] = timing
     return timings
+
+
+def _projected_seconds(
+    program: programs.Program, lanes: int, assumptions: Assumptions
+) -> float:
+    """Projects the time of an update of a lane, NaN on a machine that is not known."""
+    device = of_kind(jax.devices()[0].device_kind)
+    if device is None:
+        return math.nan
+    text = program.compiled.as_text()
+    work = update_work(text, program.updates // lanes)
+    return project(work, device, assumptions).seconds / lanes
 
 
 def build(
@@ -454,19 +478,19 @@ if __name__ == "__main__":
     _DEVICES = flags.DEFINE_integer("devices", 1, "How many of it.", 1)
     _HLO = flags.DEFINE_string("hlo", None, "Folder for the compiled programs.")
     _LAUNCH = flags.DEFINE_float(
-        *("launch_us", 1e6 * Assumptions().launch_seconds),
+        *("launch_us", 1e6 * ASSUMED.launch_seconds),
         *("Assumed time of a launch on a GPU, µs.", 0.0),
     )
     _CONDITIONAL = flags.DEFINE_float(
-        *("conditional_us", 1e6 * Assumptions().conditional_seconds),
+        *("conditional_us", 1e6 * ASSUMED.conditional_seconds),
         *("Assumed time of a conditional on a GPU, µs.", 0.0),
     )
     _BANDWIDTH_SHARE = flags.DEFINE_float(
-        *("bandwidth_share", Assumptions().bandwidth_share),
+        *("bandwidth_share", ASSUMED.bandwidth_share),
         *("Assumed share of the bandwidth that kernels reach.", 0.01, 1.0),
     )
     _BRANCH_SHARE = flags.DEFINE_float(
-        *("branch_share", Assumptions().branch_share),
+        *("branch_share", ASSUMED.branch_share),
         *("Assumed share of conditionals that take the longer branch.", 0.0, 1.0),
     )
     app.run(_main, flags_parser=command_line.parse_flags)

@@ -101,6 +101,18 @@ def test_ranks_of_lanes_are_found_by_the_library_of_their_platform():
         assert not others & calls(program)
 
 
+def test_ranks_of_wide_layers_are_one_call_on_a_tpu():
+    """What JAX would split into polar decompositions there, in loops."""
+
+    def rank(features):
+        return metrics.effective_rank(features, "gram")
+
+    (program,) = lower(rank, jnp.ones((400, 300)), platforms=("tpu",)).values()
+    assert calls(program) == {EIGH["tpu"]}
+    assert "300x300" in _operands(program, EIGH["tpu"])
+    assert "stablehlo.while" not in program
+
+
 @pytest.mark.parametrize(
     ("name", "used_by"),
     [

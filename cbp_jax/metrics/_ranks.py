@@ -9,7 +9,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax._numbers import as_float, check_range
-from cbp_jax._xla import one_by_one_on_cpu
+from cbp_jax._xla import jacobi_eigenvalues, one_by_one_on_cpu
 
 
 def _gram_values(matrix: jax.Array) -> jax.Array:
@@ -25,7 +25,7 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
     return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
 
 
-_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh)
+_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh, on_tpu=jacobi_eigenvalues)
 
 METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {

@@ -58,6 +58,7 @@ class Program:
         began = time.perf_counter()
         compiled = compiles(carry)
         self.compile_seconds = time.perf_counter() - began
+        self.compiled = compiled
         self.memory_bytes = machine.bytes_needed(compiled)
         # The devices of a CPU share its memory.
         devices = jax.local_devices()

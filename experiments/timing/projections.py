@@ -39,6 +39,10 @@ class Assumptions(NamedTuple):
         )
 
 
+ASSUMED = Assumptions()
+"""What is assumed unless told otherwise."""
+
+
 class Projection(NamedTuple):
     """What an update of all lanes would take.
 

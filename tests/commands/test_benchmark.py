@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 from ml_collections import ConfigDict
@@ -17,6 +18,8 @@ from experiments import benchmark
 from experiments.learning.checks import ConfigError
 from experiments.streams import datasets
 from experiments.timing import programs, torch_loop
+from experiments.timing.devices import DEVICES
+from experiments.timing.projections import Assumptions
 from experiments.timing.table import COLUMNS, Timing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -176,6 +179,53 @@ def test_times_become_those_of_an_update_of_a_lane_and_shares(monkeypatch):
     np.testing.assert_allclose(timings["floor"].seconds, [1.0] * 3)
     assert timings["floor"].bandwidth_share == pytest.approx(0.25)
     assert np.isnan(timings["floor"].data_share)
+
+
+LOOP = """
+%body (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %state = (s32[], f32[2]{0}) parameter(0)
+  %index = s32[] get-tuple-element(%state), index=0
+  %x = f32[2]{0} get-tuple-element(%state), index=1
+  %y = f32[2]{0} negate(%x)
+  ROOT %next = (s32[], f32[2]{0}) tuple(%index, %y)
+}
+
+ENTRY %main (first: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %first = (s32[], f32[2]{0}) parameter(0)
+  ROOT %loop = (s32[], f32[2]{0}) while(%first), condition=%none, body=%body, TRIPS
+}
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"5"}}')
+
+
+def test_on_a_known_accelerator_times_are_compared_with_the_projected_ones(
+    monkeypatch, capsys, tmp_path
+):
+    """Two lanes need one launch of 1 µs for an update, but take 3 µs each."""
+    program = MadeUpProgram(10)
+    program.compiled = types.SimpleNamespace(as_text=lambda: LOOP)
+    for name in ("task_program", "floor_program"):
+        monkeypatch.setattr(programs, name, lambda *arguments: program)
+    monkeypatch.setattr(programs, "bandwidth_program", lambda: None)
+    monkeypatch.setattr(benchmark, "of_kind", lambda kind: DEVICES["h100"])
+    monkeypatch.setattr(
+        benchmark,
+        "take_turns",
+        lambda built, **options: dict.fromkeys(built, np.full(3, 30e-6)),
+    )
+    benchmark.run_groups(
+        [group_of("1 x 5")],
+        tmp_path / "found.csv",
+        minutes=1,
+        reference="backprop",
+        rounds=3,
+        assumptions=Assumptions(launch_seconds=1e-6),
+    )
+    with (tmp_path / "found.csv").open(newline="") as file:
+        ratios = [float(row["ratio_to_projection"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(ratios, [3e-6 / 0.5e-6] * 3)
+    printed = capsys.readouterr().out
+    assert "to projection" in printed
+    assert "Projections assume 1 µs for a launch" in printed
 
 
 def test_what_does_not_fit_is_left_out_and_says_so():
