@@ -6,9 +6,6 @@
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
-* `jacobi_eigenvalues`: JAX 0.10 and 0.11 decompose large matrices on a TPU by programs
-  that take minutes to compile. `python -m experiments.benchmark permuted_mnist
-  --config=configs/pmnist.py:paper --compile_for=v5e` shows how long.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
   shardings. This is how JAX lets XLA choose them, and not for a version.
 * `round_to_dtype`: XLA may go on with the float32 that a sum of bfloat16 was computed
@@ -239,17 +236,6 @@ def one_by_one_on_cpu(
         return jax.jvp(decompose, primals, tangents)
 
     return values
-
-
-def jacobi_eigenvalues(matrix: jax.Array) -> jax.Array:
-    """Eigenvalues of a symmetric matrix, ascending, by Jacobi's rotations.
-
-    On a TPU, JAX splits matrices of more than 256 rows by polar decompositions, one
-    branch for each of several sizes. That is a program which takes minutes to compile.
-    Rotations are one call of XLA for any size. A CPU has none.
-    """
-    jacobi = lax.linalg.EighImplementation.JACOBI
-    return lax.linalg.eigh(matrix, implementation=jacobi)[1]
 
 
 def in_auto_mode(

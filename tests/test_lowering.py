@@ -101,16 +101,15 @@ def test_ranks_of_lanes_are_found_by_the_library_of_their_platform():
         assert not others & calls(program)
 
 
-def test_ranks_of_wide_layers_are_one_call_on_a_tpu():
-    """What JAX would split into polar decompositions there, in loops."""
+def test_ranks_on_a_tpu_need_no_library():
+    """Its own decompositions of wide layers take minutes to compile."""
 
     def rank(features):
         return metrics.effective_rank(features, "gram")
 
     (program,) = lower(rank, jnp.ones((400, 300)), platforms=("tpu",)).values()
-    assert calls(program) == {EIGH["tpu"]}
-    assert "300x300" in _operands(program, EIGH["tpu"])
-    assert "stablehlo.while" not in program
+    assert not calls(program)
+    assert len(program) < 100_000
 
 
 @pytest.mark.parametrize(

@@ -179,14 +179,13 @@ def lower_task(
     """
     lane_map = LaneMap(case.num_lanes, block, devices)
     lanes = lane_map.like_put(case.grid.lanes)
-    init, run = (
-        _init_lane(case.config, case.problem),
-        _run_lane(case.config, case.problem),
+    init = jax.vmap(_init_lane(case.config, case.problem))
+    state = lane_map.like_put(jax.eval_shape(init, lanes))
+    run_task = lane_map.jit(
+        _run_lane(case.config, case.problem), num_shared=2, donate=True
     )
-    state = lane_map.like_put(jax.eval_shape(jax.vmap(init), lanes))
-    shared = np.int32(0), case.problem.data
-    run_task = lane_map.jit(run, num_shared=2, donate=True)
-    return run_task.lower(state, lanes, *lane_map.like_replicated(shared))
+    shared = lane_map.like_replicated((np.int32(0), case.problem.data))
+    return run_task.lower(state, lanes, *shared)
 
 
 def _wait(tree: Any) -> None:

@@ -33,6 +33,16 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
+# Without them libtpu asks for the TPU that it runs on, complains that there is none,
+# and lets no other process use it meanwhile.
+_LIBTPU_ENVIRONMENT = MappingProxyType(
+    {
+        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+        "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+        "TPU_WORKER_HOSTNAMES": "localhost",
+    }
+)
+
 MEMORY_SHARE = 0.9
 """Of a device's memory, what lanes may fill, as in a run."""
 
@@ -102,8 +112,8 @@ def describe(device: Device, number: int = 1) -> Sequence[Any]:
     """
     check_installed(device)
     if device.platform == "tpu":
-        # Or libtpu asks the host's metadata server what TPU it is.
-        os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+        for name, value in _LIBTPU_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
         topology = topologies.get_topology_desc(f"{device.target}:2x2", "tpu")
     else:
         shape = f"1x1x{number}"
