@@ -207,8 +207,9 @@ def compile_groups(
                 programs_folder.mkdir(parents=True, exist_ok=True)
                 file_name = f"{name}, {title(group)}, {case.name}.txt"
                 (programs_folder / file_name).write_text(task.text)
-            projection = project(task.work, device, assumptions)
-            row = compiled_table.make_row(case, group.network, task, projection)
+            row = compiled_table.make_row(
+                case, group.network, task, device, assumptions
+            )
             row |= {"problem": group.problem, "device": f"{number} x {name}"}
             rows.append(row)
             if path is not None:

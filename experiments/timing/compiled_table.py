@@ -9,7 +9,8 @@ from experiments.run.cases import Case
 from experiments.timing import programs
 from experiments.timing.ahead_of_time import CompiledTask
 from experiments.timing.compiled_programs import summarize
-from experiments.timing.projections import Projection
+from experiments.timing.devices import Device
+from experiments.timing.projections import Assumptions, project
 
 COLUMNS: Mapping[str, str] = {
     "problem": "name of the program",
@@ -29,7 +30,8 @@ COLUMNS: Mapping[str, str] = {
     "lanes_that_fit": "on one device",
     "compile_seconds": "of the task",
     "collectives": "instructions by which devices wait for one another",
-    "update_seconds": "projected, of all lanes",
+    "least_update_seconds": "projected, of all lanes, if all take the shorter branch",
+    "update_seconds": "projected, of all lanes, if as many as assumed take the longer",
     "bound": "what most of that goes to",
     "run_seconds": "projected, of the updates of all tasks",
 }
@@ -39,9 +41,11 @@ Row = dict[str, Any]
 
 
 def make_row(
-    case: Case, network: str, task: CompiledTask, projection: Projection
+    case: Case, network: str, task: CompiledTask, device: Device, assumed: Assumptions
 ) -> Row:
     """Lays out what was found of a case; `problem` and `device` are for others."""
+    projection = project(task.work, device, assumed)
+    least = project(task.work, device, assumed._replace(branch_share=0.0))
     counts = summarize(task.work)
     updates = case.problem.updates_per_task * case.config.num_tasks
     return dict.fromkeys(COLUMNS) | {
@@ -54,6 +58,7 @@ def make_row(
         "lanes_that_fit": task.lanes_that_fit,
         "compile_seconds": task.compile_seconds,
         "collectives": len(task.collectives),
+        "least_update_seconds": least.seconds,
         "update_seconds": projection.seconds,
         "bound": projection.bound,
         "run_seconds": updates * projection.seconds,
@@ -94,10 +99,16 @@ def _line(row: Row) -> dict[str, str]:
         "lanes that fit": f"{row['lanes_that_fit']:,}",
         "compile s": f"{row['compile_seconds']:.1f}",
         "collectives": str(row["collectives"] or ""),
-        "µs an update": _three_digits(1e6 * row["update_seconds"]),
+        "µs an update": _range(row["least_update_seconds"], row["update_seconds"]),
         "bound by": row["bound"],
         "hours": _three_digits(row["run_seconds"] / 3600),
     }
+
+
+def _range(least: float, most: float) -> str:
+    """Writes two times in microseconds, or one if they are the same."""
+    ends = (_three_digits(1e6 * seconds) for seconds in (least, most))
+    return " to ".join(dict.fromkeys(ends))
 
 
 def _three_digits(number: float) -> str:

@@ -17,7 +17,7 @@ from configs import benchmark as presets
 from experiments import benchmark
 from experiments.learning.checks import ConfigError
 from experiments.streams import datasets
-from experiments.timing import programs, torch_loop
+from experiments.timing import compiled_programs, programs, torch_loop
 from experiments.timing.devices import DEVICES
 from experiments.timing.projections import Assumptions
 from experiments.timing.table import COLUMNS, Timing
@@ -226,6 +226,71 @@ def test_on_a_known_accelerator_times_are_compared_with_the_projected_ones(
     printed = capsys.readouterr().out
     assert "to projection" in printed
     assert "Projections assume 1 µs for a launch" in printed
+
+
+def test_tasks_compiled_for_an_accelerator_are_counted_and_projected(
+    monkeypatch, capsys, tmp_path
+):
+    """This machine's devices stand in: an H100 runs nothing but launches of 1 ms."""
+    monkeypatch.setattr(
+        benchmark.ahead_of_time, "describe", lambda device, number: jax.devices()
+    )
+    path, folder = tmp_path / "found.csv", tmp_path / "programs"
+    group = group_of("1 x 5")
+    benchmark.compile_groups(
+        [group],
+        "h100",
+        Assumptions(launch_seconds=1e-3, conditional_seconds=0),
+        path=path,
+        programs_folder=folder,
+    )
+    with path.open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"backprop", "continual_backprop"}
+    updates = group.config.num_tasks * group.config.examples_per_task
+    for name, row in rows.items():
+        text = (
+            folder / f"h100, permuted_mnist, 1 x 5, 2 lanes, {name}.txt"
+        ).read_text()
+        counts = compiled_programs.count(text, group.config.examples_per_task)
+        assert float(row["kernels"]) == pytest.approx(counts.kernels)
+        kernels = counts.kernels + counts.most_in_branches
+        assert float(row["update_seconds"]) == pytest.approx(1e-3 * kernels, rel=1e-5)
+        assert float(row["run_seconds"]) == pytest.approx(
+            updates * float(row["update_seconds"]), rel=1e-5
+        )
+        assert (row["bound"], row["device"], row["lanes"]) == (
+            "launches",
+            "1 x h100",
+            "2",
+        )
+    # Of backprop: 385 weights and biases, the key and what counts updates.
+    params = 4 * (64 * 5 + 5 + 5 * 10 + 10)
+    least = float(rows["backprop"]["least_bytes"])
+    assert 2 * 3 * params <= least <= 2 * (3 * params + 50)
+    printed = capsys.readouterr().out
+    assert "| continual_backprop" in printed
+    assert "Compiled for 1 x H100 by JAX" in printed
+    assert "1000 µs for a launch" in printed
+
+
+def test_lanes_that_do_not_fit_are_taken_in_blocks(monkeypatch):
+    """Ten lanes on two devices, of which each has room for two at once."""
+    asked = []
+
+    def compile_task(case, device, devices, block=0):
+        asked.append(block)
+        return types.SimpleNamespace(lanes_that_fit=2)
+
+    monkeypatch.setattr(benchmark.ahead_of_time, "compile_task", compile_task)
+    case = types.SimpleNamespace(
+        num_lanes=10, config=types.SimpleNamespace(lanes_per_block=0)
+    )
+    benchmark.ahead_of_time.compile_to_fit(case, DEVICES["h100"], range(2))
+    assert asked == [0, 2]
+    case.config.lanes_per_block = 3
+    benchmark.ahead_of_time.compile_to_fit(case, DEVICES["h100"], range(2))
+    assert asked[2:] == [3]
 
 
 def test_what_does_not_fit_is_left_out_and_says_so():
