@@ -48,6 +48,7 @@ def make_row(
     least = project(task.work, device, assumed._replace(branch_share=0.0))
     counts = summarize(task.work)
     updates = case.problem.updates_per_task * case.config.num_tasks
+    on_tpu = device.platform == "tpu" and projection.bound == "launches"
     return dict.fromkeys(COLUMNS) | {
         "network": network,
         "method": case.name,
@@ -60,7 +61,7 @@ def make_row(
         "collectives": len(task.collectives),
         "least_update_seconds": least.seconds,
         "update_seconds": projection.seconds,
-        "bound": projection.bound,
+        "bound": "cycles" if on_tpu else projection.bound,
         "run_seconds": updates * projection.seconds,
     }
 
