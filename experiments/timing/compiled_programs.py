@@ -138,12 +138,18 @@ def update_work(text: str, updates: int) -> Work:
     """Returns what an update does, see `count`."""
     program = read(text)
     entry = program.computations[program.entry]
-    # XLA may unroll a loop once, and a rest of the updates may be outside the others.
-    loops = {
-        name: one
+    trips = {
+        name: _trips(program, one)
         for name, one in entry.items()
-        if one.opcode == "while" and _trips(program, one) > updates / 4
+        if one.opcode == "while"
     }
+    # Loops of blocks of lanes run several times as often. Measures may have loops of
+    # their own, over examples.
+    names = [name for name, number in trips.items() if number % updates == 0]
+    if not names:
+        # XLA may unroll a loop once, and a rest of the updates may be in another.
+        names = [name for name, number in trips.items() if number > updates / 4]
+    loops = {name: entry[name] for name in names}
     if not loops:
         raise HloError(
             f"The program has no loop of {updates} updates: compile the task of a run."

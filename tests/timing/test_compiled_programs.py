@@ -77,6 +77,22 @@ def test_a_planted_kernel_shows():
     assert after.bytes_moved == before.bytes_moved + 80
 
 
+def test_loops_of_another_length_are_no_updates():
+    """Such as one over five measured examples."""
+    body = loop_body(fusion("y", "x"), "y")
+    other = CONDITION.replace("constant(6)", "constant(5)").replace(
+        "%condition", "%other"
+    )
+    measures = (
+        "  %m = (s32[], f32[10]{0}) tuple(%zero, %a)\n"
+        "  %w = (s32[], f32[10]{0}) while(%m), condition=%other, body=%body\n"
+    )
+    text = program(ADD, body, other, CONDITION, entry_lines=measures)
+    assert count(text).kernels == 1
+    whole = compiled_programs.summarize(compiled_programs.whole_work(text))
+    assert whole.kernels == 6 + 5
+
+
 def test_what_is_outside_the_updates_does_not_count():
     body = loop_body(fusion("y", "x"), "y")
     text = program(ADD, body, CONDITION, entry_lines=fusion("b", "a"))
@@ -85,7 +101,7 @@ def test_what_is_outside_the_updates_does_not_count():
     assert whole.kernels == 1 + 6
 
 
-@pytest.mark.parametrize("attributes", [KNOWN, ""])
+@pytest.mark.parametrize("attributes", [KNOWN, ""], ids=["known", "condition"])
 def test_loops_run_as_often_as_they_say_or_as_their_conditions_do(attributes):
     """Twelve updates, two by each of six trips."""
     lines = fusion("y", "x") + fusion("z", "y")
