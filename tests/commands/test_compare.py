@@ -58,7 +58,7 @@ def test_it_prints_and_writes_the_comparison(run):
         assert folder_module.written_by_runs().fullmatch(path)
 
 
-def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
+def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_evaluate(run):
     finished = run_command(f"--tuning_run={run}")
     assert finished.returncode == 0
     assert "--config.cases.l2.sweep.weight_decay='(0.1,)'" in finished.stdout
@@ -69,7 +69,7 @@ def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
     ("arguments", "message"),
     [
         ([], "Name at least one run folder"),
-        (["RUN"], "l2 has 2 strengths and no seeds to choose one by"),
+        (["RUN"], "l2 has 2 settings and no seeds to choose one with"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(run, arguments, message):
