@@ -20,6 +20,7 @@ import sys
 
 from absl import app, flags
 
+from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.reporting import (
     comparison,
     comparison_output,

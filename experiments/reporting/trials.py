@@ -25,7 +25,7 @@ _NOT_COMPARED = {
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
     "timed_task",
-    *("tensorboard", "data_dir"),
+    *("tensorboard", "wandb", "data_dir"),
 }
 
 
