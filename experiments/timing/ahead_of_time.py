@@ -26,10 +26,10 @@ from experiments.timing.devices import Device
 _PACKAGES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cuda": {
-            "jax_cuda13_plugin": "jax-cuda13-plugin",
+            "jax_cuda13_plugin": "'jax[cuda13-local]=={version}'",
             "nvidia.cu13.bin": "nvidia-cuda-nvcc",
         },
-        "tpu": {"libtpu": "libtpu"},
+        "tpu": {"libtpu": "'jax[tpu]=={version}'"},
     }
 )
 
@@ -74,21 +74,16 @@ class CompiledTask(NamedTuple):
 def check_installed(device: Device) -> None:
     """Raises ImportError, with the remedy, unless the right compiler is installed."""
     version = metadata.version("jaxlib")
-    lacking = [
-        package
-        for module, package in _PACKAGES[device.platform].items()
-        if not _has_module(module)
-    ]
-    pinned = {"jax-cuda13-plugin": f"jax-cuda13-plugin=={version}"}
+    packages = _PACKAGES[device.platform]
+    lacking = [package for name, package in packages.items() if not _has_module(name)]
     if device.platform == "cuda" and not lacking:
         found = metadata.version("jax-cuda13-plugin")
         if found != version:
-            lacking = ["jax-cuda13-plugin"]
+            lacking = [packages["jax_cuda13_plugin"]]
     if lacking:
-        names = [pinned.get(name, name) for name in lacking]
         raise ImportError(
             f"The compiler for {device.kind} is not installed for jaxlib {version}: "
-            f"pip install {' '.join(names)}"
+            f"pip install {' '.join(lacking).format(version=version)}"
         )
 
 

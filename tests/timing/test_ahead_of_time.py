@@ -47,8 +47,8 @@ def compiled_for(name, case, number=1):
 @pytest.mark.parametrize(
     ("name", "remedy"),
     [
-        ("h100", "pip install jax-cuda13-plugin==[0-9.]+ nvidia-cuda-nvcc"),
-        ("v5e", "pip install libtpu"),
+        ("h100", r"pip install 'jax\[cuda13-local\]==[0-9.]+' nvidia-cuda-nvcc"),
+        ("v5e", r"pip install 'jax\[tpu\]==[0-9.]+'"),
     ],
 )
 def test_missing_compilers_are_named_with_the_remedy(name, remedy, monkeypatch):
@@ -61,7 +61,7 @@ def test_a_compiler_of_another_version_is_refused(monkeypatch):
     monkeypatch.setattr(ahead_of_time.importlib.util, "find_spec", lambda name: name)
     versions = {"jaxlib": "0.10.2", "jax-cuda13-plugin": "0.11.0"}
     monkeypatch.setattr(ahead_of_time.metadata, "version", versions.get)
-    with pytest.raises(ImportError, match="pip install jax-cuda13-plugin==0.10.2$"):
+    with pytest.raises(ImportError, match=r"install 'jax\[cuda13-local\]==0.10.2'$"):
         ahead_of_time.check_installed(DEVICES["h100"])
     versions["jax-cuda13-plugin"] = "0.10.2"
     ahead_of_time.check_installed(DEVICES["h100"])
