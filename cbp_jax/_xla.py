@@ -206,6 +206,7 @@ def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array
 
 def one_by_one_on_cpu(
     decompose: Callable[[jax.Array], jax.Array],
+    on_tpu: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[jax.Array], jax.Array]:
     """Keeps a CPU from decomposing several matrices in one call under `vmap`.
 
@@ -217,13 +218,19 @@ def one_by_one_on_cpu(
     programs are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
+
+    Args:
+      decompose: of a matrix.
+      on_tpu: what does the same on a TPU, None for `decompose`.
     """
     # The lambda hides arguments that are not arrays.
     on_cpu = sequential_vmap(lambda matrix: decompose(matrix))
 
     @jax.custom_jvp
     def values(matrix: jax.Array) -> jax.Array:
-        return lax.platform_dependent(matrix, cpu=on_cpu, default=decompose)
+        return lax.platform_dependent(
+            matrix, cpu=on_cpu, tpu=on_tpu or decompose, default=decompose
+        )
 
     @values.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
