@@ -89,6 +89,7 @@ def continual_backprop(
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
     axis_name: AxisName | None = None,
+    draw: str = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by the replacement of mature units of low utility.
 
@@ -175,6 +176,11 @@ def continual_backprop(
         split while the params are the same everywhere: mean activations and utilities
         are averaged over it, so that all replicas reset the same units. The gradients
         must have been averaged. Under `jax.jit` sharded arrays need nothing.
+      draw: when fresh weights are drawn. "when_due" draws them at updates that replace
+        a unit, behind a conditional; "always" draws and mostly drops them, without one;
+        "auto" is "always" on a GPU or TPU, which a conditional holds up, where at most
+        8 units of a group are replaced in a step and the initializer is marked by
+        `unit_by_unit`, and else "when_due". All give the same numbers.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` of state `ContinualBackpropState`. Its
@@ -303,6 +309,7 @@ def continual_backprop(
         moments=moments,
         keep_state=keep_state,
         transfer_mean=transfer_mean,
+        draw=draw,
     )
 
     def init_checked(params: PyTree) -> ContinualBackpropState:

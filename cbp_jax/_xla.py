@@ -4,6 +4,8 @@
   0.11. `test_a_vmapped_cond_would_always_run_the_work` fails once it does not.
 * `sum_magnitudes`: jaxlib 0.10 and 0.11 add up slowly on a CPU. That is speed only:
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
+* `first_minima`, `next_key_if`: jaxlib 0.10 makes more kernels for a GPU of what is
+  plainly written. That is speed only: compile for a GPU, and count.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
@@ -15,7 +17,7 @@ The convolution by patches and the max-pooling of `cbp_jax.networks`, faster tha
 on a CPU, are described there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 
 import jax
@@ -33,6 +35,8 @@ def cond_any_lane(
     work: Callable[[PyTree], PyTree],
     skip: Callable[[PyTree], PyTree],
     operand: PyTree,
+    *,
+    only_on_cpu: bool = False,
 ) -> PyTree:
     """Returns `work(operand)` if the predicate holds in any lane, else `skip(operand)`.
 
@@ -45,15 +49,24 @@ def cond_any_lane(
         may be made to do it. Neither function may close over traced arrays.
       skip: the cheap branch.
       operand: pytree of arrays, the functions' only argument.
+      only_on_cpu: all other platforms do the work every time, without a conditional.
 
     Returns:
       A pytree of arrays, of the same structure, shapes and dtypes from both functions.
     """
 
+    def choose(predicate: jax.Array, operand: PyTree) -> PyTree:
+        return lax.cond(predicate, *_varying_alike(work, skip, operand), operand)
+
+    def always(predicate: jax.Array, operand: PyTree) -> PyTree:
+        del predicate
+        return work(operand)
+
     @custom_vmap
     def conditional(predicate: jax.Array, operand: PyTree) -> PyTree:
-        branches = _varying_alike(work, skip, operand)
-        return lax.cond(predicate, *branches, operand)
+        if not only_on_cpu:
+            return choose(predicate, operand)
+        return lax.platform_dependent(predicate, operand, cpu=choose, default=always)
 
     @conditional.def_vmap
     def _(
@@ -69,7 +82,10 @@ def cond_any_lane(
         )
         if predicate_is_batched:
             predicate = jnp.any(predicate)
-        out = cond_any_lane(predicate, jax.vmap(work), jax.vmap(skip), operand)
+        lanes_work, lanes_skip = jax.vmap(work), jax.vmap(skip)
+        out = cond_any_lane(
+            predicate, lanes_work, lanes_skip, operand, only_on_cpu=only_on_cpu
+        )
         return out, jax.tree.map(lambda _: True, out)
 
     return conditional(predicate, operand)
@@ -201,6 +217,55 @@ def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array
     return lax.reduce(
         magnitudes, zero, lambda left, right: jnp.abs(left) + jnp.abs(right), axes
     )
+
+
+def first_minima(arrays: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+    """Finds the minimum of each array along its last axis, and where it comes first.
+
+    XLA for GPUs makes a kernel of each `jnp.argmin`; one reduction of several arrays is
+    one kernel, to which it adds the sums over the same axis.
+
+    Args:
+      arrays: floating `[..., N]`, without NaN.
+
+    Returns:
+      For each array its minima `[...]` and their indices, int32.
+    """
+
+    def smaller(old: tuple, new: tuple) -> tuple:
+        kept = []
+        for place in range(0, len(old), 2):
+            (value, index), (other, at) = old[place : place + 2], new[place : place + 2]
+            is_other = (other < value) | ((other == value) & (at < index))
+            kept += [
+                lax.select(is_other, other, value),
+                lax.select(is_other, at, index),
+            ]
+        return tuple(kept)
+
+    kinds = [(array.shape, array.dtype) for array in arrays]
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        alike = [n for n in range(len(arrays)) if kinds[n] == kind]
+        shape, dtype = kind
+        axis = len(shape) - 1
+        indices = lax.broadcasted_iota(jnp.int32, shape, axis)
+        operands = [operand for n in alike for operand in (arrays[n], indices)]
+        ends = [np.asarray(np.inf, dtype), np.asarray(shape[axis], np.int32)]
+        out = lax.reduce(operands, ends * len(alike), smaller, (axis,))
+        found |= dict(zip(alike, zip(out[::2], out[1::2], strict=True), strict=True))
+    return [found[n] for n in range(len(arrays))]
+
+
+def next_key_if(is_due: jax.Array, next_key: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns the next key where it is due, else the key itself, typed scalars.
+
+    XLA for GPUs would derive the next key as it selects. Since that mixes the words of
+    the old one, it could not write to the same place, and a loop would copy the key.
+    """
+    words = lax.optimization_barrier(list(jax.random.key_data(next_key)))
+    bits = jnp.where(is_due, jnp.stack(words), jax.random.key_data(key))
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
 
 
 def one_by_one_on_cpu(

@@ -41,7 +41,7 @@ def calls(program):
     return set(re.findall(r"custom_call @([\w.$]+)", program))
 
 
-def update_by(initializer):
+def update_by(initializer, **options):
     """A whole update; the key and the rate are a lane's own."""
 
     def update(key, rate, params):
@@ -52,6 +52,7 @@ def update_by(initializer):
             max_per_step=2,
             initializer=initializer,
             key=key,
+            **options,
         )
         return tx.update(params, tx.init(params), params, features=FEATURES)
 
@@ -80,6 +81,25 @@ def test_lanes_draw_orthogonal_kernels_by_the_library_of_their_platform():
         for platform, program in programs.items()
     }
     assert at_once == {"cpu": False, "cuda": True, "tpu": True}
+
+
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({}, {"cpu"}),  # Draws by "auto".
+        ({"draw": "when_due"}, {"cpu", "cuda", "tpu"}),
+        ({"draw": "always"}, set()),
+        # A whole kernel is too much to draw every time.
+        ({"initializer": tiny.rows_initializer}, {"cpu", "cuda", "tpu"}),
+    ],
+)
+def test_a_conditional_is_only_where_it_saves_time(options, where):
+    update = update_by(**({"initializer": None} | options))
+    programs = lower(jax.vmap(update, in_axes=(0, 0, None)), KEYS, jnp.ones(2), PARAMS)
+    # What is chosen by platform is a case as well, but of a constant.
+    case = r'(%\w+) = stablehlo.convert .*<i1>\) -> .*\n.* = "stablehlo.case"\(\1\)'
+    found = {name for name, text in programs.items() if re.search(case, text)}
+    assert found == where
 
 
 def _operands(program, name):
