@@ -360,6 +360,11 @@ def reset_by_rule(
                     optax.apply_updates(params, updates),
                     masks,
                     keep_state,
+                    alone={
+                        group.name: drawn[group.name].units[0]
+                        for group in live
+                        if not group.stack and _most(rules[group.name], group) == 1
+                    },
                 )
         return updates, UnitResetState(
             base_state=base_state,
@@ -594,8 +599,8 @@ def _find_units(
         else:
             negative, units = lax.top_k(-score, bounds[name])
             value = -negative
-        is_used = jnp.arange(bounds[name], dtype=jnp.int32) < due[name][..., None]
-        is_used &= value < jnp.inf
+        slots = lax.broadcasted_iota(jnp.int32, units.shape, units.ndim - 1)
+        is_used = (slots < due[name][..., None]) & (value < jnp.inf)
         found[name] = jnp.where(is_used, units.astype(jnp.int32), score.shape[-1])
     return found
 

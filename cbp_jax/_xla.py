@@ -4,6 +4,8 @@
   0.11. `test_a_vmapped_cond_would_always_run_the_work` fails once it does not.
 * `sum_magnitudes`: jaxlib 0.10 and 0.11 add up slowly on a CPU. That is speed only:
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
+* `replace_rows`: jaxlib 0.10 makes a select of a select, a pass over memory, also where
+  a few entries change. That is speed only.
 * `first_minima`, `next_key_if`: jaxlib 0.10 makes more kernels for a GPU of what is
   plainly written. That is speed only: compile for a GPU, and count.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
@@ -17,7 +19,7 @@ The convolution by patches and the max-pooling of `cbp_jax.networks`, faster tha
 on a CPU, are described there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
 
 import jax
@@ -197,10 +199,9 @@ def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
     """Adds up groups of neighbors along an axis.
 
     There are no fewer groups than shards that the axis may have: no group may have to
-    be added up over shards. Inside `jax.shard_map` XLA shards nothing.
+    be added up over shards.
     """
-    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
-    most_shards = 1 if is_manual else jax.device_count()
+    most_shards = jax.device_count() if _may_be_sharded() else 1
     shape = magnitudes.shape
     numbers = (2,) if axis == magnitudes.ndim - 1 else _NEIGHBORS
     for number in numbers:
@@ -209,6 +210,12 @@ def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
             magnitudes = magnitudes.reshape(*shape[:axis], *groups, *shape[axis + 1 :])
             return _add_unrecognized(magnitudes, (axis + 1,))
     return magnitudes
+
+
+def _may_be_sharded() -> bool:
+    """Whether XLA may have sharded an array; inside `jax.shard_map` it does not."""
+    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
+    return jax.device_count() > 1 and not is_manual
 
 
 def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
@@ -255,6 +262,65 @@ def first_minima(arrays: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array
         out = lax.reduce(operands, ends * len(alike), smaller, (axis,))
         found |= dict(zip(alike, zip(out[::2], out[1::2], strict=True), strict=True))
     return [found[n] for n in range(len(arrays))]
+
+
+def replace_rows(
+    array: jax.Array, new: jax.Array, mask: jax.Array, rows: Mapping[int, jax.Array]
+) -> jax.Array:
+    """Takes the entries of a mask from another array: `jnp.where(mask, new, array)`.
+
+    The mask covers at most one row along each of some axes. A CPU rewrites these in
+    place, instead of passing over the whole array; of lanes or shards it would make
+    loops, and a GPU kernels of their own.
+
+    Args:
+      array: any array.
+      new: of the same shape and dtype.
+      mask: bool, broadcasts to it.
+      rows: by axis the index of the row in the mask, int32 scalar, or one past the last
+        for none.
+    """
+
+    def select(array: jax.Array, new: jax.Array, *others: jax.Array) -> jax.Array:
+        return jnp.where(others[0], new, array)
+
+    def rewrite(array: jax.Array, new: jax.Array, *others: jax.Array) -> jax.Array:
+        _, *indices = others
+        for axis, index in zip(rows, indices, strict=True):
+            # Unsigned, since a negative index would have to be looked for.
+            place = jnp.minimum(index, array.shape[axis] - 1).astype(jnp.uint32)
+            old_row, new_row = (
+                lax.dynamic_index_in_dim(each, place, axis) for each in (array, new)
+            )
+            row = jnp.where(index < array.shape[axis], new_row, old_row)
+            array = lax.dynamic_update_index_in_dim(array, row, place, axis)
+        return array
+
+    @custom_vmap
+    def replace(*arguments: jax.Array) -> jax.Array:
+        if _may_be_sharded():
+            return select(*arguments)
+        return lax.platform_dependent(*arguments, cpu=rewrite, default=select)
+
+    @replace.def_vmap
+    def _(
+        lanes: int, is_batched: list[bool], *arguments: jax.Array
+    ) -> tuple[jax.Array, bool]:
+        axes = [0 if batched else None for batched in is_batched]
+        return jax.vmap(select, axes, axis_size=lanes)(*arguments), True
+
+    replace_differentiably = jax.custom_jvp(replace)
+
+    @replace_differentiably.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        array, new, *others = primals
+
+        def select_from(array: jax.Array, new: jax.Array) -> jax.Array:
+            return select(array, new, *others)
+
+        return jax.jvp(select_from, (array, new), tangents[:2])
+
+    return replace_differentiably(array, new, mask, *rows.values())
 
 
 def next_key_if(is_due: jax.Array, next_key: jax.Array, key: jax.Array) -> jax.Array:
