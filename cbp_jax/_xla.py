@@ -6,8 +6,8 @@
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
 * `replace_rows`: jaxlib 0.10 makes a select of a select, a pass over memory, also where
   a few entries change. That is speed only.
-* `first_minima`, `next_key_if`: jaxlib 0.10 makes more kernels for a GPU of what is
-  plainly written. That is speed only: compile for a GPU, and count.
+* `first_minima`, `computed_once`, `next_key_if`: jaxlib 0.10 makes more kernels for a
+  GPU of what is plainly written. That is speed only: compile for a GPU, and count.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
@@ -323,13 +323,23 @@ def replace_rows(
     return replace_differentiably(array, new, mask, *rows.values())
 
 
+def computed_once(array: jax.Array) -> jax.Array:
+    """Returns the array, which XLA then does not compute anew wherever it is used.
+
+    XLA for GPUs likes to fuse what leads to a small array into all that reads it, be it
+    a power for each weight. If a loop carries what it leads from, that is copied then,
+    because it is still read when its next value is written.
+    """
+    return lax.optimization_barrier(array)
+
+
 def next_key_if(is_due: jax.Array, next_key: jax.Array, key: jax.Array) -> jax.Array:
     """Returns the next key where it is due, else the key itself, typed scalars.
 
     XLA for GPUs would derive the next key as it selects. Since that mixes the words of
     the old one, it could not write to the same place, and a loop would copy the key.
     """
-    words = lax.optimization_barrier(list(jax.random.key_data(next_key)))
+    words = [computed_once(word) for word in jax.random.key_data(next_key)]
     bits = jnp.where(is_due, jnp.stack(words), jax.random.key_data(key))
     return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
 
