@@ -71,7 +71,7 @@ __version__ = _metadata.version("cbp_jax")
 
 
 def __getattr__(name: str) -> object:
-    """Finds a name that has changed, with a warning."""
+    """Looks up a renamed module, and warns."""
     if name == "recipes":
         _warnings.warn(
             "cbp_jax.recipes is now cbp_jax.variants.", DeprecationWarning, stacklevel=2

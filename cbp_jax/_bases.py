@@ -1,7 +1,7 @@
-"""Finds the base optimizers that resets of units cannot work with, before training.
+"""Refuses base optimizers that do not work with unit resets, before training starts.
 
-What a base does is found by trying it on params of a single entry a leaf. That takes a
-moment, so it is tried only if its program could do what is looked for.
+To find out what a base does, we run it on params with a single entry per leaf. This
+takes a moment, so we only do it if its program could fail one of the checks.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,17 +20,18 @@ from cbp_jax._types import PyTree
 
 _NUM_UPDATES = 100
 _NUM_UPDATES_REBORN = 5
-# Adam's steps after a reset are 3 to 5 times its longest, one that divides by a moment
-# of 0 takes steps a million times too long.
+# Adam's steps after a reset are 3 to 5 times its longest. An optimizer that divides by
+# a moment of 0 takes steps a million times too long.
 _TOO_LONG = 10
-# Step size schedules touch 0 at single updates.
+# Step size schedules reach 0 at single updates.
 _TOO_OFTEN = 0.3
 
 _AROUND = (
-    "Put {name} around: optax.{name}(continual_backprop(base_optimizer, ...), {})."
+    "Wrap continual backprop instead: "
+    "optax.{name}(continual_backprop(base_optimizer, ...), {})."
 )
 _MULTI_STEPS = (
-    "Leave it out, and put optax.MultiSteps around: "
+    "Remove it, and wrap continual backprop in optax.MultiSteps: "
     "optax.MultiSteps(continual_backprop(base_optimizer, ...), k)."
 )
 
@@ -51,10 +52,10 @@ def accepted(
 def tolerant(
     function: Callable[..., PyTree], names: Sequence[str]
 ) -> Callable[..., PyTree]:
-    """Lets a function, such as a loss, ignore keyword arguments of these names.
+    """Makes a function, such as a loss, ignore keyword arguments with these names.
 
-    optax's line searches hand the loss all extra arguments of the update, and refuse
-    what is not among the parameters of its signature.
+    optax's line searches pass all extra arguments of the update to the loss, and refuse
+    those that are not in its signature.
     """
     try:
         signature = inspect.signature(function)
@@ -79,13 +80,13 @@ def tolerant(
 
 
 class _Trial(NamedTuple):
-    """A base optimizer on params of one entry a leaf."""
+    """A base optimizer on params with one entry per leaf."""
 
     params: PyTree
-    state: PyTree  # That `init` gives.
-    program: ClosedJaxpr  # Its update: leaves of updates, state, params -> of both.
-    has_clock: bool  # What it does may depend on the number of the update alone.
-    divides_by_state: bool  # And not by what the gradient of this update is part of.
+    state: PyTree  # As returned by `init`.
+    program: ClosedJaxpr  # The update: leaves (updates, state, params) -> (both).
+    has_clock: bool  # Whether it may depend on the number of the update alone.
+    divides_by_state: bool  # Whether it may divide by state without this gradient.
 
 
 def check_base(
@@ -95,20 +96,20 @@ def check_base(
     moments: str,
     keep_state: Sequence[str],
 ) -> None:
-    """Raises ValueError for a base optimizer around which units cannot be reset.
+    """Raises ValueError for a base optimizer that does not work with unit resets.
 
     Args:
       base_optimizer: the transformation.
       base_state: its state for the params.
       params: the params; only shapes and dtypes matter.
-      moments: what happens to the moments of reborn units, see `continual_backprop`.
+      moments: what happens to the moments of reset units; see `continual_backprop`.
       keep_state: see `continual_backprop`.
 
     Raises:
-      ValueError: it does not move the params at every call, so that ages would not
-        count updates, or it divides by a moment that is 0 in a reborn unit. What only
-        a trial tells is not seen where arrays or integers of the base are traced (a
-        traced step size counts as one half), or its update needs more arguments.
+      ValueError: it does not change the params at every call, so that ages would not
+        count updates, or it divides by a moment that is 0 in a reset unit. There is no
+        trial run if the base has traced arrays or integers (a traced step size counts
+        as one half), or if its update needs more arguments.
     """
     _check_kinds(base_state)
     trial = _trial_of(base_optimizer, params)
@@ -116,22 +117,22 @@ def check_base(
         return
     try:
         lengths, state = _run(trial, trial.state, range(_NUM_UPDATES))
-    except Exception:  # Its numbers fit its own params only.
+    except Exception:  # Its arrays only fit its own params.
         return
     if trial.has_clock:
         moved = np.flatnonzero(lengths > 0)
         if moved.size and np.mean(lengths[moved[0] : moved[-1]] == 0) > _TOO_OFTEN:
             raise ValueError(
-                "The base optimizer moves the params only now and then: of "
-                f"{_NUM_UPDATES} updates in a trial {moved.size} were not 0. Units "
-                "would age and be replaced at every call. " + _MULTI_STEPS
+                "The base optimizer does not change the params at every call: in a "
+                f"trial, {moved.size} of {_NUM_UPDATES} updates were not 0. But units "
+                "age and are replaced at every call. " + _MULTI_STEPS
             )
     if moments == "reset" and trial.divides_by_state and not starts_anew(base_state):
         _check_first_steps(base_optimizer, trial, state, lengths.max(), keep_state)
 
 
 def _check_kinds(base_state: PyTree) -> None:
-    """Raises ValueError for transformations that are known by their state."""
+    """Raises ValueError for transformations that are recognized by their state."""
 
     def reason(node: PyTree) -> tuple[str, str] | None:
         if isinstance(node, optax.MultiStepsState):
@@ -143,8 +144,8 @@ def _check_kinds(base_state: PyTree) -> None:
             return "optax.conditionally_mask", around
         if isinstance(node, optax.contrib.SAMState) and node.cache is not None:
             return "optax.contrib.sam", (
-                "Pass sam opaque_mode=True, and the update a grad_fn, so that one call "
-                "is one update."
+                "Pass opaque_mode=True to sam and a grad_fn to the update, so that "
+                "each call is one update."
             )
         return None
 
@@ -157,7 +158,7 @@ def _check_kinds(base_state: PyTree) -> None:
             name, remedy = found
             raise ValueError(
                 f"The base optimizer contains {name}, so units would age and be "
-                f"replaced at every mini-batch and not at every update. {remedy}"
+                f"replaced at every mini-batch instead of every update. {remedy}"
             )
 
 
@@ -172,14 +173,14 @@ def _check_first_steps(
 
     def overshoot(keep: Sequence[str]) -> float:
         owners = owners_of(base_optimizer, state, trial.params, keep)
-        reborn = jax.tree.map(
+        after_reset = jax.tree.map(
             lambda owner, old, new: new if owner >= 0 else old,
             owners,
             state,
             trial.state,
         )
         steps = range(_NUM_UPDATES, _NUM_UPDATES + _NUM_UPDATES_REBORN)
-        lengths, _ = _run(trial, reborn, steps)
+        lengths, _ = _run(trial, after_reset, steps)
         return np.nan_to_num(lengths.max(), nan=np.inf) / longest
 
     if not 0 < longest < np.inf:
@@ -192,14 +193,14 @@ def _check_first_steps(
     enough = [n for n in sorted(fields) if overshoot((*keep_state, n)) <= _TOO_LONG]
     keep = f"keep_state=({enough[0]!r},), or " if enough else ""
     raise ValueError(
-        "The base optimizer divides by a moment that is 0 in a reborn unit: in a trial "
+        "The base optimizer divides by a moment that is 0 in a reset unit: in a trial, "
         f"its steps after a reset were {factor:.0e} times as long as any before. Pass "
-        f'{keep}moments="keep", so that reborn units keep what it divides by.'
+        f'{keep}moments="keep", so that reset units keep that moment.'
     )
 
 
 def _fields(owners: PyTree, params: PyTree) -> set[str]:
-    """Returns the names of the fields of a state that are like the params."""
+    """Returns the names of the state's fields that are shaped like the params."""
     of_params = [path for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     fields = set()
     for path, owner in jax.tree_util.tree_leaves_with_path(owners):
@@ -213,7 +214,7 @@ def _fields(owners: PyTree, params: PyTree) -> set[str]:
 def _trial_of(
     base_optimizer: optax.GradientTransformation, params: PyTree
 ) -> _Trial | None:
-    """Returns a trial, None where none is needed or none is possible."""
+    """Returns a trial; None if it is not needed or not possible."""
     try:
         tiny = jax.tree.map(
             lambda leaf: np.ones((1,) * jnp.ndim(leaf), jnp.result_type(leaf)), params
@@ -242,7 +243,7 @@ def _trial_of(
 def _run(
     trial: _Trial, state: PyTree, steps: Sequence[int]
 ) -> tuple[np.ndarray, PyTree]:
-    """Returns the longest entry of each update [T], and the state after the last."""
+    """Returns the largest entry of each update [T], and the state after the last."""
     update = jaxpr_as_fun(trial.program)
 
     def step(
@@ -253,7 +254,7 @@ def _run(
         longest = jnp.max(jnp.stack([jnp.max(jnp.abs(u)) for u in updates]))
         return longest, optax.apply_updates(params, updates), state
 
-    # There is next to nothing to run.
+    # Optimizing this tiny program would take longer than running it.
     step = jax.jit(step, compiler_options={"xla_backend_optimization_level": 0})
     params = jax.tree.leaves(trial.params)
     leaves, treedef = jax.tree.flatten(state)
@@ -272,7 +273,7 @@ def _is_bool(variable: Var) -> bool:
 
 
 def _known(value: jax.Array) -> jax.Array | np.ndarray:
-    """Returns a value, one half for a number that is not known yet."""
+    """Returns a value, or one half for a number that is traced."""
     if not is_traced(value):
         return value
     if jnp.ndim(value) or not jnp.issubdtype(value.dtype, jnp.floating):
@@ -281,24 +282,24 @@ def _known(value: jax.Array) -> jax.Array | np.ndarray:
 
 
 _LOOPS = {"cond", "while", "scan"}
-# What a bool goes through before it multiplies something.
+# Operations between a bool and the product that it enters.
 _CASTS = {"convert_element_type", "broadcast_in_dim", "reshape", "squeeze", "mul"}
 _DIVISIONS = {"div": 1, "rsqrt": 0, "integer_pow": 0, "pow": 0}
 
 
 class _Origin(NamedTuple):
-    """What a value of a program is made of."""
+    """What a value in a program depends on."""
 
     grads: bool = False
     moments: bool = False
-    gate: bool = False  # A bool without gradients in it, or such a bool as a number.
+    gate: bool = False  # A bool that depends on no gradient, or its cast to a number.
 
 
 def _look_through(jaxpr: Jaxpr, inputs: Sequence[_Origin]) -> tuple[bool, bool]:
-    """Whether a program may follow a clock, and may divide by moments alone.
+    """Whether a program may depend on a clock, and may divide by moments alone.
 
-    It may follow a clock if it has loops or remainders, or if a gate lets gradients
-    pass.
+    It may depend on a clock if it has loops or remainders, or if a gate selects or
+    multiplies gradients.
     """
     found = {"clock": False, "divides": False}
 

@@ -1,9 +1,8 @@
-"""Continual backprop: mature units of low utility are replaced, at a steady rate.
+"""Continual backprop: replaces mature units of low utility at a steady rate.
 
-The rule of Dohare et al. (2024) and its options, as a transformation of
-`cbp_jax.reset_by_rule`.
+The rule of Dohare et al. (2024) and its options, built on `cbp_jax.reset_by_rule`.
 
-Shapes: N units of a group, K units of a group replaced at most in one step.
+Shapes: N units of a group, K largest number of units replaced in one step.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,16 +35,16 @@ from cbp_jax._resets import Choice, Measurements, Rule, UnitResetState, reset_by
 from cbp_jax._types import AxisName, Initializer, PyTree, Rate
 from cbp_jax._units import ResolvedGroup, UnitGroup, as_groups, resolve_units
 
-# The budget is counted in units of 2**-30 of a unit: integers carry a fraction without
+# The budget is an integer that counts 2**-30 of a unit. It carries a fraction without
 # the drift of float32, where adding 5e-6 near 1 is off by up to 0.6 %.
 BUDGET_BITS = 30
 _BUDGET_ONE = 1 << BUDGET_BITS
 
 
-# After so many times 1 / (1 - decay) updates an average has all but 5 % of its weight.
+# After this many times 1 / (1 - decay) updates, an average has 95 % of its weight.
 _SHORT = 3
 
-_FINITE_UTILITIES = (  # Known to be finite wherever their measurements are.
+_FINITE_UTILITIES = (  # Known to be finite if their measurements are.
     utility.contribution,
     utility.mean_corrected_contribution,
     utility.adaptation,
@@ -57,18 +56,18 @@ _FINITE_UTILITIES = (  # Known to be finite wherever their measurements are.
 
 
 class UnitState(NamedTuple):
-    """What continual backprop knows about the units of one group."""
+    """State of continual backprop for the units of one group."""
 
-    # [N], running average, not corrected for age; NaN if the utility has been so since
-    # birth, for more than one update.
+    # [N], running average, not corrected for age; NaN if the utility has been NaN for
+    # two or more updates, all since the last reset.
     utility: jax.Array
     mean_activation: jax.Array  # [N], running average, not corrected for age.
-    age: jax.Array  # int32 [N], optimizer updates since birth.
-    budget: jax.Array  # int32 scalar, part of a unit owed, in units of 2**-30.
+    age: jax.Array  # int32 [N], optimizer updates since the last reset.
+    budget: jax.Array  # int32 scalar, fraction of a unit due, in units of 2**-30.
 
 
 ContinualBackpropState = UnitResetState
-"""State of `continual_backprop` and `replace_units`; its groups hold `UnitState`."""
+"""State of `continual_backprop` and `replace_units`; each group has a `UnitState`."""
 
 
 def continual_backprop(
@@ -93,9 +92,9 @@ def continual_backprop(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by the replacement of mature units of low utility.
 
-    At each update, after the base optimizer's step, every unit `i` ages by one and its
-    utility is averaged, with :math:`h` the activations from before the step, weights
-    :math:`w` from after it, and :math:`a_i` the age,
+    Each update first takes the base optimizer's step. Then the age :math:`a_i` of every
+    unit i grows by one, and its utility is averaged, with the activations :math:`h`
+    from before the step and the weights :math:`w` after it:
 
     .. math::
       f_i &\leftarrow \eta f_i + (1 - \eta) h_i, \quad
@@ -103,16 +102,17 @@ def continual_backprop(
       u_i &\leftarrow \eta u_i + (1 - \eta) y_i(h, \hat f, w), \quad
         \hat u_i = u_i / (1 - \eta^{a_i})
 
-    where :math:`y` is `utility_fn`. Units with :math:`a_i > m` are eligible. On average
-    `replacement_rate` x eligible units of the group with the lowest :math:`\hat u` are
-    replaced: incoming weights are drawn afresh, biases and outgoing weights become 0,
-    and so do utility, mean activation and age. All groups are measured first, then
-    rewritten in order.
+    where :math:`y` is `utility_fn`. Units with :math:`a_i > m` are eligible. On
+    average, `replacement_rate` times the number of eligible units of each group are
+    replaced, those with the lowest :math:`\hat u`: their incoming weights are redrawn,
+    and their biases, outgoing weights, utilities, mean activations and ages become 0.
+    All groups are measured before the first is reset; they are reset in order.
 
-    The returned updates are those of the base optimizer, except on reset entries, where
-    they lead to the new value. Nothing that scales updates may be chained after it.
-    Build the transformation inside a vmapped function if every lane is to have its own
-    `key` or hyperparameters; all numbers may be traced arrays.
+    The returned updates are those of the base optimizer, except for reset entries,
+    which they set to the new values. Make this the last transformation in a chain:
+    anything after it that rescales updates breaks the resets. To give each lane of a
+    `vmap` its own `key` or hyperparameters, build the transformation inside the vmapped
+    function; all numbers may be traced arrays.
 
     Example::
 
@@ -123,58 +123,58 @@ def continual_backprop(
       params = optax.apply_updates(params, updates)
 
     Args:
-      base_optimizer: an optax transformation that moves the params at every call, see
-        `reset_by_rule`. The update passes it `features`, `unit_ages` (see
-        `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra arguments, as
-        far as it takes them. A `value_fn`, the loss that a line search calls, is given
-        the first two only if it names them.
-      units: groups of hidden units, or the names of a chain's layers, see
-        `UnitGroup` and `sequential_units`.
-      replacement_rate: fraction of eligible units replaced per update, in [0, 1]. 0 is
-        the base optimizer, bit for bit. Or a schedule, a function of the updates so
-        far, int32, as those of optax.
+      base_optimizer: an optax transformation that changes the params at every call; see
+        `reset_by_rule`. It receives `features`, `unit_ages` (see
+        `cbp_jax.optimizers.adam_with_unit_counts`) and all other extra arguments, if it
+        accepts them. A `value_fn`, the loss that a line search calls, receives the
+        first two only if its signature names them.
+      units: groups of hidden units, or the names of a chain's layers; see `UnitGroup`
+        and `sequential_units`.
+      replacement_rate: fraction of eligible units replaced per update, in [0, 1], or an
+        optax schedule of it, a function of the number of updates so far (int32). 0 is
+        the base optimizer, bit for bit.
       decay_rate: :math:`\eta`, of both running averages, in [0, 1).
       maturity_threshold: :math:`m`, in updates; infinity replaces no unit.
-      utility_fn: instantaneous utility, see `cbp_jax.utility`. A unit whose utility is
-        not finite is not replaced at this update; if it has been NaN since the unit was
-        born, so is the average in the state.
-      initializer: `jax.nn.initializers`-style function of fresh incoming weights; give
-        the one that the network was initialized with. It draws a whole kernel
-        `[..., fan_in, N]`, of which a reborn unit takes its column, unless it is marked
+      utility_fn: instantaneous utility; see `cbp_jax.utility`. A unit whose utility is
+        not finite is not replaced at this update. If the utility has been NaN ever
+        since the unit was reset, the average in the state is also NaN.
+      initializer: function like those of `jax.nn.initializers` that draws new incoming
+        weights. Pass the one that the network was initialized with. It draws a whole
+        kernel `[..., fan_in, N]`, and a reset unit uses its column, unless it is marked
         by `cbp_jax.initializers.unit_by_unit`. None is `kaiming_uniform("relu")`.
-      key: PRNG key of fresh weights and random utilities, typed or of
-        `jax.random.PRNGKey`. Under `vmap` it must be of "threefry2x32", JAX's default,
-        if a lane is to be what it is alone: for batched keys of "rbg" and "unsafe_rbg"
-        JAX draws all numbers by the first lane's key, so that the same seed gives other
-        ones beside other seeds. `jax.random.key(seed, impl="threefry2x32")` is right
-        whatever `JAX_DEFAULT_PRNG_IMPL` says.
+      key: PRNG key for new weights and random utilities, typed or from
+        `jax.random.PRNGKey`. Under `vmap`, use "threefry2x32" (JAX's default) if the
+        results of a lane must not depend on other lanes: for batched "rbg" and
+        "unsafe_rbg" keys, JAX draws all numbers from the first lane's key.
+        `jax.random.key(seed, impl="threefry2x32")` works whatever the setting of
+        `JAX_DEFAULT_PRNG_IMPL`.
       budget: "accumulate" carries the fraction of a unit that is due over to the next
-        step, "bernoulli" replaces one more unit with that probability. Whole units that
-        are due but cannot be replaced, because fewer are eligible or because of
-        `max_per_step`, are forgotten.
-      count: "eligible" makes rate x eligible units due in a step, "all" rate x N as
-        soon as any unit of the group is eligible.
-      max_per_step: static bound K on the units of a group replaced in one step; None is
-        max(1, ceil(rate x N)), which never binds. Needed where the rate is traced, or a
-        schedule.
-      bias_correction: rank by the age-corrected utility; False ranks by :math:`u`
-        itself, which makes units that have just matured look bad unless the maturity
-        threshold is long against 1 / (1 - decay_rate): there is a warning below three
-        times that.
-      moments: "reset" resets the base optimizer's moments of reborn units, to what its
-        `init` gives; "keep" leaves them. Arrays of the base state that are not shaped
-        like a param (step counts, Adafactor's factors, Shampoo's matrices) are always
-        left. A global step count then makes Adam's first steps of a reborn unit too
-        long: `cbp_jax.optimizers.adam_with_unit_counts` does not have this fault. A
-        base with L-BFGS starts anew as a whole. Line searches forget the loss of the
-        params from before a reset in either case.
-      keep_state: names of fields of the base state not to reset although they are
-        shaped like the params, for example `("init_params",)` of `optax.contrib.dog`.
+        step; "bernoulli" replaces one more unit with that probability. Whole units that
+        are due but cannot be replaced, because too few are eligible or because of
+        `max_per_step`, are dropped.
+      count: with "eligible", rate x eligible units are due per step; with "all", rate x
+        N units are due as soon as any unit of the group is eligible.
+      max_per_step: static bound K on the units of a group replaced in one step. None is
+        max(1, ceil(rate x N)), which is always enough. Required if the rate is traced
+        or a schedule.
+      bias_correction: rank by the age-corrected utility. False ranks by :math:`u`
+        itself, which underrates units that have just matured unless the maturity
+        threshold is long compared with 1 / (1 - decay_rate); below three times that
+        there is a warning.
+      moments: "reset" sets the base optimizer's moments of reset units to their initial
+        values, as given by its `init`; "keep" does not change them. Arrays of the base
+        state that are not shaped like a param (step counts, Adafactor's factors,
+        Shampoo's matrices) never change. With a global step count, Adam's first steps
+        for a reset unit are then too long; `cbp_jax.optimizers.adam_with_unit_counts`
+        corrects this. "reset" restarts a base with L-BFGS completely. In either case,
+        line searches forget the loss from before a reset.
+      keep_state: names of fields of the base state that are shaped like the params but
+        must not be reset, such as `("init_params",)` for `optax.contrib.dog`.
       transfer_mean: add a replaced unit's mean activation times its outgoing weights to
         its consumers' biases (`UnitGroup.outgoing_bias`). Not in the paper.
-      axis_name: name of the axis of `jax.shard_map` or `jax.pmap` over which a batch is
-        split while the params are the same everywhere: mean activations and utilities
-        are averaged over it, so that all replicas reset the same units. The gradients
+      axis_name: name of a `jax.shard_map` or `jax.pmap` axis over which the batch is
+        split and the params are replicated. Mean activations and utilities are averaged
+        over it, so that all replicas reset the same units. The gradients
         must have been averaged. Under `jax.jit` sharded arrays need nothing.
       draw: when fresh weights are drawn. "when_due" draws them at updates that replace
         a unit, behind a conditional; "always" draws and mostly drops them, without one;
@@ -183,22 +183,22 @@ def continual_backprop(
         `unit_by_unit`, and else "when_due". All give the same numbers.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` of state `ContinualBackpropState`. Its
-      update needs `params` and the keyword `features`: a mapping from each group's name
-      to the activations of this step's batch, `[batch, ..., N]`; other entries are
-      ignored. Inside `optax.MultiSteps` ages count optimizer updates, and utilities see
-      the features of the last mini-batch.
+      An `optax.GradientTransformationExtraArgs` with state `ContinualBackpropState`.
+      Its update needs `params` and the keyword `features`, a mapping from each group's
+      name to the activations of this step's batch, `[batch, ..., N]`; other entries are
+      ignored. Inside `optax.MultiSteps`, ages count optimizer updates, and utilities
+      are computed from the features of the last mini-batch.
 
     Raises:
-      ValueError: an option out of range or unknown, when built; a group that does not
-        fit the params, a base optimizer that `reset_by_rule` refuses, or a field of
-        `keep_state` that its state does not have, at `init`; missing params or
-        features, or features or utilities of a wrong shape, at `update`.
+      ValueError: when built, an option is unknown or out of range; at `init`, a group
+        does not fit the params, `reset_by_rule` refuses the base optimizer, or its
+        state does not have a field in `keep_state`; at `update`, params or features are
+        missing, or features or utilities have the wrong shape.
 
     Warns:
-      UserWarning: averages are ranked that have hardly begun, see `bias_correction`,
-        when built; a `utility_fn` of one's own gives NaN for made-up units, of which
-        some are never active or have no weights, at `init`.
+      UserWarning: when built, units would be ranked too early (see `bias_correction`);
+        at `init`, your own `utility_fn` gives NaN for made-up units, such as units that
+        are never active or have no weights.
 
     References:
       Dohare et al., `Loss of plasticity in deep continual learning
@@ -213,7 +213,7 @@ def continual_backprop(
     check_choice("count", count, ("eligible", "all"))
     if max_per_step is not None and max_per_step < 1:
         raise ValueError(f"max_per_step must be at least 1, got {max_per_step}.")
-    # A utility without memory is not averaged.
+    # A memoryless utility is not averaged.
     utility_decay = 0.0 if getattr(utility_fn, "memoryless", False) else decay_rate
 
     def complete(group: UnitGroup) -> UnitGroup:
@@ -225,7 +225,7 @@ def continual_backprop(
         return group._replace(replacement_rate=rate, frozen=group.frozen or never)
 
     def init(num_units: int, dtype: DTypeLike) -> UnitState:
-        # An array of its own for each field, so that the state can be donated.
+        # Each field has its own array, so that the state can be donated.
         return UnitState(
             utility=jnp.zeros(num_units, dtype),
             mean_activation=jnp.zeros(num_units, dtype),
@@ -234,7 +234,7 @@ def continual_backprop(
         )
 
     def most(rate: Rate | None, num_units: int) -> int:
-        """Returns K; rates without a value in advance come with max_per_step."""
+        """Returns K; traced and scheduled rates require max_per_step."""
         if max_per_step is not None:
             return min(max_per_step, num_units)
         known = float(rate)  # pyrefly: ignore[bad-argument-type]
@@ -259,8 +259,8 @@ def continual_backprop(
             measured._replace(mean_activation=corrected_mean, key=utility_key),
         ).astype(dtype)
         value = over_replicas(value, axis_name)
-        # An average that has not begun is NaN after a second NaN, to be seen in the
-        # state and by `jax_debug_nans`.
+        # An average that has not started becomes NaN at a second NaN, so that the state
+        # and `jax_debug_nans` show it.
         begun = jnp.where(jnp.isnan(state.utility), 0, state.utility)
         is_silent = jnp.isnan(value) & (begun == 0) & (age > 1)
         average = running_average(begun, value, utility_decay)
@@ -284,7 +284,7 @@ def continual_backprop(
             budget_key,
         )
         return UnitState(average, mean, age, budget_left), Choice(
-            # Not infinity, which `jax_debug_infs` takes for a fault.
+            # Not infinity, which would trip `jax_debug_infs`.
             score=jnp.where(eligible, rank, jnp.finfo(dtype).max),
             number=jnp.minimum(due, jnp.minimum(num_eligible, most(rate, age.size))),
             mean_activation=corrected_mean,
@@ -327,18 +327,19 @@ def continual_backprop(
 def replace_units(
     units: Sequence[UnitGroup], **options: Any
 ) -> optax.GradientTransformationExtraArgs:
-    """Continual backprop as the last link of an `optax.chain`.
+    """Continual backprop as the last transformation in an `optax.chain`.
 
-    It is a transformation; `reset_units` resets replaced units in trees of your own.
+    (To reset replaced units in your own trees, see `reset_units`.)
 
     Example::
 
       tx = optax.chain(optax.adam(1e-3), cbp_jax.replace_units(units, key=key))
       updates, state = tx.update(grads, state, params, features=features)
 
-    The links before it cannot be reached from here, so no moments are reset. A line
-    search among them hands all extra arguments on to its loss: give that a parameter
-    `features`, or make the chain the base of `continual_backprop`, which needs none.
+    It has no access to the other transformations in the chain, so it resets no moments.
+    A line search in the chain passes all extra arguments to its loss. Add a parameter
+    `features` to the loss, or make the chain the base of `continual_backprop`, which
+    does not need it.
 
     Args:
       units: as for `continual_backprop`.
@@ -353,14 +354,14 @@ def replace_units(
 def accrue_budget(
     budget: jax.Array, amount: jax.Array, kind: str, key: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """Turns a possibly fractional amount of units into a whole number due now.
+    """Turns a possibly fractional number of units into a whole number due now.
 
     Args:
       budget: carried fraction, int32 scalar in units of 2**-30 of a unit.
-      amount: units to replace at this step on average, floating scalar. What is below
-        2**-31 counts as 0.
+      amount: average number of units to replace at this step, floating scalar. A
+        fraction below 2**-31 counts as 0.
       kind: "accumulate" carries the fraction, "bernoulli" draws it.
-      key: for the draw.
+      key: key of the draw.
 
     Returns:
       The number due, int32 scalar, and the new budget, always below one unit.
@@ -377,7 +378,7 @@ def accrue_budget(
 
 
 def _check_rate(name: str, rate: Rate, max_per_step: int | None) -> None:
-    """Raises ValueError for a group's rate out of range, or without a static bound."""
+    """Raises ValueError if a rate is out of range or has no static bound."""
     kind = "a schedule" if callable(rate) else "traced"
     if not callable(rate):
         check_range(f"replacement_rate of unit group {name!r}", rate, 0, 1)
@@ -392,18 +393,18 @@ def _check_rate(name: str, rate: Rate, max_per_step: int | None) -> None:
 def _warn_of_early_ranking(
     maturity_threshold: float | jax.Array, utility_decay: float | jax.Array
 ) -> None:
-    """Warns where it is known that averages are ranked that have hardly begun."""
+    """Warns if units are known to be ranked before their averages are reliable."""
     if is_traced(maturity_threshold) or is_traced(utility_decay):
         return
     memory = 1 / (1 - np.asarray(utility_decay, float))
     maturity = np.asarray(maturity_threshold, float)
-    # 0 asks for no protection, and without memory there is nothing to correct.
+    # 0 asks for no protection; without memory there is nothing to correct.
     if np.any((maturity > 0) & (maturity < _SHORT * memory) & (memory > 1)):
         warnings.warn(
             f"maturity_threshold is {maturity_threshold} and decay_rate "
             f"{utility_decay}, without bias_correction: the utilities of units that "
-            "have just matured are still near 0, so that mostly newborn units are "
-            "replaced. Pass bias_correction=True, or a maturity_threshold of at least "
+            "have just matured are still near 0, so mostly these units are replaced. "
+            "Pass bias_correction=True, or a maturity_threshold of at least "
             f"{_SHORT} / (1 - decay_rate).",
             stacklevel=3,
         )
@@ -412,10 +413,10 @@ def _warn_of_early_ranking(
 def _utility_of(
     utility_fn: utility.UtilityFn, name: str, measured: Measurements
 ) -> jax.Array:
-    """Returns the utilities of the units of the group of that name, [N].
+    """Returns the utilities of the units of a group, [N].
 
     Raises:
-      ValueError: the utility function returns anything but one real number a unit.
+      ValueError: the utility function does not return one real number per unit.
     """
     value = utility_fn(measured)
     check_numbers(
@@ -430,10 +431,10 @@ def _utility_of(
 def _try_utility(
     utility_fn: utility.UtilityFn, group: ResolvedGroup, dtype: DTypeLike
 ) -> None:
-    """Warns of a utility function that gives NaN for units such as networks have.
+    """Warns if a utility function gives NaN for units that occur in networks.
 
-    It is called with made-up measurements. Where it fails on these, or needs traced
-    arrays, nothing is known.
+    It is called with made-up measurements. If it fails on these, or needs traced
+    arrays, there is no warning.
     """
     rng = np.random.default_rng(0)
     shape = (8, group.positions, group.num_units)
@@ -464,13 +465,13 @@ def _try_utility(
 
     try:
         found = [kind for kind, measured in kinds.items() if is_nan(measured)]
-    except Exception:  # It fits its own batches only; the first update tells.
+    except Exception:  # It only fits its own batches; the first update will show it.
         return
     if found:
         warnings.warn(
             f"utility_fn {name_of(utility_fn)} of unit group {group.name!r} gives NaN "
-            f"for {', '.join(found)}. A unit is not replaced as long as its utility is "
-            "NaN. Return 0 where a unit is worth nothing, and inf for units that must "
-            "stay.",
+            f"for {', '.join(found)}. A unit is not replaced while its utility is NaN. "
+            "Return 0 for units that are worth nothing, and inf for units that must "
+            "not be replaced.",
             stacklevel=3,
         )

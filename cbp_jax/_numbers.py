@@ -1,7 +1,7 @@
-"""Numbers as transformations take, compute and keep them.
+"""Numeric helpers of the transformations.
 
-Checks of options, dtypes, running averages, keys as arrays of a state, and updates that
-lead a param to a value.
+Checks of options, dtypes, running averages, keys as state arrays, and updates that set
+a param to a value.
 
 Shapes: N units.
 """
@@ -24,8 +24,8 @@ def is_traced(value: object) -> bool:
 
 
 def is_known(value: ArrayLike, condition: Callable[[np.ndarray], ArrayLike]) -> bool:
-    """Whether a value is known in advance and all of it fulfills a condition."""
-    # Comparing a `jax.Array` under jit is traced, a NumPy array's is not.
+    """Whether a value is known in advance and all its entries meet a condition."""
+    # Under jit, comparing a `jax.Array` is traced; comparing a NumPy array is not.
     return not is_traced(value) and bool(np.all(condition(np.asarray(value))))
 
 
@@ -38,7 +38,7 @@ def check_choice(name: str, value: str, choices: Collection[str]) -> None:
 def check_range(
     name: str, value: ArrayLike, low: float, high: float, open_end: bool = False
 ) -> None:
-    """Raises ValueError for a known number below `low`, or above or at the end."""
+    """Raises ValueError if a known number is outside [low, high], or [low, high)."""
 
     def inside(value: np.ndarray) -> np.ndarray:
         return (value >= low) & ((value < high) if open_end else (value <= high))
@@ -52,7 +52,8 @@ def check_params(name: str, params: PyTree | None) -> None:
     """Raises ValueError if an optax update that needs the params got none."""
     if params is None:
         raise ValueError(
-            f"{name} needs the params: call update(updates, state, params)."
+            f"{name} needs the params, but the update got none. Call "
+            "update(updates, state, params)."
         )
 
 
@@ -63,14 +64,14 @@ def check_numbers(
     meaning: str,
     kind: type | None = None,
 ) -> None:
-    """Raises ValueError for what is not an array of real numbers of this shape.
+    """Raises ValueError if a value is not an array of real numbers of this shape.
 
     Args:
-      name: says in errors where the value comes from.
+      name: name of the function that returned the value, for errors.
       value: anything that a user's function returned.
-      shape: that it must have.
-      meaning: of an array of this shape, in words.
-      kind: of its dtype, such as `jnp.floating`; None for real numbers and bools.
+      shape: required shape.
+      meaning: description of an array of this shape.
+      kind: kind of its dtype, such as `jnp.floating`; None for real numbers and bools.
     """
     expected = f"expected an array of shape {shape}, {meaning}"
     try:
@@ -85,8 +86,8 @@ def check_numbers(
     if not any(jnp.issubdtype(kind_found.dtype, kind) for kind in kinds):
         wanted = "real" if kind is None else kind.__name__
         raise ValueError(
-            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, whose "
-            f"dtype is {wanted}."
+            f"{name} returned an array of dtype {kind_found.dtype}; {expected}, of "
+            f"{wanted} dtype."
         )
 
 
@@ -107,12 +108,12 @@ def over_replicas(
     axis_name: AxisName | None,
     reduce: Callable[[jax.Array, AxisName], jax.Array] = lax.pmean,
 ) -> jax.Array:
-    """Reduces a statistic of a batch over the axis that the batch is split over.
+    """Reduces a batch statistic over the axis that the batch is split over.
 
     Args:
-      value: what this replica's part of the batch gives, any shape.
-      axis_name: name or names of axes of `jax.shard_map` or `jax.pmap`, None for none.
-      reduce: `lax.pmean`, or `lax.pmax` for what holds if it does anywhere.
+      value: statistic of this replica's part of the batch, any shape.
+      axis_name: name or names of axes of `jax.shard_map` or `jax.pmap`; None for none.
+      reduce: `lax.pmean`, or `lax.pmax` for conditions that one replica can fulfill.
     """
     return value if axis_name is None else reduce(value, axis_name)
 
@@ -120,7 +121,7 @@ def over_replicas(
 def running_average(
     average: jax.Array, value: jax.Array, decay_rate: float | jax.Array
 ) -> jax.Array:
-    """Averages in a new value [N]; where it is not finite the average stays."""
+    """Averages in a new value [N]; where it is not finite, keeps the old average."""
     decay_rate = jnp.asarray(decay_rate, average.dtype)
     new = decay_rate * average + (1 - decay_rate) * value
     return jnp.where(jnp.isfinite(value), new, average)
@@ -129,21 +130,21 @@ def running_average(
 def average_weight(
     age: jax.Array, decay_rate: float | jax.Array, dtype: DTypeLike
 ) -> jax.Array:
-    """Returns 1 - decay**age, the weight of a running average that began at 0.
+    """Returns 1 - decay**age, the weight of a running average that started at 0.
 
     Args:
       age: steps averaged, integer array of any shape, at least 1.
       decay_rate: in [0, 1).
       dtype: floating dtype of the result.
     """
-    # The logarithm of 0 would be infinite, which `jax_debug_infs` takes for a fault.
+    # The logarithm of 0 would be infinite and trip `jax_debug_infs`.
     positive = jnp.maximum(jnp.asarray(decay_rate, dtype), jnp.finfo(dtype).tiny)
     log_decay = jnp.log(positive)
     return -jnp.expm1(age.astype(dtype) * log_decay)
 
 
 def at_least_float32(dtype: DTypeLike) -> DTypeLike:
-    """Returns the dtype for statistics of params of a floating dtype."""
+    """Returns the dtype for statistics of params with a floating dtype."""
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
 
 
@@ -154,10 +155,10 @@ def key_bits(key: None) -> None: ...
 def key_bits(key: jax.Array | None) -> jax.Array | None:
     """Returns the bits of a key, typed or raw, uint32 [words]; None for None.
 
-    A copy, because the caller's key must survive a state whose memory is reused.
+    The result is a copy, because the state may be donated and the caller keeps the key.
 
     Raises:
-      ValueError: it is no key, or several.
+      ValueError: the value is not a single key.
     """
     if key is None:
         return None
@@ -165,12 +166,12 @@ def key_bits(key: jax.Array | None) -> jax.Array | None:
         bits = jax.random.key_data(key)
     except TypeError as error:
         raise ValueError(
-            f"key must be a PRNG key, as jax.random.key(seed), got {key!r}."
+            f"key must be a PRNG key, got {key!r}. Use jax.random.key(seed)."
         ) from error
     if bits.ndim != 1:
         raise ValueError(
-            f"key must be a single PRNG key, got an array of keys {bits.shape[:-1]}: "
-            "build the transformation inside the function that is vmapped over them."
+            f"key must be a single PRNG key, got an array of keys {bits.shape[:-1]}. "
+            "Build the transformation inside the function that is vmapped over them."
         )
     return jnp.copy(bits)
 
@@ -180,10 +181,10 @@ def key_of(bits: jax.Array, like: jax.Array | None) -> jax.Array: ...
 @overload
 def key_of(bits: None, like: jax.Array | None) -> None: ...
 def key_of(bits: jax.Array | None, like: jax.Array | None) -> jax.Array | None:
-    """Returns the typed key of some bits, of the same generator as another key.
+    """Returns the typed key with the given bits, and the generator of another key.
 
     Raises:
-      ValueError: the bits are of another generator's key.
+      ValueError: the bits are from another generator.
     """
     if bits is None:
         return None
@@ -192,28 +193,28 @@ def key_of(bits: jax.Array | None, like: jax.Array | None) -> jax.Array | None:
         return jax.random.wrap_key_data(bits, impl=impl)
     except TypeError as error:
         raise ValueError(
-            f"The state holds a key of {bits.shape[-1]} words, which key, of the "
-            f"generator {impl}, does not have: give a key of the generator that the "
-            "state was made with, as jax.random.key(seed, impl=...)."
+            f"The state contains a key of {bits.shape[-1]} words, which does not fit "
+            f"the generator {impl} of `key`. Pass a key of the generator that the "
+            "state was initialized with: jax.random.key(seed, impl=...)."
         ) from error
 
 
 def as_float(array: jax.Array) -> jax.Array:
-    """Converts an array to the type that it is measured in."""
+    """Casts an array to the dtype of measures."""
     return jnp.asarray(array, float_dtype(array))
 
 
 def float_dtype(*arrays: ArrayLike) -> jnp.dtype:
-    """Widest of float32 and the arrays' own types, whatever the promotion rules."""
+    """Returns float64 if any array has that dtype, and float32 otherwise."""
     is_double = any(jnp.result_type(array) == jnp.float64 for array in arrays)
     return jnp.dtype(jnp.float64 if is_double else jnp.float32)
 
 
 def widen(update: jax.Array, param: jax.Array) -> jax.Array:
-    """Returns the update in a dtype that holds all numbers of its own and the param's.
+    """Casts the update to a dtype that covers its own and the param's.
 
-    Where update and param are of one dtype, as usual, it is the update itself. The new
-    param `param + update` is the same with both.
+    If both have the same dtype, as usual, this is the update itself. The new param
+    `param + update` does not change.
     """
     return update.astype(jnp.promote_types(update.dtype, param.dtype))
 
@@ -221,19 +222,19 @@ def widen(update: jax.Array, param: jax.Array) -> jax.Array:
 def lead_to(
     value: jax.Array, where: jax.Array, update: jax.Array, param: jax.Array
 ) -> jax.Array:
-    """Makes an update lead its param to a value at some entries.
+    """Changes an update so that it sets some entries of its param to a value.
 
-    `param + update` is the value up to rounding in the dtype of `widen`, at the size of
+    `param + update` is the value up to rounding in the dtype of `widen`, relative to
     the larger of the old param and the value; a value of 0 is exact.
 
     Args:
-      value: what the param is to be, broadcasts to it.
-      where: at which entries, bool, broadcasts to it.
-      update: the update, which stays at all others.
+      value: new value of the param; broadcasts to it.
+      where: which entries to set, bool; broadcasts to the param.
+      update: the update, which is kept at all other entries.
       param: the param before the update.
 
     Returns:
-      An update of the dtype of `widen`.
+      An update in the dtype of `widen`.
     """
     update = widen(update, param)
     dtype = at_least_float32(update.dtype)

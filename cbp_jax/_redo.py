@@ -1,4 +1,4 @@
-"""ReDo: now and then, all units that are dormant beside their layer.
+"""ReDo: periodically resets all units that are dormant relative to their layer.
 
 Shapes: B batch, P positions, N units.
 """
@@ -21,10 +21,10 @@ _EPSILON = 1e-9
 
 
 class ReDoState(NamedTuple):
-    """What ReDo knows about the units of one group."""
+    """State of ReDo for the units of one group."""
 
-    age: jax.Array  # int32 [N], optimizer updates since birth.
-    total: jax.Array  # [N], sum of mean |h| over the updates since the last look.
+    age: jax.Array  # int32 [N], optimizer updates since the last reset.
+    total: jax.Array  # [N], sum of mean |h| over the updates since the last check.
 
 
 def redo(
@@ -39,21 +39,21 @@ def redo(
     key: jax.Array,
     **options: Any,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Base optimizer, followed by the recycling of dormant units.
+    r"""Base optimizer, followed by resets of dormant units.
 
-    Every `reset_every` updates the units of a group are compared with each other,
+    Every `reset_every` updates, the units of a group are compared with each other,
 
     .. math::
       s_i = \frac{\overline{|h_i|}}
         {\frac{1}{N} \sum_j \overline{|h_j|} + 10^{-9}},
 
-    and all with :math:`s_i \le \tau` are reset. In a group that is dead altogether all
-    units are.
+    and all units with :math:`s_i \le \tau` are reset. In a dead group, these are all
+    units.
 
-    A weight from one reset unit to another becomes 0, as in the authors' code, which
-    draws the incoming weights of all layers and then zeroes the outgoing ones; the
-    paper does not say. A unit that is reset together with all units it reads therefore
-    stays silent until the next look.
+    A weight from one reset unit to another becomes 0. The paper does not specify this;
+    the authors' code draws the incoming weights of all layers and then zeroes the
+    outgoing ones. A unit that is reset together with all units it reads is therefore
+    silent until the next check.
 
     Example::
 
@@ -63,23 +63,23 @@ def redo(
     Args:
       base_optimizer: see `reset_by_rule`.
       units: see `reset_by_rule`.
-      threshold: :math:`\tau`. 0 resets units that are exactly 0; a negative one none,
-        which is the base optimizer, bit for bit where it is not traced.
-      reset_every: F, updates between two looks.
-      over_interval: take the means of |h| over all examples since the last look, False
-        over the batch of this update, as published. A stream that shows one example at
-        a time needs True.
-      between_reset: see `reset_by_rule`; "fresh" gives weights from one reset unit to
-        another fresh values, as continual backprop does.
+      threshold: :math:`\tau`. 0 resets units that are exactly 0. A negative threshold
+        resets none and is the base optimizer, bit for bit if it is not traced.
+      reset_every: F, number of updates between checks.
+      over_interval: average |h| over all examples since the last check. False averages
+        over the batch of this update, as published. A stream of single examples needs
+        True.
+      between_reset: see `reset_by_rule`; "fresh" redraws weights from one reset unit to
+        another, as continual backprop does.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments` and `keep_state` of `reset_by_rule`.
 
     Returns:
-      As `reset_by_rule`; `state.units` holds a `ReDoState` for each group.
+      As `reset_by_rule`; `state.units` has a `ReDoState` for each group.
 
     Raises:
-      ValueError: `reset_every` below 1, or as `reset_by_rule`.
+      ValueError: `reset_every` is below 1, or as in `reset_by_rule`.
 
     References:
       Sokar et al., `The dormant neuron phenomenon in deep reinforcement learning
@@ -102,9 +102,9 @@ def redo(
         )
         interval = jnp.asarray(reset_every).astype(jnp.int32)
         is_due = (measurements.count + 1) % interval == 0
-        # Of one batch the sum need not be kept.
+        # With a single batch, there is no sum to keep.
         total = state.total + magnitude if over_interval else magnitude
-        # The number of updates in the sum cancels but for the epsilon.
+        # The number of updates in the sum cancels, except in the epsilon.
         mean = total / interval.astype(total.dtype) if over_interval else total
         score = mean / (jnp.mean(mean) + _EPSILON)
         state = state._replace(total=jnp.where(is_due | (not over_interval), 0, total))

@@ -1,12 +1,12 @@
 """The engine: an optax transformation that resets the units that a rule chooses.
 
-An update reads from top to bottom in `reset_by_rule`: the base optimizer's step; then
-measure every group, let its rule choose, draw fresh weights where any unit is due,
-write them into the updates, and reset the moments.
+Read `update` and `reset` in `reset_by_rule` from top to bottom: take the base
+optimizer's step, measure every group, let its rule choose, draw new weights if any unit
+is due, write them into the updates, and reset the moments.
 
-Shapes: B batch (times spatial positions that the consumer does not tell apart),
-P positions (1, except for a convolution that is flattened into a dense layer), N units
-of a group, S stack axes of a group, K units reset at most in one update.
+Shapes: B batch (times spatial positions that share their outgoing weights), P positions
+(1, except for a convolution that is flattened into a dense layer), N units of a group,
+S stack axes of a group, K largest number of units reset in one update.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,43 +58,43 @@ _FEW = 8
 
 
 class Measurements(NamedTuple):
-    """What a rule or a utility may look at, all of the floating dtype of the state.
+    """What a rule or a utility can use, in the floating dtype of the state.
 
-    What is not used is not computed under `jit`.
+    Under `jit`, unused measurements are not computed.
     """
 
     activation: jax.Array  # [B, P, N], from before the optimizer step.
     incoming_magnitude: jax.Array  # [N], mean |w| into the unit, after the step.
     outgoing_magnitude: jax.Array  # [P, N], mean |w| out of the unit, after the step.
-    age: jax.Array  # int32 [N], optimizer updates since birth, this one included.
+    age: jax.Array  # int32 [N], updates since the last reset, including this one.
     count: jax.Array  # int32 scalar, optimizer updates before this one.
-    key: jax.Array  # A key of this update and group.
-    # [N], running average corrected for the unit's age; None where a rule keeps none.
+    key: jax.Array  # A key for this update and group.
+    # [N], running average corrected for the unit's age; None if the rule has none.
     mean_activation: jax.Array | None = None
 
 
 class Choice(NamedTuple):
-    """Which units to reset: the `number` of the lowest `score`, of equals the first."""
+    """Which units to reset: the `number` of lowest `score`; of equals, the first."""
 
-    # Floating [N], the highest for units that must stay, as those of NaN do: +inf, or
-    # under `jax_debug_infs`, which takes it for a fault, the largest finite number.
+    # Floating [N]. Units that must not be reset have NaN or the highest score: +inf, or
+    # the largest finite number, because +inf would trip `jax_debug_infs`.
     score: jax.Array
-    number: jax.Array  # int32 scalar, at most the units that may go; 0 for none.
-    mean_activation: jax.Array | None = None  # [N], what `transfer_mean` makes up for.
+    number: jax.Array  # int32 scalar, at most the number of units that may be reset.
+    mean_activation: jax.Array | None = None  # [N], for `transfer_mean`.
 
 
 class Rule(NamedTuple):
-    """A rule of one group: two pure functions.
+    """The reset rule of one group, as pure functions.
 
     Attributes:
       init: `(num_units, dtype) -> state`, a NamedTuple of arrays with a field `age`,
-        int32 [N], which the engine keeps: it grows by one at every update. Fields with
-        a leading axis of N belong to units, and go back to what `init` gives when their
-        unit is reset; all others must be scalars, and stay. `dtype` is floating.
-      update: `(state, measurements) -> (state, choice)`, at every update, the age
-        already grown. The choice is looked at only when its number is not 0.
-      most: `num_units -> K`, a static bound on the units reset in one update, where one
-        is known; None for all N. A choice of more is cut off.
+        int32 [N], which the engine increments at every update. Fields with a leading
+        axis of N belong to units; a reset sets them to their values from `init`. All
+        others must be scalars and are not reset. `dtype` is floating.
+      update: `(state, measurements) -> (state, choice)`, called at every update after
+        the age has been incremented. The choice has no effect if its number is 0.
+      most: `num_units -> K`, a static bound on the units reset in one update, if one is
+        known; None for all N. Further chosen units are not reset.
     """
 
     init: Callable[[int, DTypeLike], PyTree]
@@ -103,18 +103,18 @@ class Rule(NamedTuple):
 
 
 class UnitResetState(NamedTuple):
-    """State of `reset_by_rule`, and so of every rule's transformation."""
+    """State of `reset_by_rule` and of every transformation built on it."""
 
     base_state: PyTree  # The base optimizer's state.
     units: dict[str, PyTree]  # The rule's state of each group, by name.
-    rng_key: jax.Array  # Bits of a key, uint32; others when a unit is reset.
-    replaced: dict[str, jax.Array]  # int32 [*S, N], reset last time, N where unused.
+    rng_key: jax.Array  # Bits of a key, uint32; they change when a unit is reset.
+    replaced: dict[str, jax.Array]  # int32 [*S, N], reset last update, N where unused.
     num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
     count: jax.Array  # int32 scalar, updates since `init`.
 
 
 def choose_where(mask: jax.Array) -> Choice:
-    """Returns the choice of all units of a mask, bool [N]."""
+    """Returns the choice of all units in a mask, bool [N]."""
     score = jnp.where(mask, 0.0, 1.0)
     return Choice(score, jnp.sum(mask, dtype=jnp.int32))
 
@@ -134,50 +134,51 @@ def reset_by_rule(
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
 
-    At each update, after the base optimizer's step, the rule sees each group's
-    `Measurements` and chooses. A chosen unit's incoming weights are drawn afresh, its
-    biases and outgoing weights become 0, its normalization scale 1 and shift 0, the
-    base optimizer's moments and the rule's own state what they are at birth. All groups
-    are measured first, then rewritten in order.
+    At each update, after the base optimizer's step, the rule gets each group's
+    `Measurements` and chooses units. A reset redraws a chosen unit's incoming weights,
+    sets its biases and outgoing weights to 0 and its normalization scale to 1 and shift
+    to 0, and restores the initial values of the base optimizer's moments and the rule's
+    state. All groups are measured before the first is reset; they are reset in order.
 
-    The returned updates are those of the base optimizer, except on reset entries, where
-    they lead to the new value. Nothing that scales updates may be chained after it.
-    An update of a narrower dtype than its param is returned in one that holds both, so
-    that gradients of bfloat16 reset params of float32 exactly.
+    The returned updates are those of the base optimizer, except for reset entries,
+    which they set to the new values. Make this the last transformation in a chain:
+    anything after it that rescales updates breaks the resets. An update whose dtype is
+    narrower than its param's is returned in a dtype that covers both, so that bfloat16
+    gradients reset float32 params exactly.
 
     Args:
-      base_optimizer: an optax transformation that moves the params at every call,
-        since units age at every call. `apply_every`, `MultiSteps`,
+      base_optimizer: an optax transformation that changes the params at every call,
+        because units age at every call. `apply_every`, `MultiSteps`,
         `conditionally_mask` and the transparent mode of `contrib.sam` are refused, and
-        so is what is seen to do the like in a trial on params of one entry a leaf;
-        `apply_if_finite` is not, whose refused updates count as updates. With `moments`
-        "reset" a base is refused, too, if in such a trial its steps after a reset are
-        more than ten times as long as any before, such as those of `contrib.acprop`,
-        which divides by a moment that is 0 then. The update passes it `features`,
-        `unit_ages` and other extra arguments, see `continual_backprop`.
-      units: groups of hidden units, or the names of a chain's layers, see
+        so is any other base that skips calls in a trial on params with one entry per
+        leaf. `apply_if_finite` is accepted: the updates that it skips count as updates.
+        With `moments="reset"`, a base is also refused if its steps after a reset in
+        such a trial are more than ten times as long as any before, like those of
+        `contrib.acprop`, which then divides by a moment of 0. The base receives
+        `features`, `unit_ages` and other extra arguments; see `continual_backprop`.
+      units: groups of hidden units, or the names of a chain's layers; see
         `sequential_units`.
-      rule: the rule of every group, or a function that gives a group's.
+      rule: the rule of every group, or a function that maps a group to its rule.
       initializer: see `continual_backprop`.
-      key: PRNG key of fresh weights and of random choices. Under `vmap` keys of "rbg"
-        make a lane depend on those beside it, see `continual_backprop`.
+      key: PRNG key for new weights and random choices. Under `vmap`, "rbg" keys make a
+        lane depend on its neighbors; see `continual_backprop`.
       moments: see `continual_backprop`.
       keep_state: see `continual_backprop`.
-      transfer_mean: see `continual_backprop`; the rule's choices must hold
+      transfer_mean: see `continual_backprop`; the rule's choices must have
         `mean_activation`.
-      between_reset: what a weight from one reset unit to another becomes that is reset
-        in the same update: "fresh" if its reader's group comes later in `units`, as in
-        continual backprop's code, which rewrites layer after layer; or "zero", where
+      between_reset: the new value of a weight between two units reset in the same
+        update. "fresh" redraws it if the group of its reader comes later in `units`, as
+        in continual backprop's code, which resets one layer after another; with "zero",
         all incoming weights are drawn first and all outgoing ones zeroed then.
       draw: see `continual_backprop`.
 
     Returns:
-      An `optax.GradientTransformationExtraArgs` of state `UnitResetState`. Its update
-      needs `params` and the keyword `features`, see `continual_backprop`.
+      An `optax.GradientTransformationExtraArgs` with state `UnitResetState`. Its update
+      needs `params` and the keyword `features`; see `continual_backprop`.
 
     Raises:
-      ValueError: as `continual_backprop`; a score, a number or a mean activation of
-        the rule's choice has a wrong shape or dtype, at `update`.
+      ValueError: as in `continual_backprop`; also, at `update`, a score, number or mean
+        activation in the rule's choice has the wrong shape or dtype.
     """
     units = as_groups(units)
     rules = {
@@ -228,7 +229,7 @@ def reset_by_rule(
         )
 
     def placeholder(params: PyTree) -> UnitResetState:
-        """Returns the state's structure; `optax.tree.map_params` has no params."""
+        """Returns the state's structure, for `optax.tree.map_params` without params."""
         none = jnp.zeros((), jnp.int32)
         return UnitResetState(
             base_state=base_optimizer.init(params),
@@ -271,7 +272,7 @@ def reset_by_rule(
         params: PyTree,
         activations: Mapping[str, jax.Array],
     ) -> tuple[PyTree, UnitResetState]:
-        """Resets what the rules choose, after the base optimizer's step."""
+        """Resets the units that the rules choose, after the base optimizer's step."""
         leaves, treedef = jax.tree.flatten(params)
         new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
         rng_key = key_of(state.rng_key, key)
@@ -387,14 +388,14 @@ def reset_by_rule(
 
 
 def _state_dtype(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> DTypeLike:
-    """Returns the floating dtype of a group's measurements and of its rule's state."""
+    """Returns the floating dtype of a group's measurements and its rule's state."""
     return at_least_float32(leaves[group.incoming[0].leaf].dtype)
 
 
 def _activations(
     group: ResolvedGroup, feature: jax.Array, dtype: DTypeLike
 ) -> jax.Array:
-    """Brings a feature `[*S, batch, ..., N]` into the form [*S, B, P, N]."""
+    """Rearranges a feature `[*S, batch, ..., N]` to [*S, B, P, N]."""
     shape, stack, units = jnp.shape(feature), len(group.stack), len(group.sizes)
     name = f"Feature {group.name!r} has shape {shape}"
     if shape[len(shape) - units :] != group.sizes:
@@ -417,15 +418,15 @@ def _activations(
     )
     if is_convolution and group.group.spatial_axes is None and len(middle) > 3:
         raise ValueError(
-            f"{name}, more axes than a two-dimensional convolution's, for which a "
-            "kernel of four axes is taken. Declare what its axes are: spatial_axes of "
-            "a convolution, stack_axes or unit_axes; see UnitGroup."
+            f"{name}, more axes than a two-dimensional convolution, which is assumed "
+            "for a kernel with four axes. Declare its axes: spatial_axes for a "
+            "convolution, stack_axes or unit_axes; see UnitGroup."
         )
     if group.positions > 1 and math.prod(middle[1:]) != group.positions:
         raise ValueError(
             f"{name}, but the kernel that reads it flattens {group.positions} "
-            f"positions of {group.num_units} units. Pass the activations that are "
-            "flattened (after pooling) as [batch, height, width, units]."
+            f"positions of {group.num_units} units. Pass the activations before "
+            "flattening (after pooling), [batch, height, width, units]."
         )
     return jnp.asarray(feature, dtype).reshape(
         *group.stack, -1, group.positions, group.num_units
@@ -435,7 +436,7 @@ def _activations(
 def _mean_magnitude(
     group: ResolvedGroup, all_axes: Sequence[UnitAxes], leaves: Sequence[jax.Array]
 ) -> jax.Array:
-    """Averages |w| over all weights of a unit in some leaves: [*S, P, N]."""
+    """Averages |w| over all weights of each unit in the given leaves: [*S, P, N]."""
     dtype = _state_dtype(group, leaves)
     total = sum(axes.sum_magnitude(leaves[axes.leaf], dtype) for axes in all_axes)
     num_units = math.prod(group.stack) * group.num_units
@@ -448,14 +449,14 @@ def _mean_magnitude(
 def _over_stack(
     function: Callable[..., PyTree], group: ResolvedGroup
 ) -> Callable[..., PyTree]:
-    """Lets a function of one slice of a group take arrays with its stack axes."""
+    """Maps a function of one slice of a group over its stack axes."""
     for _ in group.stack:
         function = jax.vmap(function)
     return function
 
 
 def _slice_keys(key: jax.Array, stack: tuple[int, ...]) -> jax.Array:
-    """Returns a key for each slice of a stack: [*S]."""
+    """Returns one key per slice of a stack: [*S]."""
     return jax.random.split(key, stack) if stack else key
 
 
@@ -463,22 +464,22 @@ def _slice_keys(key: jax.Array, stack: tuple[int, ...]) -> jax.Array:
 
 
 class _Drawn(NamedTuple):
-    """The units of one group that are reset in an update, and their fresh weights."""
+    """The units of one group that are reset in an update, and their new weights."""
 
-    units: jax.Array  # Indices int32 [*S, N], the first K are used, N where none is.
+    units: jax.Array  # int32 [*S, N], indices in the first K entries, N where unused.
     mask: jax.Array  # bool [*S, N].
-    # For each incoming leaf the columns of K units, or, where K is N, an array that
-    # broadcasts to the leaf, with fresh weights where the units are.
+    # For each incoming leaf, the columns of K units; if K is N, an array that
+    # broadcasts to the leaf, with new weights at the reset units.
     weights: tuple[jax.Array, ...]
 
 
 def _no_units(group: ResolvedGroup) -> jax.Array:
-    """Returns the indices int32 [*S, N] for an update that resets no unit."""
+    """Returns the indices, int32 [*S, N], for an update that resets no unit."""
     return jnp.full((*group.stack, group.num_units), group.num_units, jnp.int32)
 
 
 def _most(rule: Rule, group: ResolvedGroup) -> int:
-    """Returns K, the most units of the group that are reset in one update."""
+    """Returns K, the largest number of the group's units reset in one update."""
     return group.num_units if rule.most is None else rule.most(group.num_units)
 
 
@@ -502,25 +503,25 @@ def _draw_if_due(
 
     Args:
       groups: all groups.
-      rules: of each group, by name.
-      initializer: of groups without one of their own.
-      choices: by group name; score [*S, N] and number [*S].
+      rules: rule of each group, by name.
+      initializer: initializer of groups without their own.
+      choices: choices by group name; score [*S, N] and number [*S].
       rng_key: the state's key.
-      num_replaced: units reset before, by group name.
+      num_replaced: number of units reset before, by group name.
       leaves: the params, flattened; only shapes and dtypes matter.
       draw: see `continual_backprop`.
 
     Returns:
       What is drawn for each group that is not frozen; the next key, which is the old
-      one if no unit is due, so that a lane does not depend on those beside it; and the
-      units reset so far.
+      one if no unit is due, so that a lane does not depend on its neighbors; and the
+      number of units reset so far.
     """
     live = {n: group for n, group in enumerate(groups) if not group.group.frozen}
     if not live:
         return {}, rng_key, dict(num_replaced)
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
     bounds = {group.name: _most(rules[group.name], group) for group in live.values()}
-    # `work` outlives the trace; it must not hold on to a rate that is traced.
+    # `work` outlives the trace, so it must not keep a reference to a traced rate.
     live = {
         n: group._replace(group=group.group._replace(replacement_rate=None))
         for n, group in live.items()
@@ -640,15 +641,15 @@ def _draw_columns(
     key: jax.Array,
     units: jax.Array,
 ) -> jax.Array:
-    """Draws the weights of K units as the initializer gives them in a whole kernel.
+    """Draws the weights of K units with their distribution in a whole kernel.
 
     Args:
-      initializer: of the group.
-      axes: where an incoming kernel has the units.
-      shape: of the kernel.
-      dtype: of the kernel.
-      key: of this update, group and kernel.
-      units: their indices, int32 [K], N where unused.
+      initializer: initializer of the group.
+      axes: where the units are in an incoming kernel.
+      shape: shape of the kernel.
+      dtype: dtype of the kernel.
+      key: key of this update, group and kernel.
+      units: indices of the units, int32 [K], N where unused.
 
     Returns:
       An array `[*window, fan_in, K]`.
@@ -660,14 +661,14 @@ def _draw_columns(
             slot_key = jax.random.fold_in(key, slot)
             return initializer(slot_key, (*leading, 1), dtype).astype(dtype)
 
-        # A key for each unit makes its weights independent of the bound K.
+        # One key per unit makes its weights independent of the bound K.
         slots = jnp.arange(units.size, dtype=jnp.uint32)
         return jax.vmap(draw_unit, out_axes=-1)(slots).squeeze(-2)
 
     def draw(key: jax.Array) -> jax.Array:
         return initializer(key, (*leading, num_units), dtype).astype(dtype)
 
-    # Orthogonal initializers make a QR decomposition.
+    # Orthogonal initializers compute a QR decomposition.
     kernel = one_by_one_on_cpu(draw)(key)
     return jnp.take(kernel, units, axis=-1, mode="clip")
 
@@ -675,10 +676,10 @@ def _draw_columns(
 def _lay_columns(
     group: ResolvedGroup, rule: Rule, drawn: _Drawn
 ) -> tuple[jax.Array, ...]:
-    """Returns for each incoming leaf fresh weights that broadcast to it."""
+    """Returns new weights that broadcast to each incoming leaf."""
     most = _most(rule, group)
     if most == group.num_units:
-        return drawn.weights  # Laid already.
+        return drawn.weights  # Already in place.
     lay = _over_stack(functools.partial(_lay_slice, group), group)
     return lay(drawn.weights, drawn.units[..., :most])
 
@@ -686,7 +687,7 @@ def _lay_columns(
 def _lay_slice(
     group: ResolvedGroup, columns: Sequence[jax.Array], units: jax.Array
 ) -> tuple[jax.Array, ...]:
-    """Puts K fresh columns where their units are; other columns are arbitrary."""
+    """Puts K new columns at their units; other columns are arbitrary."""
     slots = None
     if units.size > 1:
         indices = jnp.arange(group.num_units, dtype=units.dtype)
@@ -706,7 +707,7 @@ def _transfer_means(
     new_leaves: Sequence[jax.Array],
     update_leaves: Sequence[jax.Array],
 ) -> list[jax.Array]:
-    """Adds what reset units gave on average to their consumers' biases.
+    """Adds the mean contributions of reset units to their consumers' biases.
 
     Args:
       group: the resolved group.
@@ -730,9 +731,9 @@ def _transfer_means(
 
 
 def _reborn(unit_state: PyTree, newborn: PyTree, mask: jax.Array) -> PyTree:
-    """Gives the units of a mask [*S, N] the state of newborn ones.
+    """Resets the state of the units in a mask [*S, N].
 
-    Numbers of the group itself, [*S], stay.
+    Numbers of the group itself, [*S], do not change.
     """
 
     def reset(leaf: jax.Array, fresh: jax.Array) -> jax.Array:
@@ -752,15 +753,15 @@ def _check_arguments(
     params: PyTree | None,
     features: Mapping[str, jax.Array] | None,
 ) -> tuple[tuple[ResolvedGroup, ...], dict[str, jax.Array]]:
-    """Resolves the groups and finds their features; ValueError where any is missing."""
+    """Resolves the groups and finds their features; ValueError if any is missing."""
     if params is None:
         raise ValueError(
-            "Resets of units need the params: tx.update(grads, state, params, "
-            "features=features)."
+            "The update got no params, but resets need them. Call tx.update(grads, "
+            "state, params, features=features)."
         )
     groups = resolve_units(units, params)
     features = {} if features is None else features
-    # The name of a feature need not repeat the params' collection.
+    # The name of a feature need not include the collection of the params.
     found = {
         group.name: features.get(
             group.name, features.get(group.name.removeprefix(COLLECTION))
@@ -770,28 +771,28 @@ def _check_arguments(
     missing = [name for name, feature in found.items() if feature is None]
     if missing:
         raise ValueError(
-            "Resets of units need the activations of every unit group; missing: "
-            f"{missing}, given: {list(features)}. Pass the update a mapping of names "
-            "to arrays [batch, ..., units]: features=features. (flax's TrainState "
-            "drops them in apply_gradients, that of cbp_jax.training does not.)"
+            "The update needs the activations of every unit group; missing: "
+            f"{missing}, given: {list(features)}. Pass features=features, a dict from "
+            "group names to arrays [batch, ..., units]. (apply_gradients of flax's "
+            "TrainState drops them; that of cbp_jax.training.TrainState does not.)"
         )
     given = {name: array for name, array in found.items() if array is not None}
     return groups, given
 
 
 def _check_transferable(group: ResolvedGroup) -> None:
-    """Raises ValueError for a group whose consumers' biases are not named."""
+    """Raises ValueError if a group does not name its consumers' biases."""
     if not group.outgoing_bias:
         raise ValueError(
-            f"transfer_mean needs the biases of the consumers of unit group "
-            f"{group.name!r}; give them as outgoing_bias."
+            f"Unit group {group.name!r} has no outgoing_bias, which transfer_mean "
+            "needs. Set outgoing_bias to the biases of its consumers."
         )
 
 
 def _check_initializer(
     initializer: Initializer, group: ResolvedGroup, leaves: list[jax.Array]
 ) -> None:
-    """Raises ValueError if a group's incoming kernels cannot be drawn like this."""
+    """Raises ValueError if an initializer cannot draw a group's incoming kernels."""
     for axes in group.incoming:
         leaf = leaves[axes.leaf]
         wanted = axes.kernel_shape(jnp.shape(leaf))
@@ -809,15 +810,15 @@ def _check_initializer(
         except Exception as error:
             raise ValueError(
                 f"The initializer of unit group {group.name!r} fails for {asked}: "
-                f"{error} Give a function of key, shape and dtype, as those of "
-                "jax.nn.initializers; one of Haiku's, which takes no key, as lambda "
+                f"{error}\nPass a function of key, shape and dtype, like those of "
+                "jax.nn.initializers. Wrap one of Haiku's, which takes no key: lambda "
                 "key, shape, dtype: hk.transform(lambda: initializer(shape, dtype))"
                 ".apply({}, key)."
             ) from error
         if getattr(drawn, "shape", None) != wanted:
             raise ValueError(
-                f"The initializer of unit group {group.name!r} gives shape "
-                f"{getattr(drawn, 'shape', drawn)} for {asked}."
+                f"The initializer of unit group {group.name!r} returned shape "
+                f"{getattr(drawn, 'shape', drawn)} for {asked}, expected {wanted}."
             )
 
 
@@ -826,8 +827,8 @@ def _check_choice(group: ResolvedGroup, choice: Choice, needs_mean: bool) -> Non
 
     Args:
       group: the resolved group.
-      choice: its arrays have the stack axes in front.
-      needs_mean: whether the rule must say the mean activations.
+      choice: the choice, whose arrays start with the stack axes.
+      needs_mean: whether the rule must return the mean activations.
     """
     each = (*group.stack, group.num_units)
     rule = f"The rule of unit group {group.name!r}"

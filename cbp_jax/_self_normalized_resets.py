@@ -1,4 +1,4 @@
-"""Self-normalized resets: units that are silent for longer than is usual for them.
+"""Self-normalized resets: resets units that are silent for unusually long.
 
 Shapes: B batch, P positions, N units, K bins of a histogram.
 """
@@ -19,19 +19,19 @@ from cbp_jax._types import AxisName
 from cbp_jax._units import UnitGroup, as_groups
 from cbp_jax._xla import cond_any_lane
 
-# Bins of silences grow by a quarter of an octave: 1 to 7 updates have bins of their
-# own, longer ones share one with those up to 19 % longer.
+# Each bin of silences is a quarter of an octave wide: 1 to 7 updates have their own
+# bins; a longer silence shares one with silences up to 19 % longer.
 _BINS_PER_OCTAVE = 4
 _NUM_BINS = 20 * _BINS_PER_OCTAVE
 
 
 class SelfNormalizedState(NamedTuple):
-    """What self-normalized resets know about the units of one group."""
+    """State of self-normalized resets for the units of one group."""
 
-    age: jax.Array  # int32 [N], optimizer updates since birth.
+    age: jax.Array  # int32 [N], optimizer updates since the last reset.
     silence: jax.Array  # int32 [N], updates since the unit last fired.
-    histogram: jax.Array  # int32 [N, K], silences that ended, by length.
-    longest: jax.Array  # int32 [N], longest silence that is usual for the unit.
+    histogram: jax.Array  # int32 [N, K], past silences, by length.
+    longest: jax.Array  # int32 [N], longest usual silence of the unit.
 
 
 def self_normalized_resets(
@@ -49,11 +49,11 @@ def self_normalized_resets(
     r"""Base optimizer, followed by resets of units that are silent for unusually long.
 
     A unit fires in an update if its activation is positive for any example of the
-    batch, at any position. Each unit keeps the distribution of its own silences, the
-    runs of updates without firing (of at least one). It is reset when its present
-    silence exceeds the :math:`1 - \eta` percentile of these. A weight from one reset
-    unit to another becomes fresh, as in the authors' code, which rewrites layer after
-    layer.
+    batch, at any position. Each unit has a distribution of its own silences, the runs
+    of one or more updates without firing. It is reset when its current silence exceeds
+    the :math:`1 - \eta` percentile of this distribution. A weight from one reset unit
+    to another is redrawn, as in the authors' code, which resets one layer after
+    another.
 
     Example::
 
@@ -63,30 +63,30 @@ def self_normalized_resets(
     Args:
       base_optimizer: see `reset_by_rule`.
       units: see `reset_by_rule`.
-      rejection_rate: :math:`\eta`, in [0, 1). 0 resets no unit, which is the base
-        optimizer, bit for bit where it is not traced.
-      first_threshold: updates of silence allowed to a unit that has ended fewer than
-        :math:`1 / \eta` silences since its birth, too few to know the percentile.
-      lowest_threshold: updates of silence that are never too long. The authors' code
-        takes one batch of 100 examples; a stream of single examples needs more than 1.
-      refresh_every: updates after which percentiles are found anew. Static.
+      rejection_rate: :math:`\eta`, in [0, 1). 0 resets no unit and is the base
+        optimizer, bit for bit if it is not traced.
+      first_threshold: silence, in updates, allowed to a unit with fewer than
+        :math:`1 / \eta` past silences since its reset, too few for the percentile.
+      lowest_threshold: silence, in updates, that is always allowed. The authors' code
+        uses one batch of 100 examples; a stream of single examples needs more than 1.
+      refresh_every: number of updates between computations of the percentiles. Static.
       axis_name: see `continual_backprop`.
       key: see `reset_by_rule`.
       **options: `initializer`, `moments`, `keep_state` and `between_reset` of
         `reset_by_rule`.
 
     Returns:
-      As `reset_by_rule`; `state.units` holds a `SelfNormalizedState` for each group.
+      As `reset_by_rule`; `state.units` has a `SelfNormalizedState` for each group.
 
     Raises:
-      ValueError: an argument out of range, or as `reset_by_rule`.
+      ValueError: an argument is out of range, or as in `reset_by_rule`.
 
     References:
       Farias and Jozefiak, `Self-normalized resets for plasticity in continual learning
-      <https://arxiv.org/abs/2410.20098>`_, 2025, Algorithm 1. Their code keeps one bin
-      for each length and empties the histogram whenever it finds percentiles anew; here
-      lengths above 7 share bins, so that a percentile may be up to 19 % too long, and a
-      histogram lasts as long as its unit.
+      <https://arxiv.org/abs/2410.20098>`_, 2025, Algorithm 1. Their code has one bin
+      per length, and empties the histogram whenever it computes percentiles. Here,
+      lengths above 7 share bins, so a percentile may be up to 19 % too long, and a
+      histogram is kept until its unit is reset.
     """
     check_range("rejection_rate", rejection_rate, 0, 1, open_end=True)
     check_range("refresh_every", refresh_every, 1, math.inf)
@@ -138,7 +138,7 @@ def self_normalized_resets(
 
 
 def _percentiles(operand: tuple[jax.Array, ...]) -> jax.Array:
-    """Finds the 1 - rate percentile of each unit's silences, int32 [N], if due."""
+    """Computes the 1 - rate percentile of each unit's silences, int32 [N], if due."""
     histogram, longest, is_due, rate, first = operand
     shares = jnp.cumsum(histogram, axis=1).astype(jnp.float32)
     total = shares[:, -1]
@@ -148,9 +148,9 @@ def _percentiles(operand: tuple[jax.Array, ...]) -> jax.Array:
 
 
 def _bin_of(silence: jax.Array) -> jax.Array:
-    """Maps lengths int32 to bins int32; 0 has the bin of 1."""
+    """Maps lengths (int32) to bins (int32); 0 maps to the bin of 1."""
     octaves = jnp.log2(jnp.maximum(silence, 1).astype(jnp.float32))
-    # A length that is a bin's first must not fall below it by rounding.
+    # Rounding must not put the first length of a bin into the bin below.
     index = jnp.floor(_BINS_PER_OCTAVE * octaves + 1e-5).astype(jnp.int32)
     return jnp.minimum(index, _NUM_BINS - 1)
 

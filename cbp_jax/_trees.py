@@ -1,6 +1,6 @@
-"""Resets of units in any tree: in one like the params, in statistics, in moments.
+"""Resets of units in any tree: trees like the params, statistics and moments.
 
-Shapes: N units of a group, S stack axes, K units reset at most in one update.
+Shapes: N units of a group, S stack axes, K largest number of units reset in one update.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,37 +30,37 @@ _LINE_SEARCHES = (
 )
 
 _VARIANCE_WORDS = {"var", "variance", "std"}
-# What Haiku's moving averages keep: `batch_norm/~/var_ema/average`, and before it is
-# corrected for its first steps, `hidden`.
+# Haiku's moving averages have an `average`, as in `batch_norm/~/var_ema/average`, and
+# `hidden`, the average before its bias correction.
 _AVERAGE_NAMES = ("average", "hidden")
 
-# Names of biases, gains and shifts, of which some libraries keep axes of size 1: the
-# bias of a convolution in Equinox is [N, 1, 1], the scale of a batch normalization in
-# Haiku [1, N].
+# Names of biases, gains and shifts, which have axes of size 1 in some libraries: the
+# bias of a convolution in Equinox is [N, 1, 1], and the scale of a batch normalization
+# in Haiku is [1, N].
 _VECTOR_NAMES = ("b", "bias", "offset", "scale")
 
 Masks = Sequence[tuple[ResolvedGroup, jax.Array]]
-"""Resolved groups, and which of the units of each are reset, bool [*S, N]."""
+"""Resolved groups, each with a mask of the units to reset, bool [*S, N]."""
 
 
 def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
-    """Turns indices int32 [*S, K], N where unused, into a mask bool [*S, N]."""
+    """Turns indices (int32 [*S, K], N where unused) into a mask (bool [*S, N])."""
     indices = jnp.arange(num_units, dtype=replaced.dtype)
     stack = (None,) * (replaced.ndim - 1)
     return jnp.any(indices[*stack, :, None] == replaced[..., None, :], axis=-1)
 
 
 def spread_masks(masks: Masks, num_leaves: int) -> list[jax.Array | None]:
-    """Spreads masks of units over a tree: for each leaf one that broadcasts to it.
+    """Turns masks of units into masks that broadcast to the leaves of a tree.
 
     Args:
-      masks: of the groups whose units are reset.
-      num_leaves: of the params.
+      masks: masks of the groups whose units are reset.
+      num_leaves: number of leaves of the params.
 
     Returns:
-      For each leaf of the flattened params a mask of the entries to reset: the units'
-      columns of `incoming`, their rows of `outgoing`, their biases and normalization
-      parameters. None for a leaf without units.
+      For each leaf of the flattened params, a mask of the entries to reset: the units'
+      columns of `incoming`, rows of `outgoing`, biases and normalization parameters.
+      None for a leaf without units.
     """
     spread: list[jax.Array | None] = [None] * num_leaves
     for group, mask in masks:
@@ -78,22 +78,22 @@ def reset_units(
 ) -> PyTree:
     """Resets the entries of replaced units in any tree shaped like the params.
 
-    For per-unit state that the transform does not own: an average of the params, a
-    gradient accumulator, eligibility traces. The entries are the units' columns of
-    `incoming`, their rows of `outgoing`, their biases and normalization parameters.
+    Use it for state that the transform does not own, such as an average of the params,
+    a gradient accumulator, or eligibility traces. It resets the units' columns of
+    `incoming`, rows of `outgoing`, biases and normalization parameters.
 
     Args:
       tree: pytree with the structure and shapes of the params.
-      units: the groups given to the transform.
-      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
-        with N where unused: the state's `replaced`. Groups not named are left.
-      fresh: tree to take the entries' new values from; None sets them to 0.
+      units: the groups passed to the transform.
+      replaced: the state's `replaced`, a dict from each group's name to the indices of
+        its replaced units, int32 [*S, K], N where unused. Other groups do not change.
+      fresh: tree with the new values of the entries; None sets them to 0.
 
     Returns:
       A tree like `tree`.
 
     Raises:
-      ValueError: a group does not fit the tree, see `continual_backprop`.
+      ValueError: a group does not fit the tree; see `continual_backprop`.
     """
     leaves, treedef = jax.tree.flatten(tree)
     values = [0] * len(leaves) if fresh is None else treedef.flatten_up_to(fresh)
@@ -120,32 +120,32 @@ def reset_statistics(
     replaced: Mapping[str, jax.Array],
     newborn: PyTree | None = None,
 ) -> PyTree:
-    """Resets what a network's normalizations remember of replaced units.
+    """Resets the normalization statistics of replaced units.
 
-    To be called after each update, with the state of a network that has any::
+    Call it after each update if the network has such statistics::
 
       updates, state = tx.update(grads, state, params, features=features)
       statistics = cbp_jax.reset_statistics(statistics, units, state.replaced)
 
     Args:
       statistics: the network's collections other than the params, any pytree of arrays
-        or `{}`. The leaves that `UnitGroup.statistics` names have the group's N units
-        as their last axis.
-      units: the groups given to the transform.
-      replaced: for each group's name the indices of its replaced units, int32 [*S, K],
-        with N where unused: the state's `replaced`. Groups not named are left.
-      newborn: tree like `statistics` to take the new values from, such as the network's
-        `init` made it. None sets variances to 1 and everything else to 0. Variances are
-        known by `var`, `variance` or `std` in the last key of their path, between `_`:
-        `norm/var`, `norm/running_var`; in Haiku `norm/~/var_ema/average` and `hidden`.
-        The state of Equinox has no names and needs `newborn`.
+        or `{}`. The leaves named by `UnitGroup.statistics` have the group's N units as
+        their last axis.
+      units: the groups passed to the transform.
+      replaced: the state's `replaced`, a dict from each group's name to the indices of
+        its replaced units, int32 [*S, K], N where unused. Other groups do not change.
+      newborn: tree like `statistics` with the new values, such as the one returned by
+        the network's `init`. None sets variances to 1 and everything else to 0. A
+        variance has `var`, `variance` or `std` as a word of the last key of its path:
+        `norm/var`, `norm/running_var`, and in Haiku `norm/~/var_ema/average` and
+        `hidden`. The state of Equinox has no names and needs `newborn`.
 
     Returns:
       A tree like `statistics`.
 
     Raises:
-      ValueError: a path that is not in the statistics, leaves of one group that do not
-        have the same number of units, or a leaf whose path does not tell what it is.
+      ValueError: a path is not in the statistics, leaves of one group have different
+        numbers of units, or the path of a leaf does not reveal its kind.
     """
     leaves, treedef = jax.tree.flatten(statistics)
     paths = leaf_paths(statistics)
@@ -167,7 +167,7 @@ def reset_statistics(
 def _newborn_value(
     group: UnitGroup, path: LeafPath, paths: Sequence[LeafPath]
 ) -> float:
-    """Returns what a statistic begins with, by its name."""
+    """Returns the initial value of a statistic, by its name."""
     name, above = path.last_key, path.layer.rpartition("/")[2]
     is_indexed = name.isdigit()
     if is_indexed or name in _AVERAGE_NAMES:
@@ -178,9 +178,9 @@ def _newborn_value(
     has_siblings = sum(other.layer == path.layer for other in paths) > 1
     if is_indexed and has_siblings and "mean" not in words:
         raise ValueError(
-            f"Unit group {group.name!r}: the path {path.name!r} does not tell whether "
-            "the statistic is a mean, which is born as 0, or a variance, which is born "
-            "as 1. Pass newborn, the statistics of a new network."
+            f"Unit group {group.name!r}: the path {path.name!r} does not reveal "
+            "whether the statistic is a mean, which starts at 0, or a variance, which "
+            "starts at 1. Pass newborn, the statistics of a newly initialized network."
         )
     return 0
 
@@ -197,8 +197,8 @@ def _find(
         if not matches:
             raise ValueError(
                 f"Unit group {group.name!r}: statistics path {path!r} is not in the "
-                f"statistics, whose leaves are {[leaf.name for leaf in among]}. "
-                "Pass all collections of the network but the params."
+                f"statistics. The leaves are {[leaf.name for leaf in among]}. Pass all "
+                "collections of the network except the params."
             )
         found += matches
     shapes = {among[index].name: jnp.shape(leaves[index]) for index in found}
@@ -218,15 +218,17 @@ def reset_moments(
     keep: Sequence[str] = (),
     alone: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> PyTree:
-    """Gives reborn units the optimizer state that they would have been born with.
+    """Sets the optimizer state of reset units to its initial values.
 
-    Every array of the state that belongs to a param and has its shape takes, at the
-    entries of replaced units, the value that `base_optimizer.init(new_params)` puts
-    there: 0 for momentum and Adam's moments, Adagrad's initial accumulator, the new
-    weight itself for a second copy of the params such as the `z` of schedule-free SGD.
+    This affects every array of the state that belongs to a param and has its shape. At
+    the entries of replaced units it gets the value from
+    `base_optimizer.init(new_params)`: 0 for momentum and Adam's moments, the initial
+    accumulator for Adagrad, and the new weight for a second copy of the params, such as
+    `z` in schedule-free SGD.
 
-    L-BFGS approximates one Hessian of all params, of a loss that a reset changes. A
-    state with L-BFGS in it therefore starts anew as a whole when any unit is replaced.
+    L-BFGS approximates the Hessian with respect to all params, and a reset changes the
+    loss. A state that contains L-BFGS is therefore reset completely when any unit is
+    replaced.
 
     Args:
       base_optimizer: the transformation that the state belongs to.
@@ -241,7 +243,7 @@ def reset_moments(
       A state like `base_state`.
 
     Raises:
-      ValueError: optax cannot tell which arrays of the state belong to params.
+      ValueError: optax cannot find out which arrays of the state belong to params.
     """
     if starts_anew(base_state):
         is_reset = _any(masks)
@@ -291,17 +293,17 @@ def _rows(
 
 
 def forget_loss(base_state: PyTree, masks: Masks) -> PyTree:
-    """Lets line searches forget the loss and gradient of params that were reset.
+    """Makes line searches forget the loss and gradient from before a reset.
 
-    `optax.value_and_grad_from_state` takes them for those of the present params.
+    `optax.value_and_grad_from_state` would use them for the current params.
 
     Args:
       base_state: a base optimizer's state.
       masks: which units of which groups are reset.
 
     Returns:
-      A state in which the loss of line searches is infinity, as before their first
-      update, if any unit was replaced.
+      The state. If any unit was replaced, the loss of line searches is infinity, as
+      before their first update.
     """
 
     def forget(node: PyTree) -> PyTree:
@@ -320,16 +322,16 @@ def check_resettable(
     params: PyTree,
     keep: Sequence[str],
 ) -> None:
-    """Raises ValueError when a state is initialized and cannot be reset later.
+    """Raises ValueError at `init` if a state could not be reset later.
 
-    Either that of `reset_moments`, or for names to keep that the state does not have.
+    The reason is that of `reset_moments`, or a name in `keep` that the state lacks.
     """
     base_state = jax.eval_shape(base_optimizer.init, params)
     if starts_anew(base_state):
         if keep:
             raise ValueError(
-                f"keep_state is {tuple(keep)}, but a base optimizer with L-BFGS starts "
-                'anew as a whole. Leave keep_state out, or pass moments="keep".'
+                f"keep_state is {tuple(keep)}, but a base optimizer with L-BFGS is "
+                'reset completely. Remove keep_state, or pass moments="keep".'
             )
         return
     owners = owners_of(base_optimizer, base_state, params, ())
@@ -342,8 +344,8 @@ def check_resettable(
     if unknown:
         paths = ["/".join(path) for path in of_params]
         raise ValueError(
-            f"keep_state names {unknown}, which the base optimizer's state does not "
-            f"have among the arrays that belong to params: {paths}."
+            f"keep_state names {unknown}, which are not fields of the base optimizer's "
+            f"state that belong to params. Use names in {paths}."
         )
 
 
@@ -353,7 +355,7 @@ def owners_of(
     params: PyTree,
     keep: Sequence[str],
 ) -> PyTree:
-    """Replaces each array of the state by the index of its param, -1 for no param."""
+    """Replaces each array of the state by the index of its param; -1 for no param."""
     treedef = jax.tree.structure(params)
     indices = treedef.unflatten(range(treedef.num_leaves))
     try:
@@ -368,11 +370,11 @@ def owners_of(
     except Exception as error:
         if not _has(_LINE_SEARCHES, base_state):
             raise ValueError(
-                "optax.tree.map_params cannot tell which arrays of the base "
+                "optax.tree.map_params cannot find out which arrays of the base "
                 "optimizer's state belong to params, so the moments of replaced units "
-                'cannot be reset. Pass moments="keep" to leave the state as it is.'
+                'cannot be reset. Pass moments="keep" to leave the state unchanged.'
             ) from error
-        # Their `init` fails in map_params, which gives it no params.
+        # The `init` of line searches fails in map_params, which passes no params.
         owners = _owners_by_structure(base_state, params, indices)
     param_paths = [path for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]]
 
@@ -386,7 +388,7 @@ def owners_of(
 
 
 def _owners_by_structure(base_state: PyTree, params: PyTree, indices: PyTree) -> PyTree:
-    """Takes subtrees of the structure and the shapes of the params for theirs."""
+    """Assumes that subtrees with the structure and shapes of the params are theirs."""
     treedef, shapes = jax.tree.structure(params), jax.tree.map(jnp.shape, params)
 
     def is_like_params(node: PyTree) -> bool:
@@ -402,12 +404,12 @@ def _owners_by_structure(base_state: PyTree, params: PyTree, indices: PyTree) ->
 
 
 def starts_anew(base_state: PyTree) -> bool:
-    """Whether `reset_moments` lets a state start anew as a whole, for L-BFGS in it."""
+    """Whether `reset_moments` resets a state completely, because it has L-BFGS."""
     return _has(optax.ScaleByLBFGSState, base_state)
 
 
 def _has(kinds: type | tuple[type, ...], state: PyTree) -> bool:
-    """Whether a node of any of these types is in a state."""
+    """Whether a state contains a node of any of these types."""
 
     def is_one(node: PyTree) -> bool:
         return isinstance(node, kinds)
@@ -426,32 +428,32 @@ def _is_masked(leaf: object) -> bool:
 
 
 def is_kernel(path: LeafPath, leaf: jax.Array) -> bool:
-    """Whether a leaf is a kernel: has two or more axes, and is no bias or scale."""
+    """Whether a leaf is a kernel: it has two or more axes and is no bias or scale."""
     shape = jnp.shape(leaf)
     is_vector = sum(size > 1 for size in shape) < 2
     return len(shape) >= 2 and not (is_vector and path.last_key in _VECTOR_NAMES)
 
 
 def are_kernels(params: PyTree) -> PyTree:
-    """Returns for each leaf whether it is a kernel."""
+    """Returns, for each leaf, whether it is a kernel."""
     leaves, treedef = jax.tree.flatten(params)
     return treedef.unflatten(map(is_kernel, leaf_paths(params), leaves))
 
 
 def are_named(params: PyTree, names: Sequence[str], argument: str) -> PyTree:
-    """Returns for each leaf whether a name is its path or that of a layer above it.
+    """Returns, for each leaf, whether a name is its path or that of a layer above it.
 
     Args:
       params: any pytree.
-      names: paths of leaves or layers, `"head/kernel"` or `"head"`.
-      argument: what the names were given as, for the error.
+      names: paths of leaves or layers, such as `"head/kernel"` or `"head"`.
+      argument: name of the argument with these names, for errors.
 
     Raises:
-      ValueError: a path that leads nowhere.
+      ValueError: a path is not in the params.
     """
     paths, treedef = leaf_paths(params), jax.tree.structure(params)
     for name in names:
-        # Without leaves they are the placeholder of `optax.tree.map_params`.
+        # Params without leaves are the placeholder of `optax.tree.map_params`.
         if paths and not any(path.is_under(name) for path in paths):
             raise ValueError(
                 f"{argument} names {name!r}, which is not in the params. Use one of "

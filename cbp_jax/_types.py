@@ -10,10 +10,10 @@ PyTree: TypeAlias = Any
 """Any pytree of arrays."""
 
 Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
-"""`(key, shape, dtype) -> array`, as those of `jax.nn.initializers`."""
+"""`(key, shape, dtype) -> array`, like those of `jax.nn.initializers`."""
 
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
-"""A number, or a schedule: from a count of updates, int32 scalar, to a number."""
+"""A number, or a schedule that maps a count of updates (int32 scalar) to a number."""
 
 AxisName = Hashable
 """The name of an axis of `jax.shard_map` or `jax.pmap`, or a tuple of names."""

@@ -1,15 +1,15 @@
-"""Groups of hidden units, and where each lives in a params tree.
+"""Groups of hidden units, and where they are in a params tree.
 
-Works on any pytree of arrays. A leaf is named by its path, the keys joined by `/`: the
-flax params `{"dense_0": {"kernel": ...}}` hold the leaf `dense_0/kernel`. A path that
-leads to a subtree with a single leaf (an `nnx.Param`, say) names that leaf.
+Params can be any pytree of arrays. The path of a leaf is its keys joined by `/`: the
+flax params `{"dense_0": {"kernel": ...}}` have the leaf `dense_0/kernel`. The path of a
+subtree with a single leaf (such as an `nnx.Param`) also names that leaf.
 
-A `UnitGroup` names leaves. `resolve_units` finds them and checks their shapes; for each
-leaf a `UnitAxes` then knows which axes index the units. All of that is static: it runs
-when a function is traced and costs nothing after.
+A `UnitGroup` names leaves. `resolve_units` finds them and checks their shapes, and a
+`UnitAxes` stores which axes of a leaf index the units. All of this is static: it runs
+when a function is traced and costs nothing at run time.
 
-Shapes: N units of a group, S stack axes, P positions of a flattened map, K units reset
-at most in one update.
+Shapes: N units of a group, S stack axes, P positions of a flattened map, K largest
+number of units reset in one update.
 """
 
 from collections.abc import Sequence
@@ -33,15 +33,16 @@ class UnitGroup(NamedTuple):
     """A group of hidden units: the leaves of a params tree that belong to them.
 
     Each field of paths takes one path, a sequence of paths, or None for no leaf. With
-    the default layout the last axis of `incoming`, `bias`, `norm_scale` and `norm_bias`
-    indexes the N units, and the second-last axis of `outgoing` indexes them, times the
-    P positions of a spatial map that was flattened in between (channel fastest).
+    the default layout, the last axis of `incoming`, `bias`, `norm_scale` and
+    `norm_bias` indexes the N units. The second-to-last axis of `outgoing` indexes them
+    times the P positions of a spatial map that was flattened in between (channel
+    fastest).
 
-    Kernels of two axes are those of dense layers, and of four those of two-dimensional
-    convolutions. What the axes of other kernels are must be declared: those of a kernel
-    in layout "io" are, in this order, `stack_axes`, `spatial_axes`, `input_axes` and
-    outputs. Of `incoming` the outputs are the `unit_axes`; of `outgoing` the inputs
-    are, and there are `output_axes` outputs::
+    Kernels with two axes belong to dense layers, and those with four to two-dimensional
+    convolutions. Declare the axes of other kernels. In layout "io" they are, in this
+    order, `stack_axes`, `spatial_axes`, inputs and outputs. An `incoming` kernel has
+    `input_axes` inputs and `unit_axes` outputs; an `outgoing` kernel has `unit_axes`
+    inputs and `output_axes` outputs::
 
       # A transformer's MLP, layers stacked by nn.scan: [L, D, F], [L, F] and [L, F, D].
       UnitGroup("mlp", "layers/up/kernel", "layers/up/bias", "layers/down/kernel",
@@ -52,40 +53,39 @@ class UnitGroup(NamedTuple):
 
     Attributes:
       name: the group's key in `features`.
-      incoming: kernels into the units, `[..., fan_in, N]`. Several where branches are
-        added up, as at the end of a residual block.
+      incoming: kernels into the units, `[..., fan_in, N]`; several if branches are
+        added, as at the end of a residual block.
       bias: biases of the units, `[N]`, set to 0 at a reset.
-      outgoing: kernels that read the units, `[..., P * N, outputs]`: one for each
-        consumer, so a unit that feeds a branch and a shortcut names both.
+      outgoing: kernels that read the units, `[..., P * N, outputs]`. Name every
+        consumer: for units that feed a branch and a shortcut, name both.
       outgoing_bias: biases of the consumers, `[outputs]`, in the order of `outgoing`.
         Only `transfer_mean` uses them.
       norm_scale: scales of a normalization of the units, `[N]`, set to 1 at a reset.
       norm_bias: shifts of a normalization of the units, `[N]`, set to 0 at a reset.
       replacement_rate: the group's own rate or schedule in `continual_backprop`; None
-        takes the transform's.
-      initializer: the group's own initializer of fresh incoming weights; None takes the
-        transform's.
+        uses that of the transform.
+      initializer: the group's own initializer of new incoming weights; None uses that
+        of the transform.
       layout: "io" for kernels `[..., in, out]` (flax, Haiku), "oi" for `[out, in, ...]`
-        (Equinox), where a flattened map has the channel as its slowest index. Spatial
-        axes are the last ones in layout "oi".
-      statistics: leaves or subtrees of the network's state that is no param, such as
-        running means, with the N units as the last axis of each leaf; paths in that
-        state, its collection first: `batch_stats/norm_0`. Only
-        `cbp_jax.reset_statistics` uses them.
-      stack_axes: number of leading axes, of every leaf and of the features, that stack
-        layers or experts. Each slice has N units of its own, with utilities, ages and a
-        number to be reset of their own; S stands for these axes: `[*S, batch, ..., N]`.
-      unit_axes: number of axes that index the units together: of `incoming` and `bias`
-        the last ones, of `outgoing` those before the outputs, of features the last.
-      spatial_axes: number of axes of a convolution's window, of all kernels but dense
-        ones; None is 2 for kernels of four axes.
+        (Equinox). With "oi", spatial axes are the last ones, and the channel is the
+        slowest index of a flattened map.
+      statistics: leaves or subtrees of the network's other state, such as running
+        means, with the N units as the last axis of each leaf. Their paths start with
+        the collection: `batch_stats/norm_0`. Only `cbp_jax.reset_statistics` uses them.
+      stack_axes: number of leading axes S, of every leaf and of the features, that
+        stack layers or experts: `[*S, batch, ..., N]`. Each slice has N units with
+        their own utilities and ages, and its own number of units to reset.
+      unit_axes: number of axes that together index the units: the last ones of
+        `incoming`, `bias` and features, and those of `outgoing` before the outputs.
+      spatial_axes: number of window axes of all kernels that are not dense; None means
+        2 for kernels with four axes.
       input_axes: number of axes that make up the inputs of `incoming`.
-      output_axes: number of axes that make up the outputs of `outgoing`, one for all
-        or one for each.
+      output_axes: number of axes that make up the outputs of `outgoing`, one number
+        for all leaves or one for each.
       norm_scale_value: what `norm_scale` is set to at a reset: 1, or 0 for units that
-        end a residual branch and are born silent.
-      frozen: whether the group is measured but never reset. A `replacement_rate` of 0
-        says the same.
+        end a residual branch and are initially silent.
+      frozen: whether to measure the group but never reset it. A `replacement_rate` of 0
+        does the same.
     """
 
     name: str
@@ -120,21 +120,21 @@ def sequential_units(
     Args:
       names: paths of the layers in forward order, `"a/b"` for nested ones. The last is
         the head, whose outputs are not hidden units.
-      kernel: name of the weight leaf inside each layer (`"w"` in Haiku).
-      bias: name of the bias leaf inside each layer, None for layers without one.
+      kernel: name of the weight leaf in each layer (`"w"` in Haiku).
+      bias: name of the bias leaf in each layer; None for layers without one.
       layout: see `UnitGroup`.
 
     Returns:
-      One `UnitGroup` for every layer but the last, named by the layer's path.
+      One `UnitGroup` for every layer but the last, named after the layer's path.
 
     Raises:
-      ValueError: fewer than two layers, or a layer named twice.
+      ValueError: there are fewer than two layers, or a layer is named twice.
     """
     names = tuple(names)
     if len(names) < 2 or len(set(names)) < len(names):
         raise ValueError(
-            "sequential_units needs at least two different layer paths, the last one "
-            f"being the head; got {names}."
+            f"sequential_units got {names}, expected at least two different layer "
+            "paths. List all layers in forward order, the head last."
         )
     return tuple(
         UnitGroup(
@@ -150,24 +150,24 @@ def sequential_units(
 
 
 def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
-    """Returns the groups; plain names of layers are those of `sequential_units`.
+    """Returns the groups; layer names are passed to `sequential_units`.
 
-    A group whose own replacement rate is known to be 0 comes back frozen.
+    A group whose own replacement rate is known to be 0 becomes frozen.
 
     Raises:
-      ValueError: no groups, or names among groups.
+      ValueError: there are no groups, or both groups and names.
     """
     given = (units,) if isinstance(units, str | UnitGroup) else tuple(units)
     if not given:
-        raise ValueError("units is empty; name at least one UnitGroup.")
+        raise ValueError("units is empty. Pass at least one UnitGroup.")
     names = [group for group in given if isinstance(group, str)]
     if len(names) == len(given):
         return sequential_units(names)
     groups = [group for group in given if isinstance(group, UnitGroup)]
     if len(groups) < len(given):
         raise ValueError(
-            "units must be UnitGroups, or the names of a chain's layers, the head "
-            f"last; got {given}."
+            f"units must be only UnitGroups, or only names, got {given}. Pass "
+            "UnitGroups, or the names of a chain's layers, the head last."
         )
     return tuple(
         group._replace(frozen=True) if is_known_zero(group.replacement_rate) else group
@@ -180,15 +180,15 @@ _FIELDS = ("incoming", "bias", "outgoing", "outgoing_bias", "norm_scale", "norm_
 
 
 class UnitAxes(NamedTuple):
-    """Where the units of a group lie in one leaf; all fields are static.
+    """Where the units of a group are in one leaf; all fields are static.
 
-    Axes are not negative, and those of one kind are neighbors in ascending order.
+    Axes are not negative, and those of one kind are adjacent and in ascending order.
     """
 
     leaf: int  # Index among the leaves of the flattened params.
-    num_axes: int  # Of the leaf.
+    num_axes: int  # Number of axes of the leaf.
     units: tuple[int, ...]  # Axes that index units, times positions.
-    sizes: tuple[int, ...]  # Of these axes.
+    sizes: tuple[int, ...]  # Sizes of these axes.
     stack: int = 0  # Number of stack axes, the first ones.
     positions: int = 1  # P
     layout: str = "io"  # As in `UnitGroup`.
@@ -197,7 +197,7 @@ class UnitAxes(NamedTuple):
     value: float | None = None  # What a reset sets the entries to; None draws them.
 
     def spread(self, per_unit: jax.Array) -> jax.Array:
-        """Lays per-unit values [*S, N] along the axes, to broadcast over the leaf."""
+        """Places per-unit values [*S, N] along the axes, to broadcast to the leaf."""
         if self.positions > 1 and self.layout == "io":
             per_unit = jnp.tile(per_unit, (1,) * self.stack + (self.positions,))
         elif self.positions > 1:
@@ -209,9 +209,9 @@ class UnitAxes(NamedTuple):
         )
 
     def sum_magnitude(self, leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
-        """Sums |leaf| over all axes but those of stack and units: [*S, P, N].
+        """Sums |leaf| over all axes but the stack and unit axes: [*S, P, N].
 
-        No gradient flows through it.
+        No gradient flows through the sum.
         """
         others = tuple(
             axis for axis in range(self.stack, leaf.ndim) if axis not in self.units
@@ -224,7 +224,7 @@ class UnitAxes(NamedTuple):
         return total.reshape(*stack, -1, self.positions).swapaxes(-1, -2)
 
     def kernel_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape `[*window, fan_in, N]` of one slice of an incoming kernel."""
+        """Returns the shape `[*window, fan_in, N]` of a slice of an incoming kernel."""
         window = [
             size
             for axis, size in enumerate(shape)
@@ -234,7 +234,7 @@ class UnitAxes(NamedTuple):
         return (*window, math.prod(fan_in), math.prod(self.sizes))
 
     def lay_out(self, columns: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-        """Brings `[*window, fan_in, K]` into a slice's order of axes, units as one."""
+        """Rearranges `[*window, fan_in, K]` to a slice's axes, with one unit axis."""
         inputs = [shape[axis] for axis in self.inputs]
         number = columns.shape[-1]
         if self.layout == "io":
@@ -243,11 +243,11 @@ class UnitAxes(NamedTuple):
         return columns.reshape(number, *inputs, *columns.shape[2:])
 
     def put(self, columns: jax.Array, slots: jax.Array | None) -> jax.Array:
-        """Puts the columns of `lay_out` where their units are, one for each or all.
+        """Puts the columns from `lay_out` at their units.
 
         Args:
-          columns: of K units, with one axis for them.
-          slots: which column each unit takes, int32 [N]; None if there is but one.
+          columns: columns of K units, with one unit axis.
+          slots: which column each unit takes, int32 [N]; None if there is only one.
 
         Returns:
           An array that broadcasts to a slice of the leaf.
@@ -269,7 +269,7 @@ class ResolvedGroup(NamedTuple):
     group: UnitGroup
     num_units: int
     stack: tuple[int, ...]  # S
-    sizes: tuple[int, ...]  # Of the axes that index units; their product is N.
+    sizes: tuple[int, ...]  # Sizes of the unit axes; their product is N.
     incoming: tuple[UnitAxes, ...]
     outgoing: tuple[UnitAxes, ...]
     outgoing_bias: tuple[int, ...]
@@ -282,21 +282,21 @@ class ResolvedGroup(NamedTuple):
 
     @property
     def positions(self) -> int:
-        """P, the positions that a consumer of the group flattens; 1 for none."""
+        """P, the number of positions that a consumer of the group flattens, or 1."""
         return max(axes.positions for axes in self.outgoing)
 
     @property
     def all_axes(self) -> tuple[UnitAxes, ...]:
-        """All leaves with entries to reset, in the order of rewriting."""
+        """All leaves with entries to reset, in the order of the reset."""
         return (*self.incoming, *self.vectors, *self.outgoing)
 
     def values(
         self, fresh: Sequence[jax.Array]
     ) -> tuple[jax.Array | float | None, ...]:
-        """Returns what a reset puts into `all_axes`.
+        """Returns the values that a reset writes to `all_axes`.
 
         Args:
-          fresh: the weights of each incoming leaf.
+          fresh: new weights of each incoming leaf.
         """
         fixed = (axes.value for axes in (*self.vectors, *self.outgoing))
         return (*fresh, *fixed)
@@ -308,16 +308,16 @@ def resolve_units(
     """Finds every group's leaves in `params` and checks their shapes.
 
     Args:
-      units: the groups, in the order in which they are rewritten, or layers' names.
+      units: the groups, in the order in which they are reset, or layer names.
       params: any pytree of arrays (or of `jax.ShapeDtypeStruct`).
 
     Returns:
       One `ResolvedGroup` per group, in the same order.
 
     Raises:
-      ValueError: no groups, a name or an incoming leaf used twice, an unknown layout, a
-        path that is not in `params`, axes that are not declared, or leaves whose shapes
-        do not fit together. The message names the group, the leaf and the shapes.
+      ValueError: there are no groups, a name or an incoming leaf is used twice, a
+        layout is unknown, a path is not in `params`, axes are not declared, or shapes
+        do not match. The message names the group, the leaf and the shapes.
     """
     units = as_groups(units)
     leaves = Leaves(params)
@@ -330,12 +330,12 @@ def resolve_units(
     return resolved
 
 
-# Flax wraps the params of a network in a collection of this name.
+# Flax wraps the params of a network in a collection with this name.
 COLLECTION = "params/"
 
 
 def path_string(path: KeyPath) -> str:
-    """Joins the keys of a pytree path by `/`: `dense_0/kernel`."""
+    """Joins the keys of a pytree path with `/`: `dense_0/kernel`."""
     return "/".join(key_string(key) for key in path)
 
 
@@ -348,10 +348,10 @@ def key_string(key: KeyEntry) -> str:
 
 
 class LeafPath(NamedTuple):
-    """Where a leaf is in a pytree."""
+    """The path of a leaf in a pytree."""
 
-    name: str  # `norm/var`: what the leaf is called, for all that looks at names.
-    keys: str  # `norm/var/value`: all keys, those of a wrapper around an array as well.
+    name: str  # `norm/var`: what the leaf is called.
+    keys: str  # `norm/var/value`: all keys, including that of a wrapper of an array.
 
     @property
     def last_key(self) -> str:
@@ -364,15 +364,15 @@ class LeafPath(NamedTuple):
         return self.name.rpartition("/")[0]
 
     def is_under(self, path: str) -> bool:
-        """Whether a path is that of the leaf, or of a subtree that it is in."""
+        """Whether a path is that of the leaf, or of a subtree that contains it."""
         return self.keys == path or self.keys.startswith(f"{path}/")
 
 
 def leaf_paths(tree: PyTree) -> list[LeafPath]:
     """Returns the path of each leaf.
 
-    A variable of nnx, and a box of linen that keeps a sharding beside an array, hold it
-    as their attribute `value`. Where nothing else is in it, that is no part of a name.
+    An nnx variable, and a linen box with an array and its sharding, have the array as
+    attribute `value`. If they contain no other leaf, `value` is not part of the name.
     """
     with_paths, _ = jax.tree_util.tree_flatten_with_path(tree)
     keys = [tuple(key_string(key) for key in path) for path, _ in with_paths]
@@ -388,7 +388,7 @@ def leaf_paths(tree: PyTree) -> list[LeafPath]:
 
 
 class Leaves:
-    """The leaves of a params tree, found by path, with or without its `params/`."""
+    """The leaves of a params tree, by path, with or without the prefix `params/`."""
 
     def __init__(self, params: PyTree):
         self.paths = leaf_paths(params)
@@ -396,7 +396,7 @@ class Leaves:
         self.shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(params)]
 
     def find(self, paths: Paths, group: str, field: str) -> list[int]:
-        """Returns the index of the leaf of each path; ValueError if it has none."""
+        """Returns the leaf index of each path; raises ValueError if there is none."""
         if paths is None:
             return []
         paths = (paths,) if isinstance(paths, str) else tuple(paths)
@@ -412,8 +412,8 @@ class Leaves:
             return matches[0]
         problem = "is not in the params" if not matches else "names several leaves"
         raise ValueError(
-            f"Unit group {group!r}: {field} path {path!r} {problem}, whose leaves are "
-            f"{self.names}. Give the path of one leaf, keys joined by '/'."
+            f"Unit group {group!r}: {field} path {path!r} {problem}. The leaves are "
+            f"{self.names}. Give the path of one leaf, its keys joined by '/'."
         )
 
     def _matches(self, path: str) -> list[int]:
@@ -427,7 +427,9 @@ class _Resolution:
         self.group = group
         self.leaves = leaves
         if group.layout not in LAYOUTS:
-            raise self.error(f"layout {group.layout!r} is not one of {list(LAYOUTS)}.")
+            raise self.error(
+                f"layout must be one of {list(LAYOUTS)}, got {group.layout!r}."
+            )
         self.found = {
             field: leaves.find(getattr(group, field), group.name, field)
             for field in _FIELDS
@@ -435,7 +437,7 @@ class _Resolution:
         for field in ("incoming", "outgoing"):
             if not self.found[field]:
                 raise ValueError(
-                    f"Unit group {group.name!r} has no {field} leaf; give the path of "
+                    f"Unit group {group.name!r} has no {field} leaf. Give the path of "
                     f"the kernel that {'feeds' if field == 'incoming' else 'reads'} "
                     "its units."
                 )
@@ -450,7 +452,7 @@ class _Resolution:
             self.check_stack(axes.leaf, "incoming")
             if axes.sizes != self.sizes:
                 raise self.mismatch(
-                    axes.leaf, "incoming", "does not have as many units"
+                    axes.leaf, "incoming", "has another number of units"
                 )
         values = {"bias": 0.0, "norm_scale": self.group.norm_scale_value}
         vectors = tuple(
@@ -484,10 +486,10 @@ class _Resolution:
 
     def check_stack(self, leaf: int, field: str) -> None:
         if self.leaves.shapes[leaf][: len(self.stack)] != self.stack:
-            raise self.mismatch(leaf, field, f"does not begin with {self.stack}")
+            raise self.mismatch(leaf, field, f"does not start with {self.stack}")
 
     def window(self, leaf: int, field: str, num_axes: int) -> int:
-        """Counts the axes of a kernel's window; raises if its axes do not add up."""
+        """Returns the number of a kernel's window axes; raises if there are others."""
         group, shape = self.group, self.leaves.shapes[leaf]
         extra = len(shape) - num_axes
         if extra == 0 or extra == group.spatial_axes:
@@ -496,14 +498,14 @@ class _Resolution:
             return extra
         if len(shape) < 2:
             raise self.error(
-                f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but a "
-                "kernel of two or more axes is needed."
+                f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, expected "
+                "two or more axes. Give the path of a kernel."
             )
         raise self.error(
             f"{field} leaf {self.leaves.names[leaf]!r} has shape {shape}, but "
-            f"{num_axes} axes are declared. Declare what the others are: stack_axes of "
-            "stacked layers or experts, unit_axes=2 for heads, spatial_axes of a "
-            "convolution, input_axes or output_axes; see UnitGroup."
+            f"{num_axes} axes are declared. Declare the others: stack_axes for stacked "
+            "layers or experts, unit_axes=2 for heads, spatial_axes for a convolution, "
+            "input_axes or output_axes; see UnitGroup."
         )
 
     def incoming(self, leaf: int) -> UnitAxes:
@@ -535,7 +537,7 @@ class _Resolution:
             (unit_axes,) = _split(stack, len(shape))
             return UnitAxes(leaf, num_axes, unit_axes, self.sizes, stack, value=value)
         if math.prod(shape) != self.num_units or self.num_units not in shape:
-            raise self.mismatch(leaf, field, "does not hold one number per unit")
+            raise self.mismatch(leaf, field, "does not have one number per unit")
         axis = stack + shape.index(self.num_units)
         return UnitAxes(leaf, num_axes, (axis,), (self.num_units,), stack, value=value)
 
@@ -545,8 +547,8 @@ class _Resolution:
         outputs = (given,) * len(found) if isinstance(given, int) else tuple(given)
         if len(outputs) != len(found):
             raise self.error(
-                f"output_axes {given} must be one number, or one for each of the "
-                f"{len(found)} outgoing leaves."
+                f"output_axes must be one number, or one for each of the {len(found)} "
+                f"outgoing leaves, got {given}."
             )
         all_axes = tuple(
             self.outgoing(leaf, number)
@@ -573,7 +575,7 @@ class _Resolution:
         size = math.prod(sizes)
         if size == 0 or size % self.num_units:
             raise self.mismatch(
-                leaf, "outgoing", f"reads {size} inputs, not a multiple"
+                leaf, "outgoing", f"reads {size} inputs, not a multiple of the units"
             )
         if units > 1 and sizes != self.sizes:
             raise self.mismatch(leaf, "outgoing", f"reads units of shape {sizes}")
@@ -594,8 +596,8 @@ class _Resolution:
         found = self.found["outgoing_bias"]
         if found and len(found) != len(outgoing):
             raise ValueError(
-                f"Unit group {self.group.name!r} has {len(outgoing)} outgoing leaves "
-                f"but {len(found)} of outgoing_bias; give one for each."
+                f"Unit group {self.group.name!r} has {len(outgoing)} outgoing leaves, "
+                f"but {len(found)} of outgoing_bias. Give one for each outgoing leaf."
             )
         for leaf, axes in zip(found, outgoing, strict=False):
             self.check_stack(leaf, "outgoing_bias")
@@ -603,13 +605,13 @@ class _Resolution:
             outputs = math.prod(shape[axis] for axis in axes.outputs)
             if math.prod(self.leaves.shapes[leaf][len(self.stack) :]) != outputs:
                 raise self.mismatch(
-                    leaf, "outgoing_bias", f"does not match the consumer's {outputs}"
+                    leaf, "outgoing_bias", f"does not match the {outputs} outputs"
                 )
         return tuple(found)
 
 
 def _split(first: int, *numbers: int) -> list[tuple[int, ...]]:
-    """Splits the axes from a first one on into runs of the given lengths."""
+    """Splits the axes, starting with `first`, into runs of the given lengths."""
     runs = []
     for number in numbers:
         runs.append(tuple(range(first, first + number)))
@@ -621,5 +623,5 @@ def _check_unique(what: str, values: list[str]) -> None:
     repeated = sorted({value for value in values if values.count(value) > 1})
     if repeated:
         raise ValueError(
-            f"Every unit group needs its own {what}; repeated: {repeated}."
+            f"Several unit groups have the {what} {repeated}. Give each its own {what}."
         )

@@ -11,12 +11,12 @@
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
-  shardings. This is how JAX lets XLA choose them, and not for a version.
-* `round_to_dtype`: XLA may go on with the float32 that a sum of bfloat16 was computed
-  in. `test_events.py` compares params to the bit in bfloat16.
+  shardings. JAX lets XLA choose them in this way in all versions.
+* `round_to_dtype`: XLA may keep the float32 value of a bfloat16 sum. `test_events.py`
+  compares bfloat16 params bit for bit.
 
-The convolution by patches and the max-pooling of `cbp_jax.networks`, faster than XLA's
-on a CPU, are described there.
+`cbp_jax.networks` has a convolution by patches and a max-pooling that are faster than
+XLA's on a CPU, and describes them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -40,15 +40,15 @@ def cond_any_lane(
     *,
     only_on_cpu: bool = False,
 ) -> PyTree:
-    """Returns `work(operand)` if the predicate holds in any lane, else `skip(operand)`.
+    """Returns `work(operand)` if the predicate is true in any lane, or `skip(operand)`.
 
-    `lax.cond` turns into a select under `vmap` and pays for both branches every time.
-    Here all lanes do the work when one needs it, and none does otherwise.
+    Under `vmap`, `lax.cond` becomes a select and always runs both branches. Here all
+    lanes do the work if one needs it, and otherwise none does.
 
     Args:
       predicate: bool scalar, batched or not.
-      work: must return what `skip` does wherever the predicate is false, because lanes
-        may be made to do it. Neither function may close over traced arrays.
+      work: the expensive branch. It must return the same as `skip` for lanes whose
+        predicate is false. Neither function may close over traced arrays.
       skip: the cheap branch.
       operand: pytree of arrays, the functions' only argument.
       only_on_cpu: all other platforms do the work every time, without a conditional.
@@ -96,10 +96,10 @@ def cond_any_lane(
 def _varying_alike(
     work: Callable[[PyTree], PyTree], skip: Callable[[PyTree], PyTree], operand: PyTree
 ) -> tuple[Callable[[PyTree], PyTree], Callable[[PyTree], PyTree]]:
-    """Lets branches inside `shard_map` return what varies over the same mesh axes.
+    """Makes results of branches inside `shard_map` vary over the same mesh axes.
 
-    A constant in one branch is the same on all devices; a conditional does not take it
-    for what differs from device to device in the other.
+    A constant in one branch is the same on all devices. A conditional does not accept
+    it if the other branch returns a value that varies from device to device.
     """
     if not any(_varying_axes(leaf) for leaf in jax.tree.leaves(operand)):
         return work, skip
@@ -134,28 +134,29 @@ def _varying_axes(leaf: jax.Array | jax.ShapeDtypeStruct) -> frozenset[str]:
     return varying or frozenset()
 
 
-# XLA for CPUs hands sums to a library, and first writes out all that they add up. A sum
-# that it does not recognize it computes together with what leads to it, but fast only
-# over a few entries. So there neighbors are added up first, as many as divide an axis,
-# by the first of these numbers; along the last axis, where they lie side by side, two.
+# XLA for CPUs calls a library for sums, and first writes all addends to memory. It
+# fuses a sum that it does not recognize with the operations before it, but this is fast
+# only over a few entries. So groups of neighbors are added first: as many as the first
+# of these numbers that divides the axis, or two along the last axis, where neighbors
+# are adjacent in memory.
 _NEIGHBORS = (8, 4, 5, 10, 6, 7, 9, 3, 2)
-# For lanes of leaves of up to so many entries no sum is left to the library. A single
-# learner's leaf may be sharded, and only a sum that is one can be added up over shards.
+# For lanes with leaves of up to this many entries, the library is never used. A single
+# learner needs it: its leaf may be sharded, and XLA must recognize a sum over shards.
 _SMALL_LEAF = 1024
 
 
 def sum_magnitudes(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sums numbers that are not negative over some axes.
+    """Sums nonnegative numbers over some axes.
 
-    It is `jnp.sum` up to rounding, in an order that is fast on the platform it runs on.
-    It has no derivative: gradients must have been stopped.
+    This is `jnp.sum` up to rounding, in an order that is fast on the current platform.
+    It has no derivative: stop gradients first.
 
     Args:
-      magnitudes: the numbers, floating, of any shape.
-      axes: to sum over, not negative.
+      magnitudes: nonnegative floating numbers of any shape.
+      axes: axes to sum over, not negative.
 
     Returns:
-      The sums, without these axes, of the same dtype.
+      The sums, without these axes, in the same dtype.
     """
 
     def add(magnitudes: jax.Array) -> jax.Array:
@@ -219,7 +220,7 @@ def _may_be_sharded() -> bool:
 
 
 def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Sums numbers that are not negative such that XLA does not see a sum."""
+    """Sums nonnegative numbers in a way that XLA does not recognize as a sum."""
     zero = np.zeros((), magnitudes.dtype)
     return lax.reduce(
         magnitudes, zero, lambda left, right: jnp.abs(left) + jnp.abs(right), axes
@@ -349,16 +350,16 @@ def one_by_one_on_cpu(
 ) -> Callable[[jax.Array], jax.Array]:
     """Keeps a CPU from decomposing several matrices in one call under `vmap`.
 
-    JAX 0.10 splits such a call among the very threads that make it. When these all wait
-    for parts that no thread is left to take, the program hangs: seen with 375 matrices
-    on each of two CPU devices. JAX 0.11.2 no longer splits it. None of the settings of
-    XLA that were tried is a way out: with one thread or without multi-threaded Eigen
-    such calls hang as often; with 16 threads on two cores they do not, but other
+    JAX 0.10 splits such a call among the threads that make it. If these all wait for
+    parts that no thread is left to compute, the program deadlocks, as it did with 375
+    matrices on each of two CPU devices. JAX 0.11.2 no longer splits it. No setting of
+    XLA that we tried helps: with one thread, or without multi-threaded Eigen, such
+    calls deadlock as often; with 16 threads on two cores they do not, but other
     programs are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
     """
-    # Inside a function of its own, arguments that are no arrays stay out of sight.
+    # The lambda hides arguments that are not arrays.
     on_cpu = sequential_vmap(lambda matrix: decompose(matrix))
 
     @jax.custom_jvp
@@ -378,11 +379,11 @@ def in_auto_mode(
     """Lets XLA choose the shardings inside a function of arrays.
 
     Args:
-      function: of pytrees of arrays.
-      like: pytree of arrays that have the structure and the shardings of its output.
+      function: function of pytrees of arrays.
+      like: pytree of arrays with the structure and shardings of its output.
 
     Returns:
-      The function itself, where no mesh has explicit axes.
+      The new function, or the function itself if no mesh has explicit axes.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if AxisType.Explicit not in mesh.axis_types:
@@ -392,9 +393,9 @@ def in_auto_mode(
 
 
 def round_to_dtype(array: jax.Array) -> jax.Array:
-    """Rounds an array to its own dtype, where XLA may go on with more bits.
+    """Rounds an array to its own dtype, because XLA may keep more bits.
 
-    XLA may keep the float32 that a sum of bfloat16 was computed in.
+    It may keep the float32 value in which a bfloat16 sum was computed.
     """
     info = jnp.finfo(array.dtype)
     if info.bits >= 32:

@@ -1,11 +1,11 @@
-"""Initial distributions of weights, as `jax.nn.initializers` functions.
+"""Weight initializers with the signature of `jax.nn.initializers`.
 
 An initializer is a function `(key, shape, dtype) -> array` of a typed key, a shape
-`[..., fan_out]` whose leading axes make up the fan-in, and a floating-point dtype
-(by default float32, or float64 under x64). So `[in, out]` dense kernels and
-`[height, width, in, out]` convolution kernels work alike.
+`[..., fan_out]` whose leading axes make up the fan-in, and a floating dtype (float32 by
+default, float64 under x64). It works for dense kernels `[in, out]` and for convolution
+kernels `[height, width, in, out]`.
 
-Legend for shapes: N units, K replaced units.
+Shapes: N units.
 """
 
 from collections.abc import Mapping
@@ -36,22 +36,22 @@ GAINS: Mapping[str, float] = MappingProxyType(
         "tanh": 5 / 3,
     }
 )
-"""Gain of each activation, as the paper sets them; leaky ReLU has slope 0.01."""
+"""Gain of each activation, as in the paper; leaky ReLU has slope 0.01."""
 
 
 def kaiming_uniform(activation: str) -> Initializer:
-    """Uniform weights whose spread keeps the scale of the signal after an activation.
+    """Returns Kaiming-uniform initialization, which preserves the scale of signals.
 
-    Draws from U(-b, b) with `b = gain * sqrt(3 / fan_in)`: the standard deviation is
-    `gain / sqrt(fan_in)`.
+    It draws from U(-b, b) with `b = gain * sqrt(3 / fan_in)`, so the standard deviation
+    is `gain / sqrt(fan_in)`.
 
     Args:
       activation: the activation after the layer, a key of `GAINS`; `"linear"`
         for an output layer.
 
     Returns:
-      An initializer `(key, shape, dtype) -> array` of that shape and dtype. It raises
-      ValueError for a shape of rank below 2, which has no fan-in.
+      An initializer `(key, shape, dtype) -> array`. It raises ValueError for a shape
+      with fewer than two axes, which has no fan-in.
 
     Raises:
       ValueError: if `activation` is not a key of `GAINS`.
@@ -61,7 +61,7 @@ def kaiming_uniform(activation: str) -> Initializer:
     """
     if activation not in GAINS:
         choices = ", ".join(repr(name) for name in GAINS)
-        raise ValueError(f"unknown activation {activation!r}: choose one of {choices}")
+        raise ValueError(f"Unknown activation {activation!r}. Use one of {choices}.")
     gain = GAINS[activation]
 
     def init(
@@ -74,18 +74,18 @@ def kaiming_uniform(activation: str) -> Initializer:
 
 
 def uniform_fan_in(fan_in: int | None = None) -> Initializer:
-    """Uniform weights within `1 / sqrt(fan_in)`, PyTorch's default for its layers.
+    """Returns uniform initialization with bound `1 / sqrt(fan_in)`, PyTorch's default.
 
-    Draws from U(-b, b) with `b = 1 / sqrt(fan_in)`. The paper's convolutional network
-    uses it for weights and biases.
+    It draws from U(-b, b) with `b = 1 / sqrt(fan_in)`. The paper's convolutional
+    network uses it for weights and biases.
 
     Args:
-      fan_in: inputs of each unit. By default the product of all axes of the shape but
-        the last; a bias, whose shape does not tell, needs it given.
+      fan_in: number of inputs of each unit. The default is the product of all axes of
+        the shape but the last. Pass it for a bias, whose shape does not contain it.
 
     Returns:
-      An initializer `(key, shape, dtype) -> array` of that shape and dtype. Without
-      `fan_in` it raises ValueError for a shape of rank below 2.
+      An initializer `(key, shape, dtype) -> array`. Without `fan_in` it raises
+      ValueError for a shape with fewer than two axes.
 
     Source: `torch.nn.Linear` and `torch.nn.Conv2d`, `reset_parameters`.
     """
@@ -100,14 +100,15 @@ def uniform_fan_in(fan_in: int | None = None) -> Initializer:
 
 
 def unit_by_unit(initializer: Initializer) -> Initializer:
-    """Marks an initializer that may draw the weights of a few units alone.
+    """Marks an initializer that can draw the weights of a few units on their own.
 
-    A reset draws a whole kernel of fresh weights and takes those of the reborn units,
-    so that any initializer gives them what it gives them in a new network: orthogonal,
-    Glorot's, which looks at the fan-out, or a matrix that was loaded. Where an
-    initializer gives a unit the same whether asked for `[..., fan_in, N]` or for
-    `[..., fan_in, 1]` (independent draws, whose scale depends on the fan-in alone),
-    drawing only what is needed is faster. Those of this module are marked.
+    By default a reset draws a whole kernel and uses the columns of the reset units, so
+    that any initializer gives a reset unit the same distribution as a new network: an
+    orthogonal one, Glorot's, which depends on the fan-out, or a loaded matrix. If the
+    draws are independent and their scale depends only on the fan-in, a unit gets the
+    same distribution from `[..., fan_in, N]` and `[..., fan_in, 1]`. Mark such an
+    initializer: drawing only the weights that are needed is faster. Those in this
+    module are marked.
 
     Args:
       initializer: a function `(key, shape, dtype) -> array`.
@@ -136,7 +137,7 @@ def draws_unit_by_unit(initializer: Initializer) -> bool:
 def _fan_in(shape: tuple[int, ...]) -> int:
     if len(shape) < 2:
         raise ValueError(
-            f"shape {tuple(shape)} has no fan-in: a kernel has shape [..., fan_in, "
-            "fan_out]; initialize a bias with zeros or uniform_fan_in(fan_in)"
+            f"Shape {tuple(shape)} has no fan-in, expected a kernel [..., fan_in, "
+            "fan_out]. Initialize a bias with zeros or uniform_fan_in(fan_in)."
         )
     return math.prod(shape[:-1])

@@ -1,17 +1,17 @@
-"""Utility measures: how much a hidden unit is worth to its network at this step.
+"""Utility measures: how useful a hidden unit is to its network at this step.
 
 A utility function maps the `cbp_jax.Measurements` of one group to one number per unit.
-The transform keeps the running average of that number and replaces the mature units
-where it is lowest, so only the order of the units inside a group matters. Any function
-of this signature can be passed as `utility_fn`; those here are the measures of Dohare
-et al. (2024) and of the authors' released code, whose names are given.
+The transform averages that number over time and replaces mature units with the lowest
+average, so only the order of the units in a group matters. Pass any function of this
+signature as `utility_fn`. The functions below are the measures of Dohare et al. (2024)
+and of the authors' released code, whose names are in parentheses.
 
-Magnitudes are means where the paper writes sums (the order is the same, and the means
-do not depend on the width). A unit whose incoming weights are all zero transmits
-nothing: the measures that divide by the incoming magnitude give it utility 0.
+Magnitudes are means where the paper has sums. The order is the same, and means do not
+depend on the width. A unit whose incoming weights are all zero transmits nothing, so
+measures that divide by the incoming magnitude give it utility 0.
 
-Shapes: B batch (times spatial positions that the consumer does not tell apart),
-P positions (1, except for a convolution that is flattened into a dense layer), N units.
+Shapes: B batch (times spatial positions that share their outgoing weights), P positions
+(1, except for a convolution that is flattened into a dense layer), N units.
 """
 
 from collections.abc import Callable
@@ -21,12 +21,14 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from cbp_jax._numbers import average_weight
 from cbp_jax._resets import Measurements
 
 __all__ = [
     "UtilityFn",
     "activation_over_input",
     "adaptation",
+    "average_weight",
     "contribution",
     "inverted",
     "mean_corrected_contribution",
@@ -46,21 +48,21 @@ def contribution(measurements: Measurements) -> jax.Array:
 def mean_corrected_contribution(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| sum|w_out| per unit, [N].
 
-    What the next layer would miss if the unit's mean were kept as a bias. The
-    preprint's mean-corrected contribution (`zero_contribution`).
+    This is what the next layer would lose if the unit were replaced by its mean, as a
+    bias: the preprint's mean-corrected contribution (`zero_contribution`).
     """
     return _outgoing_signal(_deviation(measurements), measurements)
 
 
 def adaptation(measurements: Measurements) -> jax.Array:
-    """Returns 1 / sum|w_in| per unit, [N]: how fast it can change (`adaptation`)."""
+    """Returns 1 / sum|w_in| per unit, [N]: how fast it can adapt (`adaptation`)."""
     return _reciprocal(measurements.incoming_magnitude)
 
 
 def overall(measurements: Measurements) -> jax.Array:
     """Returns |h - mean h| sum|w_out| / sum|w_in| per unit, [N].
 
-    The preprint's overall utility, which its experiments use
+    This is the preprint's overall utility, which its experiments use
     (`adaptable_contribution`).
     """
     return mean_corrected_contribution(measurements) * adaptation(measurements)
@@ -78,20 +80,20 @@ def activation_over_input(measurements: Measurements) -> jax.Array:
 
 
 def random(measurements: Measurements) -> jax.Array:
-    """Returns uniform numbers, [N], for which mature units are replaced at random."""
+    """Returns uniform random numbers, [N], so that random mature units are replaced."""
     shape, dtype = measurements.age.shape, measurements.incoming_magnitude.dtype
     return jax.random.uniform(measurements.key, shape, dtype)
 
 
-# Averaged over time, draws of young units would spread wider than those of old ones and
-# be the lowest more often. The mark tells the transform to rank by this step alone.
+# Averages over time would vary more for young units than for old ones, and would be the
+# lowest more often. The mark makes the transform rank by the current step only.
 random.memoryless = True  # pyrefly: ignore[missing-attribute]
 
 
 def inverted(utility_fn: UtilityFn) -> UtilityFn:
-    """Returns the negative of a utility: the best mature units are replaced first.
+    """Returns the negative of a utility, so that the best mature units are replaced.
 
-    A control, the lower bound of what replacing units can do.
+    This is a control: a lower bound for replacing units.
     """
 
     def negative(measurements: Measurements) -> jax.Array:
@@ -107,9 +109,9 @@ def _deviation(measurements: Measurements) -> jax.Array:
     if measurements.mean_activation is None:
         raise ValueError(
             "The measurements have no mean_activation, which only "
-            "cbp_jax.continual_backprop keeps. Pass "
-            "measurements._replace(mean_activation=...) with the units' running "
-            "averages [N]."
+            "cbp_jax.continual_backprop provides. Pass "
+            "measurements._replace(mean_activation=...) with the running averages of "
+            "the units, [N]."
         )
     chex.assert_rank(measurements.activation, 3)
     chex.assert_shape(measurements.mean_activation, measurements.activation.shape[2:])
@@ -117,7 +119,7 @@ def _deviation(measurements: Measurements) -> jax.Array:
 
 
 def _outgoing_signal(signal: jax.Array, measurements: Measurements) -> jax.Array:
-    """Averages signal [B, P, N] times the outgoing weights at each position: [N]."""
+    """Averages the signal [B, P, N] times the outgoing weights per position: [N]."""
     chex.assert_rank(signal, 3)
     chex.assert_shape(measurements.outgoing_magnitude, signal.shape[1:])
     per_position = jnp.mean(signal, axis=0) * measurements.outgoing_magnitude
@@ -130,7 +132,7 @@ def _reciprocal(magnitude: jax.Array) -> jax.Array:
 
 
 def __getattr__(name: str) -> object:
-    """Finds a name that has changed, with a warning."""
+    """Looks up a renamed class, and warns."""
     if name == "UnitMeasurements":
         warnings.warn(
             "cbp_jax.utility.UnitMeasurements is now cbp_jax.Measurements.",

@@ -1,7 +1,7 @@
-"""The published variants of continual backprop, as arguments.
+"""The published variants of continual backprop, as keyword arguments.
 
-`continual_backprop(base_optimizer, units, key=key, **variants.PREPRINT)`. Each
-variant gives every argument in which they differ, so that any can be overridden:
+Use `continual_backprop(base_optimizer, units, key=key, **variants.PREPRINT)`. Each
+variant sets every argument in which they differ. Override any of them with
 `**(variants.NATURE | {"replacement_rate": 1e-6})`.
 """
 
@@ -42,7 +42,7 @@ NATURE = _variant(
 )
 """Nature 632, 2024, Algorithm 1, with its settings for class-incremental CIFAR-100.
 
-The paper replaces one unit when the budget exceeds 1, here when it reaches 1.
+The paper replaces a unit once the budget exceeds 1, and this code once it reaches 1.
 """
 
 RELEASED_MLP = _variant(
@@ -58,9 +58,9 @@ RELEASED_MLP = _variant(
 """The authors' code for fully connected networks, with its Slowly-Changing Regression
 budget; its Online Permuted MNIST runs are `PREPRINT`.
 
-Where more than one unit is due in a step, that code drops the fraction; here it is
-drawn. The config of the Regression gives this maturity under a name that the program
-does not read, so that its runs take the program's default of 10.
+If more than one unit is due in a step, that code drops the fraction; here it is drawn.
+The config of the regression sets this maturity threshold under a name that the program
+does not read, so its runs use the program's default of 10.
 """
 
 RELEASED_CONV = _variant(

@@ -44,6 +44,7 @@ _OUTPUT = {
     "rank_method": "gram",  # Or "svd", see cbp_jax.metrics.singular_values.
     "replacement_log": 0,  # Replacements logged per lane and task; 0 for no log.
     "tensorboard": False,  # Write TensorBoard event files, too.
+    "wandb": False,  # Log to Weights & Biases, too.
     "checkpoint_every": 10,  # Tasks.
     "checkpoint_seconds": 20,  # Save after a task that ends so long after the last.
 }

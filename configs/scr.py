@@ -18,8 +18,8 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 
 Expected squared error, first and last bin at step size 0.01: by default ReLU 0.6 to 1.1
 and tanh 0.35 to 0.9 by backprop; 0.5 to 0.45 and 0.35 to 0.35 by continual backprop. A
-linear model stays at 0.8 to 0.9. experiments/README.md has the tables of all presets,
-beside the paper's.
+linear model stays at 0.8 to 0.9. docs/results has the tables of all presets, with the
+paper's values.
 """
 
 from ml_collections import ConfigDict
@@ -29,8 +29,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
-    strengths,
-    with_strengths,
+    with_values_to_try,
 )
 
 
@@ -114,15 +113,12 @@ _PRESETS = {
         "num_tasks": 25,
         "num_seeds": 35,
         "noise": "signs",
-        "cases": with_strengths(
+        "cases": with_values_to_try(
             _LINEAR
             | paper_methods(adam_step_size=0.01)
             | newer_methods(adam_step_size=0.01),
-            {"linear": _STEP_SIZES}
-            | strengths(
-                step_sizes=_STEP_SIZES["step_size"],
-                adam_step_sizes=_STEP_SIZES["step_size"],
-            ),
+            step_sizes=_STEP_SIZES["step_size"],
+            adam_step_sizes=_STEP_SIZES["step_size"],
         ),
     },
     "smoke": _DEFAULT

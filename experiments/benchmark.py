@@ -1,4 +1,4 @@
-r"""Times training; experiments/README.md says how to read the numbers.
+r"""Times training; docs/benchmark.md says how to read the numbers.
 
     python -m experiments.benchmark [--preset=cpu|accelerator|smoke] [--minutes=5] \
         [--only='3 x 100'] [--rounds=7] [--against=torch] [--csv=FILE]
@@ -26,14 +26,14 @@ from typing import Any
 
 from absl import app, flags
 import jax
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 import numpy as np
 from tqdm import tqdm
 
 from experiments.learning.checks import ConfigError
 from experiments.run import command_line
 from experiments.run.cases import prepare_cases
-from experiments.run.config import complete
+from experiments.run.config import complete, define_config_flag
 from experiments.timing import programs, torch_loop
 from experiments.timing.rounds import take_turns
 from experiments.timing.table import (
@@ -314,9 +314,7 @@ def _make_problem_of(name: str) -> Callable[[Any], Any]:
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file(
-        "config", None, "Config file, with a preset after a colon."
-    )
+    _CONFIG = define_config_flag()
     _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
     _MINUTES = flags.DEFINE_float(
         "minutes", None, f"When to stop; of presets {_PRESET_MINUTES:g}.", 0.0

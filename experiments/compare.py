@@ -4,11 +4,11 @@
     python -m experiments.compare RUN ... --tuning_run=RUN [--tuning_seeds=N]
     python -m experiments.compare --tuning_run=RUN
 
-A run holds methods (cases), settings (sweep) and seeds; several runs unite theirs. The
-first N seeds choose the setting of each method by the mean of its score over all
-tasks, the others judge. With --tuning_run the seeds of that run choose, and runs of
-other seeds, and of the chosen settings only, judge; without a RUN, it prints what is
-chosen and the flags with which to run it.
+A run holds methods (cases), settings (sweeps) and seeds; several runs are pooled. The
+first N seeds choose each method's setting by its mean score over all tasks; the other
+seeds evaluate it. With --tuning_run, the seeds of that run choose, and RUN needs only
+the chosen settings, on other seeds. Without RUN, it prints the choices and the flags to
+run them with.
 
 Tables go to comparison.md, comparison.csv and trials.csv, figures to differences.png
 and curves.png, in RUN/comparison of the first run or in --output.
@@ -20,6 +20,7 @@ import sys
 
 from absl import app, flags
 
+from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.reporting import (
     comparison,
     comparison_output,
@@ -67,10 +68,13 @@ def _print_choices(tuning_runs: Sequence[Run]) -> None:
 
 if __name__ == "__main__":
     _TUNING_RUN = flags.DEFINE_multi_string(
-        "tuning_run", [], "Run whose seeds choose the strengths; may be repeated."
+        "tuning_run", [], "Run whose seeds choose the settings; may be repeated."
     )
     _TUNING_SEEDS = flags.DEFINE_integer(
-        "tuning_seeds", None, "How many of the first seeds choose.", lower_bound=0
+        "tuning_seeds",
+        None,
+        "How many of the first seeds choose the settings.",
+        lower_bound=0,
     )
     _REFERENCE = flags.DEFINE_string(
         "reference", "backprop", "Method that the others are compared with."

@@ -14,7 +14,12 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.learning.checks import ConfigError, check_choice, check_positive
-from experiments.learning.learner import LearnerState, clear_head, make_learner
+from experiments.learning.learner import (
+    LearnerState,
+    clear_head,
+    compiled_method,
+    make_learner,
+)
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_conv_net
@@ -48,7 +53,7 @@ def make_problem(config: Any) -> Problem:
     num_updates = config.num_epochs * (num_images // config.batch_size)
     # What a method does at the end of a task it does after one more update, so that
     # its last epoch can be tested first.
-    sees_tasks = config.method in METHODS and METHODS[config.method].sees_tasks
+    sees_tasks = config.method in METHODS and compiled_method(config).sees_tasks
     learner = make_learner(
         config,
         network,
@@ -67,13 +72,16 @@ def make_problem(config: Any) -> Problem:
         task: jax.Array,
         data: Any,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-        pair = stream.draw_pair(lane_key, task, data)
+        with jax.named_scope("stream"):
+            pair = stream.draw_pair(lane_key, task, data)
         train_images, train_labels = _flatten(pair.train)
         test_images, test_labels = _flatten(pair.test)
 
+        @jax.named_scope("stream")
         def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
             return scale(train_images[indices]), train_labels[indices]
 
+        @jax.named_scope("measures")
         def test_accuracy(state: LearnerState) -> jax.Array:
             outputs = learner.predict(state, scale(test_images))
             return jnp.mean(jnp.argmax(outputs, axis=-1) == test_labels)
@@ -93,14 +101,15 @@ def make_problem(config: Any) -> Problem:
 
         orders = draw_orders(lane_key, task, config.num_epochs, num_images)
         first = orders[0]
-        measures = layer_measures(
-            config,
-            learner,
-            hyperparameters,
-            state,
-            *read(first[: config.measured_examples]),
-            task,
-        )
+        with jax.named_scope("measures"):
+            measures = layer_measures(
+                config,
+                learner,
+                hyperparameters,
+                state,
+                *read(first[: config.measured_examples]),
+                task,
+            )
         state = clear_head(
             state, with_optimizer_state=config.reset_head_optimizer_state
         )

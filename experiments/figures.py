@@ -11,6 +11,7 @@ import sys
 
 from absl import app
 
+from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.reporting import plots, run_results
 
 

@@ -4,6 +4,18 @@
 
 prints the table of a run, or a table of the score in chosen tasks, or writes every
 value as one line of a tidy CSV table.
+
+With `--config.replacement_log=N`, the run folder also holds replacements.csv, one line
+for each of the first N replacements of a lane and task. Its columns are case, task, the
+swept hyperparameters (empty where a case does not sweep them) and seed, then
+
+    step     updates since the start of the task
+    layer    name of the hidden layer
+    unit     index of the unit in it
+    age      updates since the unit was born
+    utility  age-corrected, from the update before; nan if the rule keeps none
+
+A run can be made longer: repeat its command with a larger --config.num_tasks.
 """
 
 from collections.abc import Sequence

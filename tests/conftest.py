@@ -1,21 +1,66 @@
-"""Settings of all tests: the CPU as four devices, if JAX_PLATFORMS names no other."""
+"""Settings of all tests: how they compile, four CPU devices, and no network.
+
+Programs of tests are tiny and run once or twice, so that nearly all of the time goes
+into compiling them. XLA is told to optimize little, which takes it less than half of
+it; `full_optimization.py` is for tests of what its optimizations could break.
+"""
 
 import os
+import platform
+import shutil
+import socket
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# XLA's older code generator for fused loops is twice as fast to compile with. A jaxlib
+# that no longer knows this flag ends the process: then remove the flag.
+os.environ["XLA_FLAGS"] = " ".join(
+    (os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false")
+)
 
 import jax
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_disable_most_optimizations", True)
+
+_MOST_BYTES = 500e6
+_LOCAL_HOSTS = {None, "", "localhost", "127.0.0.1", "::1", socket.gethostname()}
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compilation_cache(tmp_path_factory):
-    """Compiles equal programs once, however often they are built."""
-    folder = tmp_path_factory.mktemp("compilation_cache")
+def pytest_configure(config):
+    """Lets all workers, and later runs, share what has been compiled."""
+    if not hasattr(config, "cache"):  # With `-p no:cacheprovider`.
+        return
+    # Programs are for one kind of processor.
+    folder = config.cache.mkdir(f"compiled-{platform.node()}")
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        sizes = [path.stat().st_size for path in folder.iterdir()]
+        if sum(sizes) > _MOST_BYTES:
+            shutil.rmtree(folder)
+            folder.mkdir()
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(request, monkeypatch):
+    """Fails a test that looks for another host, unless it is marked as slow."""
+    if request.node.get_closest_marker("slow"):
+        return
+    connect, find = socket.socket.connect, socket.getaddrinfo
+
+    def connect_locally(self, address):
+        if isinstance(address, tuple) and address[0] not in _LOCAL_HOSTS:
+            pytest.fail(f"The test connects to {address}. Fake what it wants there.")
+        return connect(self, address)
+
+    def find_locally(host, *args, **kwargs):
+        if host not in _LOCAL_HOSTS:
+            pytest.fail(f"The test looks for the host {host!r}. Fake what it wants.")
+        return find(host, *args, **kwargs)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_locally)
+    monkeypatch.setattr(socket, "getaddrinfo", find_locally)
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,15 @@ def test_no_problem_or_command_imports_another():
         assert not imports_of(name) & commands, name
 
 
+def test_whatever_draws_methods_knows_their_looks():
+    """Looks are declared with the methods, of which reports know nothing."""
+    drawing = {"experiments.reporting.plots", "experiments.reporting.comparison_output"}
+    for module in SOURCES:
+        needs = imports_of(module)
+        if needs & drawing and package_of(module) != "experiments.reporting":
+            assert "experiments.learning.variants" in needs, module
+
+
 def library_names(module):
     """What a module uses of the library: each name with the module that has it."""
     bound = {}
@@ -161,7 +170,9 @@ def test_experiments_use_public_names_of_the_library(module):
         )
 
 
-@pytest.mark.parametrize("document", ["CONTRIBUTING.md", "experiments/README.md"])
+@pytest.mark.parametrize(
+    "document", ["CONTRIBUTING.md", "docs/guide.md", "docs/benchmark.md"]
+)
 def test_documents_name_files_that_exist(document):
     paths = re.findall(r"`(\w+/[\w/]+(?:\.py|/))`", (ROOT / document).read_text())
     assert paths

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from configs import imagenet, pmnist, scr
+from experiments.learning.keys import STREAM, make_key
 from experiments.reporting import run_results
 from experiments.run import provenance, runner
 from experiments.run.cases import CompiledCase
@@ -86,12 +87,17 @@ def shrink_pairs(config):
     config.num_epochs, config.rank_every, config.test_every_epoch = 2, 0, True
 
 
+def stream_key(seed):
+    """Returns the key of the stream of the lanes with a seed."""
+    return jax.random.fold_in(make_key(seed), STREAM)
+
+
 @functools.cache
 def _drawing_of_bits(config):
     """Compiles the stream of a config in JSON: `(seed, task) -> Examples`."""
     config = ConfigDict(json.loads(config))
     return jax.jit(
-        lambda seed, task: drifting_bits.draw_task(config, jax.random.key(seed), task)
+        lambda seed, task: drifting_bits.draw_task(config, stream_key(seed), task)
     )
 
 

@@ -1,1 +1,1 @@
-"""Finding the units of any network by tracing it, and proving that they are right."""
+"""Finds the units of any network by tracing it, and checks that they are right."""

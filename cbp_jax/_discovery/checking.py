@@ -1,4 +1,4 @@
-"""Proves by forward passes that groups of units are named rightly.
+"""Checks by forward passes that unit groups name the right leaves.
 
 Shapes: N units of a group, P positions of a flattened map.
 """
@@ -29,44 +29,44 @@ def check_units(
     features: FeaturesFn | None = None,
     seed: int = 0,
 ) -> dict[str, str]:
-    """Proves by forward passes that groups of units are named rightly.
+    """Checks by forward passes that unit groups name the right leaves.
 
     Provisional: its arguments and results may still change.
 
-    For each group, at params that are the given ones times and plus some noise (so that
-    biases of 0 and scales of 1 are seen, too), it is checked that
+    It adds noise to the params, so that biases of 0 and scales of 1 matter too, and
+    checks for each group that
 
     * each incoming and each outgoing kernel changes the outputs;
-    * with the outgoing weights at 0, nothing that is redrawn at a reset changes the
-      outputs: no consumer is forgotten, no incoming leaf serves anything else;
-    * putting the units into another order, in all leaves that are named, does not
-      change the outputs: every leaf belongs to these units, unit by unit, and to
-      nothing else. A missing bias, a tied weight, and a map that is flattened in
-      another order are found so;
-    * the features follow that order, and are what the outgoing kernel reads (where
-      there is one, and `with_features` can follow the group).
+    * with the outgoing weights at 0, nothing that a reset redraws changes the outputs:
+      no consumer is missing, and no incoming leaf is used elsewhere;
+    * reordering the units in all named leaves does not change the outputs: every leaf
+      belongs to these units, unit by unit, and to nothing else. This finds a missing
+      bias, a tied weight, and a map that is flattened in another order;
+    * the features follow that order, and are what the outgoing kernel reads (if there
+      is only one, and `with_features` can follow the group).
 
-    It compares up to rounding: changes below the square root of the dtype's epsilon,
-    relative to the largest output, are taken for none.
+    Comparisons are up to rounding: changes below the square root of the dtype's
+    epsilon, relative to the largest output, count as none.
 
     Args:
       apply: maps params and an example to the network's outputs, any pytree, without
         activations and without dropout; see `infer_units`. Normalizations that use
-        running statistics need those of a newborn network, equal for all units.
+        running statistics need their initial values, which are equal for all units.
       params: the network's params, any pytree of arrays.
       units: the groups, found by `infer_units` or written by hand.
-      example: inputs, any pytree; random numbers show more than zeros.
-      features: maps params and an example to what `update` is to get as features; None
-        checks no features. Those of `with_features` need no check.
-      seed: of the noise and of fresh weights.
+      example: inputs, any pytree; random numbers reveal more than zeros.
+      features: maps params and an example to the features that you will pass to
+        `update`; None checks no features. Those of `with_features` need no check.
+      seed: seed of the noise and of new weights.
 
     Returns:
-      For each group's name "no unit changes another"; or "units change one another, as
-      those of one normalization do", where a reborn unit is silent only up to that.
+      A dict from each group's name to "no unit changes another", or to "units change
+      one another, as those of one normalization do"; in that case a reset unit still
+      affects the others through the normalization.
 
     Raises:
-      ValueError: something is not as it must be. The message names the group, what was
-        seen, and what to correct.
+      ValueError: a check fails. The message names the group, what was found, and what
+        to correct.
     """
     groups = resolve_units(units, params)
     names = {group.name for group in groups}
@@ -78,7 +78,7 @@ def check_units(
 
 
 class _Checker:
-    """One network at one point, and its forward pass, compiled once."""
+    """One network with fixed params, and its compiled forward pass."""
 
     def __init__(
         self,
@@ -107,16 +107,20 @@ class _Checker:
         missing = {} if features is None else names - set(self.features)
         if missing:
             raise ValueError(
-                f"features gives no feature for {sorted(missing)}, only for "
-                f"{list(self.features)}; it must map each group's name to an array."
+                f"features returned no array for {sorted(missing)}, only for "
+                f"{list(self.features)}. Return a dict from each group's name to its "
+                "activations."
             )
         if not self.outputs:
-            raise ValueError("check_units needs an apply with floating outputs.")
+            raise ValueError(
+                "check_units got no floating outputs from apply. Pass a function that "
+                "returns some, such as logits."
+            )
         if not all(np.isfinite(each).all() for each in self.outputs):
             raise ValueError(
-                "check_units got outputs that are not finite, of params near the given "
-                "ones; pass params of a moderate size, and an example such as random "
-                "numbers of variance 1."
+                "check_units got outputs that are not finite, from params near the "
+                "given ones. Pass params of moderate size, and an example such as "
+                "random numbers of variance 1."
             )
 
     def group(self, group: ResolvedGroup) -> str:
@@ -129,7 +133,7 @@ class _Checker:
                         group,
                         f"redrawing its {field} leaf {self.names[axes.leaf]!r} does "
                         "not change the outputs",
-                        "Is it used by apply? Name the kernel that is",
+                        "Name a kernel that apply uses",
                     )
         self._check_silence(group, all_units)
         self._check_order(group)
@@ -137,7 +141,7 @@ class _Checker:
         return TOGETHER if self._leak(group, every_other) else ALONE
 
     def read_features(self, units: Sequence[UnitGroup]) -> None:
-        """Checks that features are what an outgoing kernel reads, if there is one."""
+        """Checks that features are what the outgoing kernel reads, if there is one."""
         params = self.treedef.unflatten(self.leaves)
         followed = [each for each in units if self._can_follow(each, params)]
         forward = jax.jit(with_features(self.apply, followed))
@@ -153,7 +157,7 @@ class _Checker:
                 )
 
     def _can_follow(self, group: UnitGroup, params: PyTree) -> bool:
-        """Whether the trace finds the one value that the group's consumer reads."""
+        """Whether the trace finds the value that the group's only consumer reads."""
         outgoing = group.outgoing or ()
         if not isinstance(outgoing, str) and len(outgoing) > 1:
             return False
@@ -171,19 +175,19 @@ class _Checker:
         offending = [axes for axes in upstream if self._leak(group, all_units, [axes])]
         names = [self.names[axes.leaf] for axes in offending]
         remedy = (
-            "Name all kernels that read these units in `outgoing`: those of a branch "
-            "and of a shortcut; where apply returns activations, take them out"
+            "Name all kernels that read these units in `outgoing`, including those of "
+            "a branch and of a shortcut. If apply returns activations, take them out"
         )
         if len(offending) < len(upstream):
             remedy = (
-                "These leaves serve something else as well, such as a tied weight or a "
-                "parameter of another group; leave the group out, or name the leaves "
-                "that are its own"
+                "These leaves are also used elsewhere, like a tied weight or a "
+                "parameter of another group. Leave the group out, or name only leaves "
+                "of its own"
             )
         raise self._error(
             group,
             f"with its outgoing weights at 0, redrawing {names} still changes the "
-            f"outputs by up to {leak:.3g} of the largest",
+            f"outputs by up to {leak:.3g} times the largest output",
             remedy,
         )
 
@@ -193,7 +197,7 @@ class _Checker:
         order = np.roll(np.arange(group.num_units), 1)
         outputs, features = self.forward(reorder(self.leaves, group.all_axes, order))
         change = difference(outputs, self.outputs)
-        if change:  # Group normalization allows to exchange neighbors only.
+        if change:  # With group normalization, only neighbors can be swapped.
             order = neighbors_exchanged(group.num_units)
             outputs, features = self.forward(
                 reorder(self.leaves, group.all_axes, order)
@@ -209,22 +213,22 @@ class _Checker:
                 lambda all_axes: not self._moved(all_axes, order),
             )
             remedy = (
-                f"{hint}Every leaf with an entry for each of these units must be "
-                "named, and no other: look for a bias or a normalization that is "
-                "missing, a leaf of other units, a kernel that is used twice (tied), "
-                "dropout, or running statistics that differ from unit to unit"
+                f"{hint}Name every leaf with an entry for each of these units, and no "
+                "others. Look for a missing bias or normalization, a leaf of other "
+                "units, a kernel that is used twice (tied), dropout, or running "
+                "statistics that differ between units"
             )
             raise self._error(
                 group,
                 f"reordering its units in {names} changes the outputs by up to "
-                f"{change:.3g} of the largest, and must not",
+                f"{change:.3g} times the largest output, but must not",
                 remedy,
             )
         if group.name in self.features:
             self._check_feature(group, features[group.name], order)
 
     def _moved(self, all_axes: Sequence[UnitAxes], order: np.ndarray) -> float:
-        """Returns what another order of the units changes."""
+        """Returns how much reordering the units changes the outputs."""
         return self._change(reorder(self.leaves, all_axes, order))
 
     def _check_feature(
@@ -247,8 +251,8 @@ class _Checker:
             raise self._error(
                 group,
                 f"its feature of shape {feature.shape} does not follow when its units "
-                "are put into another order",
-                "Pass the activations of this group, with the unit as the last axis",
+                "are reordered",
+                "Pass the activations of this group, with the units as the last axis",
             )
 
     def _leak(
@@ -257,14 +261,14 @@ class _Checker:
         mask: np.ndarray,
         redrawn: Sequence[UnitAxes] | None = None,
     ) -> float:
-        """Returns what some units change whose outgoing weights are 0."""
+        """Returns how much redrawn units with outgoing weights of 0 change outputs."""
         silent = list(self.leaves)
         for axes in group.outgoing:
             leaf = silent[axes.leaf]
             silent[axes.leaf] = np.where(spread_mask(axes, mask, leaf), 0, leaf)
         upstream = (*group.incoming, *group.vectors) if redrawn is None else redrawn
         moved = self._redrawn(silent, upstream, mask)
-        for axes in group.outgoing:  # A kernel may feed the units that it reads.
+        for axes in group.outgoing:  # A kernel may feed the units it reads.
             leaf = moved[axes.leaf]
             moved[axes.leaf] = np.where(spread_mask(axes, mask, leaf), 0, leaf)
         return difference(self.forward(moved)[0], self.forward(silent)[0])
@@ -305,7 +309,7 @@ class _Checker:
 
 
 def spread_mask(axes: UnitAxes, mask: np.ndarray, leaf: np.ndarray) -> np.ndarray:
-    """Lays a mask [N] along a leaf's axes of units, to broadcast over the leaf."""
+    """Places a mask [N] along a leaf's unit axes, to broadcast over the leaf."""
     stack = np.shape(leaf)[: axes.stack]
     whole = np.broadcast_to(mask, (*stack, mask.size))
     return np.asarray(axes.spread(whole))  # pyrefly: ignore[bad-argument-type]
@@ -314,12 +318,12 @@ def spread_mask(axes: UnitAxes, mask: np.ndarray, leaf: np.ndarray) -> np.ndarra
 def reorder(
     leaves: Sequence[np.ndarray], all_axes: Sequence[UnitAxes], order: np.ndarray
 ) -> list[np.ndarray]:
-    """Gives the unit at each index the entries of another one, in every slice.
+    """Reorders units in the given leaves.
 
     Args:
-      leaves: of the params.
+      leaves: leaves of the params.
       all_axes: where the units are.
-      order: for each unit whose entries it takes, int [N].
+      order: for each unit, the index of the unit whose entries it takes, int [N].
 
     Returns:
       New leaves.
@@ -341,7 +345,7 @@ def reorder(
 
 
 def neighbors_exchanged(num_units: int) -> np.ndarray:
-    """Returns an order in which no unit stays, and most go one place only."""
+    """Returns an order that moves every unit, most of them by one place only."""
     order = np.arange(num_units)
     pairs = order[: num_units - num_units % 2].reshape(-1, 2)
     pairs[:] = pairs[:, ::-1].copy()
@@ -360,13 +364,13 @@ def suggestion(
     shapes: Sequence[tuple[int, ...]],
     is_right: Callable[[Sequence[UnitAxes]], bool],
 ) -> str:
-    """Returns a sentence about what would make a group right, or an empty string.
+    """Returns a sentence about how to correct a group, or an empty string.
 
     Args:
-      group: the group, which is wrong.
+      group: the incorrect group.
       names: paths of all leaves.
-      shapes: of all leaves.
-      is_right: whether a group of these leaves would be.
+      shapes: shapes of all leaves.
+      is_right: whether a group with these leaves would be correct.
     """
     for axes, field in _missing(group, shapes):
         if is_right((*group.all_axes, axes)):
@@ -381,9 +385,9 @@ def suggestion(
     ]
     if group.positions > 1 and is_right(flattened):
         return (
-            f"Its {group.positions} positions are flattened in the order that layout "
-            f"{group.group.layout!r} does not have: the unit must be the last axis "
-            "before flattening with 'io', the first behind the batch with 'oi'. "
+            f"Its {group.positions} positions are flattened in an order that layout "
+            f"{group.group.layout!r} does not support: before flattening, units must "
+            "be the last axis with 'io', and the first after the batch with 'oi'. "
             "Transpose before you flatten. "
         )
     return ""
@@ -392,7 +396,7 @@ def suggestion(
 def _missing(
     group: ResolvedGroup, shapes: Sequence[tuple[int, ...]]
 ) -> Iterator[tuple[UnitAxes, str]]:
-    """Lists leaves that are not named and could be, and the field of each."""
+    """Yields leaves that could be missing from the group, and the field of each."""
     layout, num_units = group.group.layout, group.num_units
     in_axis, out_axis = _KERNEL_AXES[layout]
     named = {axes.leaf for axes in group.all_axes}
@@ -419,7 +423,7 @@ def _missing(
 
 
 def difference(outputs: Sequence[jax.Array], wanted: Sequence[jax.Array]) -> float:
-    """Returns the largest difference relative to the largest output, 0 for rounding."""
+    """Returns the largest difference relative to the largest output; 0 if rounding."""
     worst = 0.0
     for one, other in zip(outputs, wanted, strict=True):
         one, other = np.asarray(one, np.float64), np.asarray(other, np.float64)

@@ -1,4 +1,4 @@
-"""Handlers of operations that keep the shape, or reduce it.
+"""Handlers of elementwise operations and reductions.
 
 Shapes: N units of a source.
 """
@@ -61,7 +61,7 @@ ALONG_AN_AXIS = frozenset({"cumlogsumexp", "cummax", "cummin", "cumprod", "cumsu
 
 
 def combine(record: Record, name: str, operands: Sequence[Value], new: Value) -> Value:
-    """Follows an elementwise operation; units of several operands become one group."""
+    """Follows an elementwise operation; units of its operands become one group."""
     labeled = [operand.units for operand in operands if operand.units is not None]
     entries: dict[int, Entries] = {}
     for operand in operands:
@@ -89,7 +89,7 @@ def combine(record: Record, name: str, operands: Sequence[Value], new: Value) ->
 
 
 def _merge(record: Record, first: Entries, second: Entries) -> Entries:
-    """Returns what is known of a leaf that meets itself, such as its own norm."""
+    """Returns what is known of a leaf combined with itself, as with its own norm."""
 
     def known_axes(each: Entries) -> int:
         return sum(bool((labels >= 0).any()) for labels in each.coordinates)
@@ -99,7 +99,7 @@ def _merge(record: Record, first: Entries, second: Entries) -> Entries:
         np.all((left == right) | (left < 0) | (right < 0)) for left, right in pairs
     )
     if not agree:
-        record.puzzle((first,), "it meets itself in another order")
+        record.puzzle((first,), "it is combined with itself in another order")
     return max(first, second, key=known_axes)
 
 
@@ -123,17 +123,19 @@ def _unite(record: Record, first: np.ndarray, second: np.ndarray) -> np.ndarray 
 def attach(
     record: Record, units: np.ndarray, entries: Sequence[Entries], is_added: bool
 ) -> None:
-    """Records params that hold one entry for each unit, such as biases."""
+    """Records params that have one entry per unit, such as biases."""
     for each in entries:
         axes = _unit_axes(record, units, each)
         depends = {axis for at in each.coordinates for axis in labels_lib.varying(at)}
         if axes is None and depends & labels_lib.varying(units):
-            reason = f"{record.names[each.leaf]} meets its units in another order"
+            name = record.names[each.leaf]
+            reason = f"{name} is combined with its units in another order"
             record.leak(record.sources_in(units), reason)
         if not axes:
             continue
         if each.is_shifted and not is_added:
-            reason = f"{record.names[each.leaf]}, plus something, multiplies its units"
+            name = record.names[each.leaf]
+            reason = f"something is added to {name} before it multiplies its units"
             record.leak(record.sources_in(units), reason)
         for source in record.sources_in(units):
             vector = Vector(each.leaf, source, axes, is_added)
@@ -144,7 +146,7 @@ def attach(
 def _unit_axes(
     record: Record, units: np.ndarray, entries: Entries
 ) -> tuple[int, ...] | None:
-    """Returns the axes of a leaf that together index the units, None if none do."""
+    """Returns the axes of a leaf that together index the units; None if none do."""
     index = record.unit_index(units)
     size = max(record.sources[source].size for source in record.sources_in(units))
     shape = record.shapes[entries.leaf]
@@ -171,8 +173,8 @@ def _puzzle_vectors(
     for each in entries:
         if _unit_axes(record, units, each):
             leaf = record.names[each.leaf]
-            reason = f"{leaf} acts on its units by {name}, for which UnitGroup has no"
-            record.leak(record.sources_in(units), f"{reason} field")
+            reason = f"{leaf} is applied to its units by {name}, which UnitGroup cannot"
+            record.leak(record.sources_in(units), f"{reason} express")
 
 
 def reduce(
@@ -198,7 +200,7 @@ def reduce(
 def window(
     record: Record, params: dict[str, Any], operands: Sequence[Value], new: Value
 ) -> Value:
-    """Follows a pooling over windows."""
+    """Follows pooling over windows."""
     operand = operands[0]
     sizes = params["window_dimensions"]
     pooled = {axis for axis, size in enumerate(sizes) if size > 1}
@@ -208,14 +210,14 @@ def window(
 def along(
     record: Record, params: dict[str, Any], operands: Sequence[Value], new: Value
 ) -> Value:
-    """Follows a cumulative sum and its like."""
+    """Follows a cumulative sum or similar operation."""
     return _keep_unless(record, {params["axis"]}, operands, operands[0], new)
 
 
 def dynamic_slice(
     record: Record, params: dict[str, Any], operands: Sequence[Value], new: Value
 ) -> Value:
-    """Follows a slice that starts at a place known only when the program runs."""
+    """Follows a slice whose start is known only when the program runs."""
     operand = operands[0]
     sizes = zip(params["slice_sizes"], operand.shape, strict=True)
     cut = {axis for axis, (size, whole) in enumerate(sizes) if size != whole}
@@ -229,7 +231,7 @@ def _keep_unless(
     operand: Value,
     new: Value,
 ) -> Value:
-    reason = "infer_units does not follow params through such an operation"
+    reason = "infer_units does not follow params through one of its operations"
     record.puzzle((entry for each in operands for entry in each.entries), reason)
     if operand.units is None:
         return new
@@ -251,7 +253,7 @@ HANDLERS = {
     **dict.fromkeys(ALONG_AN_AXIS, along),
     "dynamic_slice": dynamic_slice,
 }
-"""Handlers of operations with axes, by name of the primitive."""
+"""Handlers by name of the primitive."""
 
 
 def _elementwise(name: str) -> Callable[..., Value]:

@@ -1,4 +1,4 @@
-"""The activations of groups of units, from any network, without touching its code.
+"""The activations of unit groups, from any network, without changes to its code.
 
 Shapes: B batch, P positions of a flattened map, N units of a group.
 """
@@ -24,16 +24,16 @@ Features = dict[str, jax.Array]
 def with_features(
     apply: Callable[[PyTree, PyTree], PyTree], units: Sequence[UnitGroup]
 ) -> Callable[[PyTree, PyTree], tuple[PyTree, Features]]:
-    """Makes a network return the activations of its units as well.
+    """Makes a network also return the activations of its units.
 
     Provisional: its arguments and results may still change.
 
-    The network is traced, and the activations are the values that the kernels of
+    The network is traced. The activations are the values that the kernels in
     `UnitGroup.outgoing` read: after the nonlinearity, after pooling, before a map is
-    flattened, and with dropout if `apply` drops. Where several kernels read a group at
-    different depths, as in a residual stream, it is what the last of them reads.
+    flattened, and after dropout if `apply` uses it. If several kernels read a group at
+    different depths, as in a residual stream, the last of them counts.
 
-    Works under `jit`, `grad`, `vmap` and `jax.checkpoint`, and costs nothing under
+    It works under `jit`, `grad`, `vmap` and `jax.checkpoint`, and costs nothing under
     `jit`::
 
       forward = cbp_jax.with_features(apply, units)
@@ -47,9 +47,9 @@ def with_features(
       units: the groups, found by `infer_units` or written by hand.
 
     Returns:
-      A function of params and inputs to the outputs of `apply` and the features, one
-      array `[B, ..., N]` for each group, by name. It raises ValueError where a group's
-      units cannot be followed to a kernel that reads them.
+      A function that maps params and inputs to the outputs of `apply` and the features,
+      a dict from each group's name to an array `[B, ..., N]`. It raises ValueError if a
+      group's units cannot be followed to a kernel that reads them.
     """
     units = tuple(units)
 
@@ -103,9 +103,9 @@ def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origi
         read_by = [names[leaf] for leaf in outgoing]
         why = [reason for source in own for reason in record.leaks.get(source, [])]
         raise ValueError(
-            f"Unit group {group.name!r}: no value was found that {fed} make and "
-            f"{read_by} read{': ' + why[0] if why else ''}. Correct the paths, or "
-            "collect this group's activations yourself."
+            f"Unit group {group.name!r}: found no value that {fed} produce and "
+            f"{read_by} read{', because ' + why[0] if why else ''}. Correct the paths, "
+            "or collect this group's activations yourself."
         )
     return origins[-1]
 
@@ -113,7 +113,7 @@ def _origin(group: ResolvedGroup, record: Record, names: Sequence[str]) -> Origi
 def _units_last(
     group: ResolvedGroup, value: jax.Array, origin: Origin, traced: Traced
 ) -> jax.Array:
-    """Brings a value into the form [B, ..., N]."""
+    """Rearranges a value to [B, ..., N]."""
     num_units = group.num_units
     index = traced.record.unit_index(origin.units)
     axes = labels_lib.varying(index)
@@ -132,8 +132,8 @@ def _units_last(
             return jnp.moveaxis(split, -1, -2)
     raise ValueError(
         f"Unit group {group.name!r}: its activations have shape {value.shape}, which "
-        f"with_features cannot bring into the form [batch, ..., {num_units}]. Give the "
-        "inputs a batch axis, or collect this group's activations yourself."
+        f"with_features cannot rearrange to [batch, ..., {num_units}]. Give the inputs "
+        "a batch axis, or collect this group's activations yourself."
     )
 
 
@@ -144,7 +144,7 @@ def _evaluate(
     wanted: set[ProgramPoint],
     calls: tuple[int, ...],
 ) -> tuple[list[jax.Array], dict[ProgramPoint, jax.Array]]:
-    """Evaluates a program; returns its results, and the wanted values inside."""
+    """Evaluates a program; returns its results and the wanted inner values."""
     known: dict[core.Var, jax.Array] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
     known.update(zip(jaxpr.invars, arguments, strict=True))
@@ -197,7 +197,7 @@ def _call(
 def _evaluate_one(
     jaxpr: core.Jaxpr, equation: core.JaxprEqn, operands: Sequence[jax.Array]
 ) -> list[jax.Array]:
-    """Evaluates one equation as the program that consists of it."""
+    """Evaluates one equation as a program of its own."""
     inputs = {
         atom: operand
         for atom, operand in zip(equation.invars, operands, strict=True)
@@ -212,7 +212,7 @@ def _evaluate_one(
         constvars=(), invars=list(inputs), outvars=outputs, eqns=[equation]
     )
     results = iter(core.jaxpr_as_fun(core.ClosedJaxpr(program, ()))(*inputs.values()))
-    # No equation reads what is dropped.
+    # No equation reads dropped values.
     return [  # pyrefly: ignore[bad-return]
         None if isinstance(variable, core.DropVar) else next(results)
         for variable in equation.outvars
@@ -222,34 +222,34 @@ def _evaluate_one(
 def collect_features(
     captured: PyTree, paths: Mapping[str, str] | Sequence[str]
 ) -> dict[str, jax.Array]:
-    """Picks features out of what flax has captured in a forward pass.
+    """Selects features from the intermediates that flax captured in a forward pass.
 
     Provisional: its arguments and results may still change.
 
     * linen, `self.sow("intermediates", "hidden", nn.relu(...))` and
       `outputs, state = network.apply(variables, inputs, mutable=["intermediates"])`:
-      pass `state["intermediates"]` and the paths of what was sown. It gives what you
+      pass `state["intermediates"]` and the paths of the sown values. You get what you
       sow, so sow after the nonlinearity.
-    * linen, `network.apply(..., capture_intermediates=True, mutable=...)`: the output
-      of each submodule under its path. That of a `Dense` is from before the
+    * linen, `network.apply(..., capture_intermediates=True, mutable=...)`: this
+      captures the output of each submodule under its path. A `Dense` ends before the
       nonlinearity, so name a submodule that ends with one.
     * nnx, `outputs, captured = nnx.capture(model, nnx.Intermediate)(inputs)`, with
       `self.sow(nnx.Intermediate, "hidden", nnx.relu(...))` in the model, or with
-      `method_outputs=nnx.Intermediate` for the outputs of all methods: likewise.
+      `method_outputs=nnx.Intermediate` for the outputs of all methods: pass `captured`.
 
-    `cbp_jax.with_features` needs nothing of this, and works for Equinox, Haiku and
-    plain functions as well.
+    `cbp_jax.with_features` needs none of this, and also works for Equinox, Haiku and
+    plain functions.
 
     Args:
       captured: any pytree of arrays with string paths.
-      paths: for each group's name the path of its activations, keys joined by `/`; or
-        the names alone, where the paths are equal to them.
+      paths: a dict from each group's name to the path of its activations, with keys
+        joined by `/`; or the names alone, if they are the paths.
 
     Returns:
-      The activations by group's name, as `update` takes them.
+      A dict from each group's name to its activations, as `update` expects.
 
     Raises:
-      ValueError: nothing was captured under a path, or several arrays.
+      ValueError: nothing was captured under a path, or several arrays were.
     """
     if not isinstance(paths, Mapping):
         paths = {name: name for name in paths}
@@ -259,7 +259,7 @@ def collect_features(
 
 
 def _find(arrays: Mapping[str, jax.Array], path: str, name: str) -> jax.Array:
-    # A module's own output comes before those of the modules inside it.
+    # A module's own output takes precedence over those of its submodules.
     for prefix in (path, f"{path}/__call__"):
         inside = [key for key in arrays if key.startswith(f"{prefix}/")]
         own = [key for key in inside if _is_wrapping(key.removeprefix(f"{prefix}/"))]
@@ -269,24 +269,24 @@ def _find(arrays: Mapping[str, jax.Array], path: str, name: str) -> jax.Array:
         if found:
             raise ValueError(
                 f"Feature {name!r}: several arrays were captured under {path!r}: "
-                f"{found}. A module that is called several times gives several; name "
-                "one of them, or sow under names of their own."
+                f"{found}. Expected one; a module captures one array per call. Name "
+                "one of them, or sow each under its own name."
             )
     raise ValueError(
-        f"Feature {name!r}: nothing was captured under {path!r}; there are "
-        f"{list(arrays)}. Sow it there, or give the path of another one."
+        f"Feature {name!r}: nothing was captured under {path!r}, only under "
+        f"{list(arrays)}. Sow it there, or give one of these paths."
     )
 
 
 def _without_wrapper(path: KeyPath) -> str:
-    """Returns a path without the attribute `value` of a variable of nnx.
+    """Returns a path without the attribute `value` of an nnx variable.
 
-    What a network has put aside under the name `value` keeps its name.
+    What a network sowed under the name `value` keeps its name.
     """
     wrapper = jax.tree_util.GetAttrKey("value")
     return path_string(tuple(key for key in path if key != wrapper))
 
 
 def _is_wrapping(rest: str) -> bool:
-    """Whether keys only lead through the tuple around an array."""
+    """Whether keys only index the tuple around an array."""
     return all(key.isdigit() for key in rest.split("/"))

@@ -19,23 +19,23 @@ class InferredUnits(tuple[UnitGroup, ...]):
     """A tuple of unit groups, in forward order, that prints readably.
 
     Attributes:
-      left_out: for the path of each kernel that feeds no group, why.
+      left_out: a dict from the path of each kernel that feeds no group to the reason.
     """
 
     left_out: dict[str, str]
 
     def __new__(cls, groups: Sequence[UnitGroup], left_out: dict[str, str]) -> Self:
-        """Makes the tuple."""
+        """Creates the tuple."""
         made = super().__new__(cls, groups)
         made.left_out = dict(left_out)
         return made
 
     def __getnewargs__(self) -> tuple[tuple[UnitGroup, ...], dict[str, str]]:
-        """Copies and pickles both."""
+        """Returns what copy and pickle need."""
         return tuple(self), self.left_out
 
     def __str__(self) -> str:
-        """Lists the paths of every group, and what was left out."""
+        """Lists the paths of every group, and the kernels that were left out."""
         return "\n".join([*map(_text, self), *_lines(self.left_out)])
 
 
@@ -48,39 +48,42 @@ def infer_units(
 ) -> InferredUnits:
     """Finds the groups of hidden units of a network by tracing it.
 
-    Provisional: its arguments and results may still change, and so may which networks
-    it can follow.
+    Provisional: its arguments and results, and which networks it supports, may still
+    change.
 
-    It follows every unit from the kernel that makes it, through biases, activations,
-    normalizations, pooling, reshapes and additions, to the kernels that read it: of
-    dense layers, convolutions and look-up tables, in chains and residual branches, with
-    `[in, out]` kernels (flax, Haiku) or `[out, in]` ones (Equinox). Where units meet,
-    as at the end of a residual block, they are one group.
+    It follows every unit from the kernel that produces it, through biases, activations,
+    normalizations, pooling, reshapes and additions, to the kernels that read it. It
+    supports dense layers, convolutions and look-up tables, chains and residual
+    branches, and kernels `[in, out]` (flax, Haiku) or `[out, in]` (Equinox). Units that
+    are added together, as at the end of a residual block, form one group.
 
-    It does not look into `lax.scan`, `while_loop`, `cond` and `shard_map`, and leaves
-    alone what `UnitGroup` cannot name, such as the heads of attention. It names no
-    `statistics`, which are no params; add those with `_replace`.
+    It does not look inside `lax.scan`, `while_loop`, `cond` and `shard_map`, and leaves
+    out what `UnitGroup` cannot express, such as attention heads. It does not name
+    `statistics`, which are not params; add those with `_replace`.
 
-    Nothing is computed: the network is traced only. `check_units` proves the result.
+    The network is only traced: nothing is computed. Use `check_units` to verify the
+    result.
 
     Args:
       apply: maps params and an example to the network's outputs, any pytree. It must
-        not return activations; if your network does, take the outputs out:
+        not return activations; if your network does, select the outputs:
         `lambda params, inputs: network.apply({"params": params}, inputs)[0]`.
       params: what the optimizer will update, any pytree of arrays or of
         `jax.ShapeDtypeStruct`.
-      example: inputs, any pytree likewise, with a batch axis.
-      leave: paths of kernels that may feed no group, with `*` for any characters, such
-        as `("*/attention/*",)`.
+      example: inputs with a batch axis, likewise any pytree.
+      leave: paths of kernels that may feed no group; `*` matches any characters, as in
+        `("*/attention/*",)`.
 
     Returns:
-      The groups in forward order, named by the path of the layer that feeds them, to
-      `print`, to edit with `_replace`, and to give to `continual_backprop`. The kernels
-      of `leave` and those whose outputs are the network's are in `left_out`.
+      The groups in forward order, each named by the path of the layer that feeds it.
+      `print` them, edit them with `_replace`, and pass them to `continual_backprop`.
+      `left_out` has the kernels in `leave` and those that produce the network's
+      outputs.
 
     Raises:
-      ValueError: a kernel feeds no group, is not the network's last, and not in
-        `leave`; or there are no groups. The message has the reason for each kernel.
+      ValueError: a kernel feeds no group, does not produce the network's outputs, and
+        is not in `leave`; or there are no groups. The message gives the reason for each
+        kernel.
     """
     record = trace_network(apply, params, example).record
     groups, heads, problems = named_groups(record)
@@ -92,12 +95,11 @@ def infer_units(
     }
     if unexpected:
         raise ValueError(
-            "Some kernels feed no group of units that infer_units can name:\n"
+            "infer_units cannot name the unit groups of some kernels:\n"
             + "\n".join(_lines(unexpected))
-            + f"\nIf they are to stay as they are, pass leave={tuple(unexpected)}, "
-            "where * stands for any characters; or write their groups yourself, see "
-            "cbp_jax.UnitGroup. Groups found:\n"
-            + ("\n".join(map(_text, found)) or "none")
+            + f"\nTo leave them alone, pass leave={tuple(unexpected)}, where * matches "
+            "any characters. Or write their groups yourself; see cbp_jax.UnitGroup. "
+            "Groups found:\n" + ("\n".join(map(_text, found)) or "none")
         )
     if not found:
         raise ValueError(
@@ -109,9 +111,9 @@ def infer_units(
 class Traced(NamedTuple):
     """A network as a program, and what was found in it."""
 
-    closed: core.ClosedJaxpr  # Of the flattened params and example.
+    closed: core.ClosedJaxpr  # Takes the flattened params and example.
     record: Record
-    out_tree: PyTreeDef  # Of the outputs.
+    out_tree: PyTreeDef  # Structure of the outputs.
 
 
 def trace_network(
@@ -136,12 +138,12 @@ def _text(group: UnitGroup) -> str:
 
 
 def _lines(reasons: dict[str, str]) -> list[str]:
-    """Returns a sentence for each reason, which names all its kernels."""
+    """Returns one sentence for each reason, which lists its kernels."""
     paths: dict[str, list[str]] = {}
     for path, reason in reasons.items():
         paths.setdefault(reason, []).append(path)
     return [
-        f"{', '.join(each)}: left out, since {reason}."
+        f"{', '.join(each)}: left out because {reason}."
         for reason, each in paths.items()
     ]
 
@@ -155,11 +157,11 @@ def named_groups(
     """Names all groups of a trace.
 
     Args:
-      record: what the trace has found.
+      record: what the trace found.
 
     Returns:
-      The groups in forward order; for each kernel whose outputs are the network's, that
-      it is one; for each other kernel without a group, why.
+      The groups in forward order, and two dicts from kernels to the reason why they
+      have no group: those that produce the network's outputs, and all others.
     """
     _unite_readers(record)
     _spread_leaks(record)
@@ -188,7 +190,7 @@ def named_groups(
 
 
 def _unite_readers(record: Record) -> None:
-    """Makes one group of units that the same entries of a kernel read."""
+    """Unites units that the same entries of a kernel read into one group."""
     for leaf in {read.leaf for read in record.reads}:
         reads = [read for read in record.reads if read.leaf == leaf]
         sources = {read.source for read in reads if read.source is not None}
@@ -201,7 +203,7 @@ def _unite_readers(record: Record) -> None:
 
 
 def _spread_leaks(record: Record) -> None:
-    """Finds what only the groups as a whole can tell."""
+    """Finds problems that only show once the groups are complete."""
     for mixed, source in record.crossings:
         if record.group_of(mixed) != record.group_of(source):
             reason = (
@@ -224,8 +226,8 @@ def _spread_leaks(record: Record) -> None:
     for read in record.reads:
         if read.source is not None and len(roles[read.leaf]) > 1:
             name = record.names[read.leaf]
-            reason = f"{name}, which reads its units, is tied: it is used along other "
-            record.leak([read.source], f"{reason}axes, too")
+            reason = f"{name}, which reads its units, is tied: it is used along "
+            record.leak([read.source], f"{reason}different axes")
 
 
 class _Found:
@@ -257,37 +259,37 @@ class _Found:
         return not self.reads and bool(self.record.returned & set(self.sources))
 
     def problem(self) -> str | None:
-        """Returns why the group cannot be named, None if it can."""
+        """Returns why the group cannot be named; None if it can."""
         leaks = [each for source in self.sources for each in self._leaks(source)]
         if leaks:
             return leaks[0]
         if self.record.returned & set(self.sources):
             return (
-                "its units reach the outputs without a kernel as well; if apply "
-                "returns activations, take them out"
+                "its units also reach the outputs without a kernel; if apply returns "
+                "activations, take them out"
             )
         if not self.reads:
             return "no kernel reads its units"
         for vector in self.vectors:
             if not vector.is_added and not self._is_vector(vector):
                 name = self.record.names[vector.leaf]
-                return f"{name} has several entries for each of its units"
+                return f"{name} has several entries per unit"
         if self.layout() is None:
             return self._misfits()
         positions = {read.positions for read in self.reads} - {1}
         if len(positions) > 1:
-            return f"kernels read it flattened from {sorted(positions)} positions"
+            return f"kernels read it flattened, with {sorted(positions)} positions"
         return None
 
     def layout(self) -> str | None:
-        """Returns the layout that fits all kernels, None if there is none."""
+        """Returns the layout that fits all kernels; None if there is none."""
         for layout in _LAYOUTS:
             if self._fits(layout):
                 return layout
         return None
 
     def named(self, names: dict[int, str]) -> UnitGroup:
-        """Returns the group; there must be no problem."""
+        """Returns the group, which must not have a problem."""
         record = self.record
         scales = [each for each in self.vectors if not each.is_added]
         norms = _modules(record, scales)
@@ -310,7 +312,7 @@ class _Found:
         )
 
     def _spatial_axes(self) -> int | None:
-        """Returns the axes of the windows of convolutions but two-dimensional ones."""
+        """Returns the number of window axes of the kernels; None if it is 0 or 2."""
         leaves = [leaf for leaf, _ in self.incoming()] + [
             read.leaf for read in self.reads
         ]
@@ -327,7 +329,7 @@ class _Found:
         return not self._misfit_kernels(layout)
 
     def _misfit_kernels(self, layout: str) -> list[int]:
-        """Returns the kernels whose units lie along other axes than a layout's."""
+        """Returns the kernels whose units are not along the axes of a layout."""
         shapes, misfits = self.record.shapes, []
         for leaf, axes in self.incoming():
             ndim = len(shapes[leaf])
@@ -340,17 +342,17 @@ class _Found:
         return list(dict.fromkeys(misfits))
 
     def _misfits(self) -> str:
-        """Says which kernels keep the group from having a layout."""
+        """Describes which kernels do not fit a layout."""
         misfits = min((self._misfit_kernels(layout) for layout in _LAYOUTS), key=len)
         record = self.record
         kernels = [f"{record.names[leaf]} {record.shapes[leaf]}" for leaf in misfits]
         return (
-            "its units lie along other axes, or flattened in another order, than "
-            f"UnitGroup can say, in {', '.join(kernels)}"
+            "UnitGroup cannot express along which axes, or flattened in which order, "
+            f"its units are in {', '.join(kernels)}"
         )
 
     def _outgoing_biases(self, reads: Sequence[Read]) -> list[int]:
-        """Returns the bias of each consumer, in order; nothing if one has none."""
+        """Returns the bias of each consumer, in order; empty if any has none."""
         record, found = self.record, []
         norms = _modules(record, (each for each in record.vectors if not each.is_added))
         for read in reads:
@@ -375,12 +377,12 @@ class _Found:
 
 
 def _holds(record: Record, vector: Vector, size: int) -> bool:
-    """Whether a leaf holds one number for each of so many units."""
+    """Whether a leaf has one number for each of `size` units."""
     return math.prod(record.shapes[vector.leaf]) == size
 
 
 def _modules(record: Record, vectors: Iterable[Vector]) -> set[str]:
-    """Returns the paths of the modules that vectors belong to."""
+    """Returns the paths of the modules that own the vectors."""
     return {_parent(record.names[each.leaf]) for each in vectors} - {""}
 
 
@@ -389,7 +391,7 @@ def _parent(path: str) -> str:
 
 
 def _layer_names(record: Record) -> dict[int, str]:
-    """Names each kernel by its layer, or by itself where a layer has several."""
+    """Names each kernel by its layer, or by its own path if its layer has several."""
     kernels = sorted({source.leaf for source in record.sources})
     parents = [_parent(record.names[leaf]) for leaf in kernels]
     return {

@@ -1,7 +1,7 @@
-"""Label arrays: an integer for each entry of an array, moved as the entries are moved.
+"""Label arrays: an integer for each entry of an array, which moves with the entry.
 
-The labels of an array of some shape have the same number of axes, and size 1 along
-every axis that they do not depend on. -1 is no label.
+Labels have as many axes as their array, and size 1 along every axis that they do not
+depend on. -1 means no label.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ import numpy as np
 
 
 def along(axis: int, ndim: int, labels: np.ndarray) -> np.ndarray:
-    """Lays labels [N] along one axis of an array of `ndim` axes."""
+    """Places labels [N] along one axis of an array with `ndim` axes."""
     return labels.reshape(*(-1 if each == axis else 1 for each in range(ndim)))
 
 
@@ -26,7 +26,7 @@ def compact(labels: np.ndarray) -> np.ndarray:
 
 
 def varying(labels: np.ndarray) -> set[int]:
-    """Returns the axes that the labels depend on, padding aside."""
+    """Returns the axes that the labels depend on, ignoring padding."""
     return {axis for axis in range(labels.ndim) if _varies(labels, axis)}
 
 
@@ -66,7 +66,7 @@ def reshape(
 def _same_entries(
     shape: Sequence[int], new_shape: Sequence[int]
 ) -> list[tuple[range, range]]:
-    """Pairs runs of axes that a reshape turns into one another."""
+    """Pairs the runs of axes that a reshape maps to each other."""
     pairs, old, new = [], 0, 0
     while old < len(shape) or new < len(new_shape):
         first_old, first_new = old, new
@@ -83,11 +83,11 @@ def _same_entries(
 
 
 class Move(NamedTuple):
-    """How a primitive moves the entries of its one operand, all of its arguments."""
+    """Arguments of a primitive that moves the entries of its only operand."""
 
     params: dict[str, Any]
-    shape: tuple[int, ...]  # Of the operand.
-    new_shape: tuple[int, ...]  # Of the result.
+    shape: tuple[int, ...]  # Shape of the operand.
+    new_shape: tuple[int, ...]  # Shape of the result.
 
 
 def _transposed(labels: np.ndarray, move: Move) -> np.ndarray:
@@ -121,7 +121,7 @@ def _sliced(labels: np.ndarray, move: Move) -> np.ndarray:
 
 
 def _padded(labels: np.ndarray, move: Move) -> np.ndarray:
-    # Where labels do not depend on an axis, they go on over its padding.
+    # Labels that do not depend on an axis extend over its padding.
     for axis, (low, high, between) in enumerate(move.params["padding_config"]):
         size = labels.shape[axis]
         if size == 1 or (low, high, between) == (0, 0, 0):
@@ -168,13 +168,13 @@ MOVES: dict[str, Callable[[np.ndarray, Move], np.ndarray]] = {
     "tile": _tiled,
     "transpose": _transposed,
 }
-"""Primitives that move entries, or leave them where they are, by name."""
+"""Primitives that move entries or leave them in place, by name."""
 
 
 def concatenate(
     parts: Sequence[np.ndarray], shapes: Sequence[Sequence[int]], axis: int
 ) -> np.ndarray:
-    """Follows a concatenation of arrays of some shapes."""
+    """Follows a concatenation of arrays with the given shapes."""
     wide = [
         np.broadcast_to(
             part, [*part.shape[:axis], shape[axis], *part.shape[axis + 1 :]]

@@ -19,17 +19,17 @@ _MIXED = (
 
 
 class Axes(NamedTuple):
-    """Axes of a product's two operands, and where they go in the result."""
+    """Axes of a product's two operands, and where they are in the result."""
 
     summed: tuple[tuple[int, ...], ...]
     batch: tuple[tuple[int, ...], ...]
     free: tuple[tuple[int, ...], ...]
     new_free: tuple[tuple[int, ...], ...]  # Where `free` is in the result.
     new_batch: tuple[int, ...]
-    window: tuple[int, ...] = ()  # Of the kernel of a convolution.
+    window: tuple[int, ...] = ()  # Window axes of a convolution's kernel.
 
     def swapped(self) -> "Axes":
-        """Exchanges the operands."""
+        """Swaps the operands."""
         return self._replace(
             summed=self.summed[::-1],
             batch=self.batch[::-1],
@@ -63,7 +63,7 @@ def convolution(
     """Follows `lax.conv_general_dilated`."""
     images, kernel = operands
     if params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
-        reason = "is read in groups of channels, of which UnitGroup knows nothing"
+        reason = "is read in groups of channels, which UnitGroup cannot express"
         record.puzzle(kernel.entries, f"it {reason}")
         reads = record.sources_in(images.units) | images.mixed
         record.leak(reads, "a convolution in groups of channels reads its units")
@@ -89,7 +89,7 @@ def _product(
         axes, left, right = axes.swapped(), right, left
     if right.entries and not right.is_data:
         if left.entries and not left.is_data:
-            reason = "it is multiplied with other params before it meets an activation"
+            reason = "it is multiplied by other params before it meets an activation"
             record.puzzle((*left.entries, *right.entries), reason)
             return new
         return _kernel_product(record, axes, left, right, new)
@@ -99,8 +99,8 @@ def _product(
 def _kernel_product(
     record: Record, axes: Axes, data: Value, kernel: Value, new: Value
 ) -> Value:
-    """Finds whose units a kernel reads, and makes those of its outputs."""
-    new = new._replace(mixed=frozenset())  # They are read like all others: by kernels.
+    """Finds which units a kernel reads, and labels its outputs as new units."""
+    new = new._replace(mixed=frozenset())  # The kernel reads the mixed units, too.
     table = kernel_of(kernel, axes.summed[1])
     stacked = [
         each
@@ -109,7 +109,7 @@ def _kernel_product(
         if labels_lib.varying(labels) & set(axes.batch[1])
     ]
     if table is None or stacked:
-        reason = "it is one kernel for each of a stack or batch"
+        reason = "it is a stack or batch of kernels"
         if table is None:
             reason = "the kernel is computed from several params"
         record.puzzle(kernel.entries, reason)
@@ -121,7 +121,7 @@ def _kernel_product(
     depends = [labels_lib.varying(labels) for labels in table.coordinates]
     shape = record.shapes[table.leaf]
     out_axes = [axis for axis, on in enumerate(depends) if on and on <= free]
-    if not out_axes:  # One output: an axis of size 1, by the habit of either layout.
+    if not out_axes:  # One output: an axis of size 1, the last or first by layout.
         single = [axis for axis, size in enumerate(shape) if size == 1]
         last = len(shape) - 1
         out_axes = [last if last in single else 0] if single else []
@@ -143,11 +143,11 @@ def _kernel_product(
 
 
 def kernel_of(value: Value, summed: Sequence[int]) -> Entries | None:
-    """Returns the leaf that is a kernel here; others have one number per output.
+    """Returns the leaf that acts as kernel; others have one number per output.
 
     Args:
-      value: made of params only.
-      summed: its axes that the product sums over.
+      value: a value made of params only.
+      summed: the axes that the product sums over.
     """
     tables = [
         each
@@ -171,10 +171,10 @@ def new_units(
     Args:
       record: takes the new source.
       table: the entries of the kernel.
-      out_axes: of the leaf, which index the new units.
-      placed: lays labels of the kernel along the axes of the product.
+      out_axes: axes of the leaf that index the new units.
+      placed: places labels of the kernel along the axes of the product.
       new: the product.
-      kernel: the value that holds the table, and params that multiply it.
+      kernel: the value that contains the table, and params that multiply it.
 
     Returns:
       The product with its units.
@@ -206,7 +206,7 @@ def _read(
     candidates: Sequence[int],
     new_source: int,
 ) -> None:
-    """Records whose units a kernel reads along which axis of its leaf."""
+    """Records which units a kernel reads, along which axis of its leaf."""
     name = record.names[table.leaf]
     of_no_units = Read(table.leaf, None, new_source, -1, 1, frozenset(), data.origin)
     if data.units is None:
@@ -217,7 +217,7 @@ def _read(
     record.crossings += [(mixed, each) for mixed in data.mixed for each in read]
     source = found = None
     if len(read) > 1:
-        reason = f"{name} reads them joined with others"
+        reason = f"{name} reads its units concatenated with others"
     elif not labels_lib.varying(data.units) <= set(axes.summed[0]):
         reason = f"{name} does not read its units along one axis"
     else:
@@ -226,7 +226,10 @@ def _read(
         for axis in candidates:
             entries = labels_lib.on_axes(table.coordinates[axis], axes.summed[1])
             found = found or _order(record, table.leaf, axis, source, units, entries)
-        reason = f"{name} reads them joined with others, reordered, or on several axes"
+        reason = (
+            f"{name} reads its units concatenated with others, reordered, or on "
+            "several axes"
+        )
     if found is None:
         record.leak(read, reason)
         record.reads.append(of_no_units)
@@ -244,7 +247,7 @@ def _order(
     units: np.ndarray,
     entries: np.ndarray,
 ) -> tuple[int, int, frozenset[str]] | None:
-    """Returns axis, positions and fitting layouts if an axis of a leaf reads units."""
+    """Returns axis, positions and fitting layouts, if an axis of a leaf reads units."""
     num_units, size = record.sources[source].size, record.shapes[leaf][axis]
     units, entries = np.broadcast_arrays(units, entries)
     if size % num_units or (units < 0).any() and (entries[units < 0] >= 0).any():
@@ -286,7 +289,7 @@ def _data_product(
 
 
 def mix(record: Record, new: Value, operand: Value) -> Value:
-    """Says that all units of an operand went into each entry of a value."""
+    """Marks that all units of an operand went into each entry of a value."""
     return new._replace(mixed=new.mixed | record.sources_in(operand.units))
 
 
@@ -315,7 +318,7 @@ def gather(
             if labels_lib.varying(labels) and labels_lib.varying(labels) <= whole
         ]
         if table is None or not axes:
-            reason = "it is looked up in a way that infer_units does not know"
+            reason = "it is looked up in a way that infer_units does not support"
             record.puzzle(operand.entries, reason)
             return new
         return new_units(record, table, axes, moved, new, operand)

@@ -18,10 +18,11 @@ HANDLERS: Mapping[str, Handler] = {
     "dot_general": products.dot_general,
     "gather": products.gather,
 }
-"""What comes out of a primitive, by its name; `labels.MOVES` holds those that move."""
+"""Handlers by name of the primitive; those that only move entries are in `MOVES`."""
 
-# Calls of one program inside another, by the name of the primitive: the argument that
-# holds the program, and whether values inside can be had without changing the call.
+# Calls of one program inside another, by name of the primitive: the argument that
+# contains the program, and whether inner values are available without changing the
+# call.
 CALLS = {
     "checkpoint": ("jaxpr", True),
     "closed_call": ("call_jaxpr", True),
@@ -35,7 +36,7 @@ CALLS = {
 
 
 def called(equation: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[jax.Array]] | None:
-    """Returns the program that an equation calls and its constants, None for none."""
+    """Returns the program that an equation calls, and its constants; None for none."""
     name = equation.primitive.name
     if name not in CALLS:
         return None
@@ -46,20 +47,20 @@ def called(equation: core.JaxprEqn) -> tuple[core.Jaxpr, Sequence[jax.Array]] | 
 
 
 def can_look_inside(equation: core.JaxprEqn) -> bool:
-    """Whether values inside a call can be had without changing the call."""
+    """Whether values inside a call are available without changing the call."""
     return CALLS[equation.primitive.name][1]
 
 
 def trace(closed: core.ClosedJaxpr, names: Sequence[str], num_params: int) -> Record:
-    """Follows the params, its first arguments, through a program.
+    """Follows the params through a program, whose first arguments they are.
 
     Args:
       closed: the program of `apply(params, example)`.
       names: paths of the leaves of the params.
-      num_params: how many leaves these are.
+      num_params: number of these leaves.
 
     Returns:
-      What was found.
+      What the trace found.
     """
     shapes = [tuple(variable.aval.shape) for variable in closed.jaxpr.invars]
     record = Record(names, shapes[:num_params])
@@ -92,9 +93,9 @@ def _follow(
     calls: tuple[int, ...] | None,
     is_used: Sequence[bool],
 ) -> list[Value]:
-    """Follows the equations of a program that lead to results which are used.
+    """Follows the equations of a program that lead to used results.
 
-    Returns what is known of its results.
+    Returns what is known about its results.
     """
     known: dict[core.Var, Value] = {}
     known.update(zip(jaxpr.constvars, constants, strict=True))
@@ -138,7 +139,7 @@ def _shape(variable: core.Var) -> tuple[int, ...]:
 
 
 def _needed(jaxpr: core.Jaxpr, is_used: Sequence[bool]) -> set[core.Var]:
-    """Returns the variables that lead to results which are used.
+    """Returns the variables that lead to used results.
 
     A network may update statistics that its caller drops.
     """
@@ -167,7 +168,10 @@ def _follow_one(
         names = [record.names[leaf] for leaf in sorted(lost)]
         for value in touched:
             sources = record.sources_in(value.units) | value.mixed
-            record.leak(sources, f"it meets {names}, which infer_units lost sight of")
+            record.leak(
+                sources,
+                f"its units meet {names}, which infer_units could not follow",
+            )
         return results
     given = {each.leaf for operand in params for each in operand.entries}
     return [
@@ -182,7 +186,7 @@ def _results(
     operands: Sequence[Value],
     blank: Sequence[Value],
 ) -> list[Value]:
-    """Applies the handler of a primitive; where there is none, says so."""
+    """Applies the handler of a primitive; records the reason if there is none."""
     name, params = equation.primitive.name, equation.params
     if name in labels_lib.MOVES:
         moved = operands[: len(blank)]
@@ -201,7 +205,7 @@ def _results(
         return [HANDLERS[name](record, params, operands, new) for new in blank]
     reason = f"{name}, inside which infer_units cannot look"
     if not list(core.jaxprs_in_params(params)):
-        reason = f"{name}, which infer_units does not know"
+        reason = f"{name}, which infer_units does not support"
     for operand in operands:
         record.puzzle(operand.entries, f"it goes into {reason}")
         sources = record.sources_in(operand.units) | operand.mixed
@@ -226,7 +230,7 @@ def _moved(name: str, params: dict[str, Any], operand: Value, new: Value) -> Val
 
 
 def _layer(axis: int, operand: Value) -> Value:
-    """Gives a value a new axis of size 1."""
+    """Inserts an axis of size 1."""
     shape = (*operand.shape[:axis], 1, *operand.shape[axis:])
     others = [each for each in range(len(shape)) if each != axis]
     place = {"broadcast_dimensions": others}

@@ -1,4 +1,4 @@
-"""Layers, and rivals of continual backprop that are layers."""
+"""Layers, including alternatives to continual backprop."""
 
 import warnings as _warnings
 
@@ -39,7 +39,7 @@ _MOVED = ("CONVOLUTIONS", "convolution_named", "max_pool", "patches_convolution"
 
 
 def __getattr__(name: str) -> object:
-    """Finds what has moved to `cbp_jax.networks`, with a warning."""
+    """Looks up names that have moved to `cbp_jax.networks`, and warns."""
     if name in _MOVED:
         from cbp_jax import networks
 

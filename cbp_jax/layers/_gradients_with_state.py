@@ -1,4 +1,4 @@
-"""Gradients of a network that also has state: running statistics of its layers."""
+"""Gradients of networks with state, such as running statistics of their layers."""
 
 from collections.abc import Callable
 
@@ -8,22 +8,22 @@ import jax.numpy as jnp
 from cbp_jax._types import PyTree
 
 FORWARD_STATS = "batch_stats"
-"""Collection of statistics that the forward pass updates, as flax names it."""
+"""Collection of statistics that the forward pass updates; the name is flax's."""
 
 BACKWARD_STATS = "backward_stats"
-"""Collection of statistics whose gradient is what a training step adds to them."""
+"""Collection of statistics to which a training step adds their gradient."""
 
 
 def value_and_grad_with_state(
     loss_fn: Callable[..., tuple[jax.Array, tuple[PyTree, PyTree]]],
 ) -> Callable[..., tuple[tuple[jax.Array, PyTree], PyTree, PyTree]]:
-    """`jax.value_and_grad` for networks with or without state beside the params.
+    """`jax.value_and_grad` for networks with or without state in addition to params.
 
-    The state is the dict of a flax network's collections other than the params, as its
-    `init` makes it; `{}` for a network without any. Collections that the forward pass
-    updates (batch normalization's running statistics) are taken from what it returns.
-    To `BACKWARD_STATS` (online normalization's) the gradient with respect to it is
-    added.
+    The state is a dict of all flax collections except the params, as returned by
+    `init`, or `{}` if there are none. Collections that the forward pass updates (the
+    running statistics of batch normalization) are replaced by what it returns.
+    `BACKWARD_STATS` (of online normalization) is incremented by the gradient with
+    respect to it.
 
     Example::
 
@@ -40,14 +40,14 @@ def value_and_grad_with_state(
       (loss, features), grads, state = step(params, state, images, labels)
 
     Args:
-      loss_fn: `(params, state, *args) -> (loss, (state, aux))` of a scalar loss. It may
-        return the state in part: collections that it leaves out stay as they are.
+      loss_fn: `(params, state, *args) -> (loss, (state, aux))` with a scalar loss. It
+        may return only part of the state: collections that it omits do not change.
 
     Returns:
-      A function `(params, state, *args) -> ((loss, aux), grads, state)` of the
-      gradients with respect to the params and the state after the step, of the given
-      state's structure, shapes and dtypes. It raises ValueError if `loss_fn` returns a
-      collection that the given state lacks.
+      A function `(params, state, *args) -> ((loss, aux), grads, state)`. It returns the
+      gradients with respect to the params, and the state after the step, which has the
+      structure, shapes and dtypes of the given state. It raises ValueError if `loss_fn`
+      returns a collection that the given state lacks.
     """
 
     def value_and_grad(
@@ -65,8 +65,8 @@ def value_and_grad_with_state(
         if unknown:
             raise ValueError(
                 f"loss_fn returned the collections {unknown}, which are not in the "
-                f"state {sorted(state)}; return those of the state only: network.apply("
-                "..., mutable=list(state))."
+                f"state {sorted(state)}. Return only collections of the state: "
+                "network.apply(..., mutable=list(state))."
             )
         forward = {name: _cast(forward[name], state[name]) for name in forward}
         backward = jax.tree.map(jnp.add, backward, _cast(increments, backward))
@@ -76,5 +76,5 @@ def value_and_grad_with_state(
 
 
 def _cast(tree: PyTree, like: PyTree) -> PyTree:
-    """Converts leaves to the dtypes of another tree, so that a scan can carry it."""
+    """Casts leaves to the dtypes of another tree, so that a scan can carry them."""
     return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), tree, like)

@@ -1,4 +1,4 @@
-"""The normalizations of a hidden layer, by name."""
+"""Normalizations of hidden layers, by name."""
 
 from collections.abc import Callable, Mapping
 import math
@@ -14,11 +14,11 @@ from cbp_jax.layers._online_normalization import OnlineNorm
 
 
 class Normalization(NamedTuple):
-    """A normalization, and what a network must know about it."""
+    """A normalization, and what a network needs to know about it."""
 
     module: Callable[..., nn.Module]  # Has a param `scale` [N].
-    has_shift: bool  # Has a param `bias` [N] as well.
-    collections: tuple[str, ...] = ()  # Of its state: leaves [N].
+    has_shift: bool  # Whether it also has a param `bias` [N].
+    collections: tuple[str, ...] = ()  # Collections of its state, with leaves [N].
 
 
 NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
@@ -29,13 +29,14 @@ NORMALIZATIONS: Mapping[str, Normalization] = MappingProxyType(
         "rms": Normalization(nn.RMSNorm, False),
     }
 )
+"""The normalizations by the name that networks take."""
 
 
 def normalization_named(name: str) -> Normalization | None:
-    """Returns the normalization of that name, None for "none".
+    """Returns the normalization of that name; None for "none".
 
     Raises:
-      ValueError: unknown name; the message lists the choices.
+      ValueError: the name is unknown; the message lists the choices.
     """
     check_choice("normalization", name, ("none", *NORMALIZATIONS))
     return NORMALIZATIONS.get(name)
@@ -52,19 +53,19 @@ def normalize(
     """Normalizes a layer inside a `flax.linen.compact` method.
 
     Args:
-      kind: a key of `NORMALIZATIONS`, or "none" for the inputs as they are.
-      inputs: `[batch, ..., N]`; "layer" and "rms" normalize over the last axis, the
+      kind: a key of `NORMALIZATIONS`, or "none" to return the inputs.
+      inputs: `[batch, ..., N]`. "layer" and "rms" normalize over the last axis, the
         others over all axes but the last.
-      train: whether to use and update the statistics as training does.
-      name: of the submodule.
-      options: further attributes of its module.
+      train: whether to use and update the statistics as in training.
+      name: name of the submodule.
+      options: further attributes of the module.
 
     Returns:
-      Normalized inputs, of the same shape.
+      Normalized inputs of the same shape.
 
     Raises:
-      ValueError: unknown kind; batch normalization in training of a single number for
-        each unit.
+      ValueError: unknown kind, or batch normalization in training with a single number
+        per unit.
     """
     normalization = normalization_named(kind)
     if normalization is None:
@@ -80,7 +81,7 @@ def normalize(
 def _check_batch(inputs: jax.Array) -> None:
     if math.prod(inputs.shape[:-1]) < 2:
         raise ValueError(
-            f"Batch normalization in training needs a batch of more than one example, "
-            f"got inputs of shape {inputs.shape}: one number minus its own mean is 0. "
-            "Set normalization to 'online' for one example at a time."
+            f"Batch normalization in training got inputs of shape {inputs.shape}, but "
+            "needs more than one example: a single number minus its own mean is 0. Set "
+            "normalization to 'online' to train on one example at a time."
         )

@@ -1,8 +1,8 @@
-"""Online normalization: batch normalization of a stream of single examples.
+"""Online normalization: batch normalization for a stream of single examples.
 
-Its backward pass has a memory of its own. A pass in reverse cannot write a variable, so
-what it adds to that memory comes out as the gradient with respect to it; the caller
-adds it, or lets `value_and_grad_with_state` do so.
+The backward pass has state of its own. Since reverse-mode differentiation cannot write
+variables, the increments of that state are returned as its gradient. Add them yourself,
+or use `value_and_grad_with_state`.
 
 Shapes: B batch, N units (channels, if there are positions `...`).
 """
@@ -27,19 +27,19 @@ _CLIP = 5.0  # Bound of the guard "clip", as in the authors' code.
 
 
 class OnlineNormalizationState(NamedTuple):
-    """What online normalization knows about each unit; of one floating dtype."""
+    """State of online normalization; all fields have the same floating dtype."""
 
-    mean: jax.Array  # [N], estimate of the inputs' mean, 0 at birth.
-    var: jax.Array  # [N], estimate of the inputs' variance, 1 at birth.
-    u: jax.Array  # [N], sum of the gradients sent back, 0 at birth.
-    v: jax.Array  # [N], sum of gradients times outputs, 0 at birth.
+    mean: jax.Array  # [N], estimated mean of the inputs, initially 0.
+    var: jax.Array  # [N], estimated variance of the inputs, initially 1.
+    u: jax.Array  # [N], sum of the gradients passed back, initially 0.
+    v: jax.Array  # [N], sum of gradients times outputs, initially 0.
 
 
 def init_online_normalization(
     num_units: int, dtype: DTypeLike = jnp.float32
 ) -> OnlineNormalizationState:
-    """Returns the state of `num_units` newborn units, of a floating dtype."""
-    # An array of its own for each field, so that the state can be donated.
+    """Returns the initial state of `num_units` units, in a floating dtype."""
+    # Each field has its own array, so that the state can be donated.
     return OnlineNormalizationState(
         mean=jnp.zeros(num_units, dtype),
         var=jnp.ones(num_units, dtype),
@@ -56,9 +56,10 @@ def online_normalization(
     backward_decay: float | jax.Array = 0.99,
     epsilon: float | jax.Array = 1e-5,
 ) -> tuple[jax.Array, OnlineNormalizationState]:
-    r"""Normalizes each unit by running estimates from before the example.
+    r"""Normalizes each unit by running estimates from the preceding examples.
 
-    Each example :math:`x` of the batch, in order, is normalized, then seen,
+    In order, each example :math:`x` of the batch is normalized, and then updates the
+    estimates:
 
     .. math::
       y &= (x - \mu) / \sqrt{\sigma^2 + \epsilon} \\
@@ -66,11 +67,11 @@ def online_normalization(
         + \alpha_f (1 - \alpha_f) (\mathrm{mean}(x) - \mu)^2 \\
       \mu &\leftarrow \mu + (1 - \alpha_f) (\mathrm{mean}(x) - \mu)
 
-    with the old :math:`\mu` on the right; mean and var are over the example's positions
-    (without any, they are :math:`x` and 0). Its gradient is not the derivative of that,
-    but controlled so that in the long run the gradients sent back are orthogonal to the
-    outputs and to 1. For each example in the same order, with the
-    :math:`\sigma^2` that normalized it,
+    with the old :math:`\mu` on the right. Mean and var are over the positions of the
+    example (without positions, they are :math:`x` and 0). The gradient is not the
+    derivative of these equations. It is controlled so that, in the long run, the
+    gradients passed back are orthogonal to the outputs and to 1. For each example in
+    the same order, with the :math:`\sigma^2` that normalized it,
 
     .. math::
       d &= \partial L / \partial y - (1 - \alpha_b) v y, \quad
@@ -78,8 +79,8 @@ def online_normalization(
       \partial x &= d / \sqrt{\sigma^2 + \epsilon} - (1 - \alpha_b) u, \quad
         u \leftarrow u + \mathrm{mean}(\partial x)
 
-    The gradients with respect to `state.u` and `state.v` are what the batch adds to
-    them, that with respect to the rest of the state and the decays is 0::
+    The gradients with respect to `state.u` and `state.v` are the increments to add to
+    them. Those with respect to the rest of the state and the decays are 0::
 
       def loss_of(params, state):
         outputs, state = online_normalization(layer(params, inputs), state)
@@ -89,28 +90,29 @@ def online_normalization(
           loss_of, argnums=(0, 1), has_aux=True)(params, state)
       state = state._replace(u=state.u + increments.u, v=state.v + increments.v)
 
-    They scale with the loss: the mean over a batch gives each example 1 / B of its
-    gradient. There is no forward-mode derivative.
+    They scale with the loss: a loss averaged over the batch gives each example 1 / B of
+    its gradient. There is no forward-mode derivative.
 
     Args:
-      inputs: `[B, ..., N]`, floating, examples in the order in which they came.
-      state: of N units, at least float32; everything is computed in its dtype.
-      forward_decay: :math:`\alpha_f`, in [0, 1), may be traced.
-      backward_decay: :math:`\alpha_b`, in [0, 1], may be traced; 1 is no control.
-      epsilon: added to the variance, may be traced.
+      inputs: `[B, ..., N]`, floating; examples in chronological order.
+      state: state of N units, at least float32; everything is computed in its dtype.
+      forward_decay: :math:`\alpha_f`, in [0, 1). May be traced.
+      backward_decay: :math:`\alpha_b`, in [0, 1]; 1 turns the control off. May be
+        traced.
+      epsilon: added to the variance. May be traced.
 
     Returns:
-      Outputs `[B, ..., N]` of the inputs' dtype; the state with the new mean and
-      variance, and `u` and `v` as given.
+      Outputs `[B, ..., N]` of the inputs' dtype, and the state with the new mean and
+      variance; `u` and `v` do not change.
 
     Raises:
-      ValueError: inputs that are not `[B, ..., N]` of a floating dtype, a decay out of
-        range.
+      ValueError: the inputs are not `[B, ..., N]` of a floating dtype, or a decay is
+        out of range.
 
     References:
       Chiley et al., `Online normalization for training neural networks
       <https://arxiv.org/abs/1905.05894>`_, NeurIPS 2019. Where the paper leaves a
-      choice (the order of the updates, batches, positions) it is that of the authors'
+      choice open (order of updates, batches, positions), this follows the authors'
       code, https://github.com/Cerebras/online-normalization.
     """
     check_range("forward_decay", forward_decay, 0, 1, open_end=True)
@@ -129,25 +131,26 @@ def online_normalization(
 class OnlineNorm(nn.Module):
     """Online normalization with a learned scale and shift, and a guard.
 
-    Params `scale` and `bias`, `[N]`. State `mean` and `var` in the collection
-    `FORWARD_STATS`, which training must make mutable, `u` and `v` in `BACKWARD_STATS`,
-    whose gradient is what training adds to them, see `value_and_grad_with_state`.
+    The params are `scale` and `bias`, `[N]`. The state is `mean` and `var` in the
+    collection `FORWARD_STATS`, which training must make mutable, and `u` and `v` in
+    `BACKWARD_STATS`, to which training adds their gradient; see
+    `value_and_grad_with_state`.
 
-    The mean and variance are estimates of the past. Where inputs suddenly move, outputs
-    are large until the estimates have followed; the guard bounds them. It comes last:
-    "layer_scaling", the paper's, divides each example by its root mean square;
-    "clip", the later default of the authors' code, clips to [-5, 5]; "none" does
-    nothing.
+    The mean and variance are estimates from past examples. If the inputs change
+    suddenly, the outputs are large until the estimates catch up. The guard bounds them
+    and is applied last: "layer_scaling", the paper's, divides each example by its root
+    mean square; "clip", the later default of the authors' code, clips to [-5, 5];
+    "none" does nothing.
 
     Attributes:
-      use_running_average: whether to measure only: normalize all examples by the state
-        as it is, leave it so, and differentiate as written.
-      forward_decay: see `online_normalization`; may be traced where the module is
-        built inside the traced function.
+      use_running_average: for evaluation: normalize all examples by the current state,
+        do not update it, and use ordinary derivatives.
+      forward_decay: see `online_normalization`. May be traced if the module is built
+        inside the traced function.
       backward_decay: likewise.
       epsilon: added to the variance, and to the mean square of the guard.
       guard: one of `GUARDS`.
-      param_dtype: of scale and bias.
+      param_dtype: dtype of scale and bias.
     """
 
     use_running_average: bool = False
@@ -166,16 +169,16 @@ class OnlineNorm(nn.Module):
         over_units = functools.partial(
             jnp.expand_dims, axis=tuple(range(inputs.ndim - 1))
         )
-        newborn = init_online_normalization(num_units, at_least_float32(inputs.dtype))
-        mean = self.variable(FORWARD_STATS, "mean", lambda: newborn.mean)
-        var = self.variable(FORWARD_STATS, "var", lambda: newborn.var)
+        initial = init_online_normalization(num_units, at_least_float32(inputs.dtype))
+        mean = self.variable(FORWARD_STATS, "mean", lambda: initial.mean)
+        var = self.variable(FORWARD_STATS, "var", lambda: initial.var)
         if self.use_running_average and not self.is_initializing():
             deviation = inputs.astype(mean.value.dtype) - over_units(mean.value)
             outputs = deviation * over_units(lax.rsqrt(var.value + self.epsilon))
             outputs = outputs.astype(inputs.dtype)
         else:
-            u = self.variable(BACKWARD_STATS, "u", lambda: newborn.u)
-            v = self.variable(BACKWARD_STATS, "v", lambda: newborn.v)
+            u = self.variable(BACKWARD_STATS, "u", lambda: initial.u)
+            v = self.variable(BACKWARD_STATS, "v", lambda: initial.v)
             outputs, state = online_normalization(
                 inputs,
                 OnlineNormalizationState(mean.value, var.value, u.value, v.value),
@@ -220,14 +223,14 @@ def layer_scaling(inputs: jax.Array, epsilon: float | jax.Array = 1e-5) -> jax.A
 def _check_inputs(inputs: jax.Array, num_units: int) -> None:
     if inputs.ndim < 2 or inputs.shape[-1] != num_units:
         raise ValueError(
-            f"Online normalization of {num_units} units takes inputs [batch, ..., "
-            f"{num_units}], examples in the order in which they came; got shape "
-            f"{inputs.shape}. A single example needs a batch axis: inputs[None]."
+            f"Online normalization of {num_units} units got inputs of shape "
+            f"{inputs.shape}, expected [batch, ..., {num_units}] with examples in "
+            "chronological order. Give a single example a batch axis: inputs[None]."
         )
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
-            f"Online normalization needs inputs of a floating dtype, got "
-            f"{inputs.dtype}: inputs.astype(jnp.float32)."
+            f"Online normalization got inputs of dtype {inputs.dtype}, expected a "
+            "floating dtype. Use inputs.astype(jnp.float32)."
         )
 
 

@@ -1,13 +1,13 @@
 """Activations that give two outputs for each unit.
 
-Concatenated along the last axis they would be the halves of a layer twice as wide. Here
-the pair has an axis of its own in front of the units, so that its flat form is that
-concatenation and a unit's two outputs still stand under its own index: for a
-`cbp_jax.UnitGroup` they are two positions of one unit.
+Usually the two are concatenated along the last axis, as halves of a layer twice as
+wide. Here the pair has its own axis before the units. Flattening it gives that
+concatenation, while both outputs of a unit keep its index: for a `cbp_jax.UnitGroup`
+they are two positions of one unit.
 
-`cbp_jax.metrics`: the fractions of units take `[samples, 2, N]` as it is and judge a
-unit by both outputs (a unit of `crelu` is dead only if its input is always 0). Measures
-of a representation, such as its rank, take all outputs: `reshape(samples, 2 * N)`.
+With `cbp_jax.metrics`, pass `[samples, 2, N]` to fractions of units, which judge a unit
+by both outputs (a unit of `crelu` is dead only if its input is always 0). For measures
+of a representation, such as its rank, use all outputs: `reshape(samples, 2 * N)`.
 
 Shapes: N units.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 
 def crelu(inputs: jax.Array) -> jax.Array:
-    """Concatenated ReLU, `[relu(x), relu(-x)]`: the gradient never vanishes.
+    """Concatenated ReLU, `[relu(x), relu(-x)]`; its gradient never vanishes.
 
     Args:
       inputs: `[..., N]`.
@@ -53,8 +53,9 @@ def _sin_cos_jvp(
     primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (inputs,), (change,) = primals, tangents
-    # Each output is the other's derivative. Behind a barrier XLA on a CPU computes them
-    # once, not again for every product that they enter: 8 times faster in a small MLP.
+    # Each output is the other's derivative. With the barrier, XLA on a CPU computes
+    # them once rather than for every product that uses them: 8 times faster in a small
+    # MLP.
     outputs = lax.optimization_barrier(sin_cos(inputs))
     sin, cos = outputs[..., 0, :], outputs[..., 1, :]
     return outputs, jnp.stack([cos, -sin], axis=-2) * change[..., None, :]

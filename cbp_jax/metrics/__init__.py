@@ -1,14 +1,14 @@
-"""Measures of how much of a network is still in use, one formula each.
+"""Measures of how much of a network is still in use.
 
-Legend for shapes: M samples, N units, R = min(M, N) singular values. Every function is
-pure and works under `jax.jit` (with `method` static) and `jax.vmap`.
+Shapes: M samples, N units, R = min(M, N) singular values. Every function is pure and
+works under `jax.jit` (with `method` static) and `jax.vmap`.
 
-Every result is a scalar of the floating-point type the computation ran in: float64
-where an input is float64, float32 otherwise (integer, Boolean and half-precision
-inputs are converted first). Ranks are whole numbers in that type, so that NaN can stand
-for a diverged network: a NaN anywhere in the input makes the result NaN.
+Unless stated otherwise, a result is a scalar: float64 if an input is float64, float32
+otherwise (integer, Boolean and half-precision inputs are converted first). Ranks are
+whole numbers in that dtype, so that NaN can signal a diverged network: a NaN anywhere
+in the input makes the result NaN.
 
-Dohare et al. (2024) stands for Loss of plasticity in deep continual learning, Nature.
+Dohare et al. (2024) is Loss of plasticity in deep continual learning, Nature.
 """
 
 from cbp_jax.metrics._activity import (

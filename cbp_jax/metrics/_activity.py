@@ -17,7 +17,7 @@ def dead_units(features: jax.Array) -> jax.Array:
       Scalar fraction in [0, 1], float32 or float64.
 
     Raises:
-      ValueError: `features` has no axis of samples.
+      ValueError: `features` has no sample axis.
     """
     features = _flatten_samples(features)
     return _fraction_of_units(jnp.all(features == 0, axis=0), features)
@@ -28,18 +28,18 @@ def dormant_units(
 ) -> jax.Array:
     """Fraction of units that are active (above 0) on too few samples.
 
-    What Dohare et al. (2024) measure on CIFAR-100. It looks at each unit alone, unlike
-    the dormancy of ReDo, which compares a unit with the mean of its layer.
+    Dohare et al. (2024) measure this on CIFAR-100. Each unit counts on its own, whereas
+    ReDo's dormancy (`tau_dormant_units`) compares a unit with the mean of its layer.
 
     Args:
       features: [..., N] outputs of N units, any real dtype; all other axes are samples.
-      threshold: share of the samples; a unit active on fewer is dormant.
+      threshold: fraction of samples; a unit that is active on fewer is dormant.
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
 
     Raises:
-      ValueError: `features` has no axis of samples, or `threshold` is out of [0, 1].
+      ValueError: `features` has no sample axis, or `threshold` is not in [0, 1].
     """
     check_range("threshold", threshold, 0, 1)
     features = _flatten_samples(features)
@@ -50,20 +50,20 @@ def dormant_units(
 def tau_dormant_units(
     features: jax.Array, threshold: jax.Array | float = 0.1
 ) -> jax.Array:
-    """Fraction of units that are weak beside their layer (Sokar et al., 2023).
+    """Fraction of units that are weak compared with their layer (Sokar et al., 2023).
 
     A unit is dormant if its mean |h| over all samples is at most `threshold` times the
-    mean of that over the layer (plus 1e-9, so that in a dead layer all units are).
+    layer's average of that mean (plus 1e-9, so that all units of a dead layer are).
 
     Args:
       features: [..., N] outputs of N units, any real dtype; all other axes are samples.
-      threshold: tau, in the unit of the layer's mean.
+      threshold: tau, as a fraction of the layer's average.
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
 
     Raises:
-      ValueError: `features` has no axis of samples.
+      ValueError: `features` has no sample axis.
     """
     features = _flatten_samples(features)
     strength = jnp.mean(jnp.abs(features), axis=0)
@@ -78,32 +78,32 @@ def saturated_units(
     margin: jax.Array | float = 0.05,
     threshold: jax.Array | float = 0.99,
 ) -> jax.Array:
-    """Fraction of units that stay near an asymptote on nearly all samples.
+    """Fraction of units that are near an asymptote on nearly all samples.
 
-    The counterpart of a dead unit for a bounded activation: its slope is close to 0.
-    With the same margin, a sigmoid unit (asymptotes 0 and 1) and the tanh unit (-1 and
-    1) that has half its inputs are judged alike.
+    This is the counterpart of a dead unit for a bounded activation: the slope is close
+    to 0. With the same margin, a sigmoid unit (asymptotes 0 and 1) and a tanh unit (-1
+    and 1) with half its input get the same verdict.
 
     Args:
       features: [..., N] outputs of N units, any real dtype; all other axes are samples.
-      low: lower asymptote, in the unit of the features.
-      high: upper asymptote, in the unit of the features.
-      margin: how far from an asymptote still counts as near, as a share of
+      low: lower asymptote, in the units of the features.
+      high: upper asymptote, in the units of the features.
+      margin: largest distance from an asymptote that counts as near, as a fraction of
         `high - low`.
-      threshold: share of the samples on which a saturated unit is near an asymptote,
-        at least; either asymptote will do on each sample.
+      threshold: smallest fraction of samples on which a saturated unit is near an
+        asymptote, which need not be the same on each sample.
 
     Returns:
       Scalar fraction in [0, 1], float32 or float64.
 
     Raises:
-      ValueError: `features` has no axis of samples, `threshold` is out of [0, 1],
-        or `low` is not below `high`.
+      ValueError: `features` has no sample axis, `threshold` is not in [0, 1], or `low`
+        is not below `high`.
     """
     check_range("threshold", threshold, 0, 1)
     is_given = not is_traced(low) and not is_traced(high)
     if is_given and not np.all(np.asarray(low) < np.asarray(high)):
-        raise ValueError(f"low must be below high, got {low} and {high}")
+        raise ValueError(f"low must be below high, got low={low} and high={high}.")
     features = _flatten_samples(features)
     distance = margin * (high - low)
     is_near = (features <= low + distance) | (features >= high - distance)
@@ -115,8 +115,8 @@ def _flatten_samples(features: jax.Array) -> jax.Array:
     features = as_float(features)
     if features.ndim < 2:
         raise ValueError(
-            f"features must be [..., samples, units], got shape {features.shape}: a "
-            "fraction of units needs a batch of samples"
+            f"features has shape {features.shape}, expected [..., samples, units]. "
+            "Pass the activations of a batch."
         )
     return features.reshape(-1, features.shape[-1])
 

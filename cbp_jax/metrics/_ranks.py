@@ -14,11 +14,11 @@ from cbp_jax._xla import one_by_one_on_cpu
 
 def _gram_values(matrix: jax.Array) -> jax.Array:
     short = matrix if matrix.shape[0] < matrix.shape[1] else matrix.T
-    # Squares of very large or small entries would overflow or vanish in float32.
+    # Squares of very large or small entries would overflow or underflow in float32.
     largest = jnp.max(jnp.abs(short))
     scale = jnp.where(largest > 0, largest, 1)
     short = short / scale
-    # Accelerators round the factors of a float32 product to fewer bits by default.
+    # By default, accelerators round the factors of a float32 product to fewer bits.
     gram = jnp.matmul(short, short.T, precision=lax.Precision.HIGHEST)
     eigenvalues = jnp.flip(_eigenvalues(gram))
     noise = jnp.finfo(gram.dtype).eps * eigenvalues[0]
@@ -33,43 +33,44 @@ METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "gram": _gram_values,
     }
 )
-"""Maps features [M, N] to singular values [R], see `metrics.singular_values`."""
+"""Functions from features [M, N] to singular values [R]; see `singular_values`."""
 
 
 def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
     """Singular values of a feature matrix, largest first.
 
     `"svd"` is the reference. `"gram"` takes the square roots of the eigenvalues of the
-    smaller Gram matrix, in two thirds of the time on one CPU core for [2000, 500] and
-    [2000, 2000]. Squaring halves the digits: an eigenvalue below machine epsilon times
-    the largest is rounding noise and is returned as 0, which loses every singular value
-    below `sqrt(eps)` (3.5e-4 in float32, 1.5e-8 in float64) of the largest.
+    smaller Gram matrix. On one CPU core, it takes two thirds of the time for
+    [2000, 500] and [2000, 2000]. Squaring halves the number of accurate digits. An
+    eigenvalue below machine epsilon times the largest is rounding noise and becomes 0,
+    so every singular value below `sqrt(eps)` (3.5e-4 in float32, 1.5e-8 in float64)
+    times the largest is lost.
 
-    Measured in float32 on a CPU against a float64 SVD, on Gaussian, ReLU and low-rank
-    matrices up to [2000, 2000]: singular values above a tenth of the largest are off by
-    at most 3e-7 of the largest, all others by at most 6e-4 of it. The effective rank
-    comes out at most 0.5 % too low, or up to 3 % too high for a matrix of rank 5 or
-    less; the stable rank at most 0.7 % too low; the approximate rank was exact.
+    We compared `"gram"` in float32 on a CPU with a float64 SVD on Gaussian, ReLU and
+    low-rank matrices up to [2000, 2000]. Singular values above a tenth of the largest
+    are off by at most 3e-7 of the largest, and all others by at most 6e-4 of it. The
+    effective rank is at most 0.5 % too low, or up to 3 % too high for a matrix of rank
+    5 or less. The stable rank is at most 0.7 % too low. The approximate rank was exact.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
       method: `"svd"` or `"gram"`.
 
     Returns:
-      [R] singular values in descending order, float32 or float64; NaN throughout where
-      `features` has a NaN.
+      [R] singular values in descending order, float32 or float64; all NaN if
+      `features` contains a NaN.
 
     Raises:
       ValueError: if `method` is unknown or `features` is not a matrix.
     """
     if method not in METHODS:
         choices = ", ".join(repr(name) for name in METHODS)
-        raise ValueError(f"unknown method {method!r}: choose one of {choices}")
+        raise ValueError(f"Unknown method {method!r}. Use one of {choices}.")
     features = as_float(features)
     if features.ndim != 2:
         raise ValueError(
-            f"features must be a matrix [samples, units], got shape {features.shape}: "
-            "use features.reshape(-1, features.shape[-1]), or jax.vmap for a batch"
+            f"features has shape {features.shape}, expected a matrix [samples, units]. "
+            "Use features.reshape(-1, features.shape[-1]), or jax.vmap for a batch."
         )
     return METHODS[method](features)
 
@@ -77,13 +78,13 @@ def singular_values(features: jax.Array, method: str = "svd") -> jax.Array:
 def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
     """Exponential of the entropy of the normalized singular values.
 
-    `exp(-sum_k p_k log p_k)` with `p = s / sum(s)` and `0 log 0 = 0`, not centered.
-    Between 1 and the rank; a matrix of zeros has 0. Source: Roy and Vetterli, The
-    effective rank: a measure of effective dimensionality, 2007.
+    `exp(-sum_k p_k log p_k)` with `p = s / sum(s)` and `0 log 0 = 0`; features are not
+    centered. It is between 1 and the rank; 0 for a matrix of zeros. Source: Roy and
+    Vetterli, The effective rank: a measure of effective dimensionality, 2007.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
-      method: how to find the singular values, see `singular_values`.
+      method: how to compute the singular values; see `singular_values`.
 
     Returns:
       Scalar, in units, float32 or float64.
@@ -93,10 +94,11 @@ def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
     """
     values = singular_values(features, method)
     total = jnp.sum(values)
-    # `jax.scipy.special.entr` makes an infinity, which `jax_debug_infs` stops at.
+    # `jax.scipy.special.entr` computes an infinity, which trips `jax_debug_infs`.
     share = values / _positive_or_one(total)
     product = share * jnp.log(_positive_or_one(share))
-    # The select keeps XLA from fusing product and sum, which rounds otherwise.
+    # The select keeps XLA from fusing the product and the sum, which would change the
+    # rounding.
     entropy = jnp.sum(-jnp.where(share == 0, 0, product))
     return jnp.where(total > 0, jnp.exp(entropy), total)
 
@@ -104,22 +106,22 @@ def effective_rank(features: jax.Array, method: str = "svd") -> jax.Array:
 def stable_rank(
     features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
 ) -> jax.Array:
-    """Fewest singular values that hold more than a share of their sum.
+    """Smallest number of singular values that exceed a fraction of their sum.
 
     The smallest k with `s_1 + ... + s_k > threshold * sum(s)`; 0 for a matrix of zeros.
     This is the stable rank of Dohare et al. (2024), not `sum(s**2) / max(s)**2`.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
-      threshold: share of the sum to exceed, in [0, 1).
-      method: how to find the singular values, see `singular_values`.
+      threshold: fraction of the sum to exceed, in [0, 1).
+      method: how to compute the singular values; see `singular_values`.
 
     Returns:
       Scalar, a whole number of units as float32 or float64.
 
     Raises:
       ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
-        is out of [0, 1).
+        is not in [0, 1).
     """
     return _leading_count(singular_values(features, method), threshold)
 
@@ -127,26 +129,26 @@ def stable_rank(
 def approximate_rank(
     features: jax.Array, threshold: jax.Array | float = 0.99, method: str = "svd"
 ) -> jax.Array:
-    """Fewest squared singular values that hold more than a share of their sum.
+    """Smallest number of squared singular values that exceed a fraction of their sum.
 
     The smallest k with `s_1**2 + ... + s_k**2 > threshold * sum(s**2)`: the number of
-    directions that explain this share of the (uncentered) variance; 0 for a matrix of
-    zeros. Source: Yang et al., Harnessing structures for value-based planning, 2020.
+    directions that explain this fraction of the (uncentered) variance; 0 for a matrix
+    of zeros. Source: Yang et al., Harnessing structures for value-based planning, 2020.
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
-      threshold: share of the sum of squares to exceed, in [0, 1).
-      method: how to find the singular values, see `singular_values`.
+      threshold: fraction of the sum of squares to exceed, in [0, 1).
+      method: how to compute the singular values; see `singular_values`.
 
     Returns:
       Scalar, a whole number of units as float32 or float64.
 
     Raises:
       ValueError: if `method` is unknown, `features` is not a matrix, or `threshold`
-        is out of [0, 1).
+        is not in [0, 1).
     """
     values = singular_values(features, method)
-    # Squares of very large or small values would overflow or vanish in float32.
+    # Squares of very large or small values would overflow or underflow in float32.
     relative = values / _positive_or_one(jnp.max(values))
     return _leading_count(relative**2, threshold)
 
@@ -158,11 +160,11 @@ def numerical_rank(
 
     Args:
       features: [M, N] outputs of N units on M samples, any real dtype.
-      tolerance: in the unit of the features; a singular value counts if it is larger.
-        By default `max(s) * max(M, N) * eps`, as in `numpy.linalg.matrix_rank`;
-        `"gram"` applies the same rule to the eigenvalues it computes, that is
-        `max(s) * sqrt(max(M, N) * eps)`, which counts fewer of the small ones.
-      method: how to find the singular values, see `singular_values`.
+      tolerance: in the units of the features; a singular value counts if it is larger.
+        The default is `max(s) * max(M, N) * eps`, as in `numpy.linalg.matrix_rank`.
+        With `"gram"` the same rule applies to the eigenvalues, which makes it
+        `max(s) * sqrt(max(M, N) * eps)` and counts fewer small singular values.
+      method: how to compute the singular values; see `singular_values`.
 
     Returns:
       Scalar, a whole number of units as float32 or float64.
@@ -180,7 +182,7 @@ def numerical_rank(
 
 
 def _leading_count(values: jax.Array, threshold: jax.Array | float) -> jax.Array:
-    """Smallest k whose first k values exceed a share of the sum; NaN for NaN."""
+    """Smallest k such that the first k values exceed a fraction of the sum, or NaN."""
     check_range("threshold", threshold, 0, 1, open_end=True)
     total = jnp.sum(values)
     is_short = jnp.cumsum(values)[:-1] <= threshold * total

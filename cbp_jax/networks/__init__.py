@@ -1,8 +1,8 @@
 """The paper's networks, as flax.linen modules that also return their activations.
 
-All have one interface: `init(key, inputs)`, `apply(variables, inputs, dropout_rate,
-dropout_key, train)` for outputs and features, `units()` for the groups of hidden units,
-`initializer()` for the distribution of their fresh weights.
+They share one interface: `init(key, inputs)`; `apply(variables, inputs, dropout_rate,
+dropout_key, train)`, which returns outputs and features; `units()`, the groups of
+hidden units; and `initializer()`, the distribution of new incoming weights.
 """
 
 from cbp_jax.networks._activations import ACTIVATIONS, PAIRED, activation_function

@@ -1,4 +1,4 @@
-"""The activations of hidden layers, by name."""
+"""Activations of hidden layers, by name."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -21,11 +21,11 @@ ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
         "sin_cos": sin_cos,
     }
 )
-"""Activations `[..., N] -> [..., N]`, or `[..., 2, N]` for those of `PAIRED`."""
+"""Activations `[..., N] -> [..., N]`; those in `PAIRED` return `[..., 2, N]`."""
 
-# The gain that belongs to a paired activation. The mean square of a pair is half that
-# of its input (CReLU) or 1/2 (sine and cosine), and a pair doubles the fan-in. So a
-# gain of sqrt(2) keeps the mean squares of inputs from layer to layer.
+# The gain of each paired activation. The mean square of a pair is half that of its
+# input (CReLU) or 1/2 (sine and cosine), and a pair doubles the fan-in. A gain of
+# sqrt(2) therefore preserves the mean square of the inputs from layer to layer.
 PAIRED: Mapping[str, str] = MappingProxyType({"crelu": "relu", "sin_cos": "relu"})
 
 
@@ -33,7 +33,7 @@ def activation_function(name: str) -> Callable[[jax.Array], jax.Array]:
     """Returns the activation of that name.
 
     Raises:
-      ValueError: unknown name; the message lists the choices.
+      ValueError: the name is unknown; the message lists the choices.
     """
     if name not in ACTIVATIONS:
         raise ValueError(

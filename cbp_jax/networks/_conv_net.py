@@ -20,14 +20,14 @@ from cbp_jax.networks._max_pooling import max_pool
 class ConvNet(nn.Module):
     """The paper's network for Continual ImageNet.
 
-    Convolutions `conv_0` (32 of 5x5), `conv_1` (64 of 3x3), `conv_2` (128 of 3x3),
-    without padding, each followed by the activation and a 2x2 max-pool; then `dense_0`
-    and `dense_1` of 128 units and `head`. Weights and biases are uniform within
-    1 / sqrt(fan_in). A 32x32 image leaves a 2x2 map of 128 channels.
+    The layers are convolutions `conv_0` (32 of 5x5), `conv_1` (64 of 3x3) and `conv_2`
+    (128 of 3x3) without padding, each followed by the activation and a 2x2 max-pool;
+    then `dense_0` and `dense_1` with 128 units, and `head`. Weights and biases are
+    uniform within +-1 / sqrt(fan_in). A 32x32 image becomes a 2x2 map of 128 channels.
 
-    A normalization stands in front of each activation, `norm_0` to `norm_4`, and takes
-    the place of biases as in `MLP`. "batch" and "online" normalize a channel over all
-    positions, "layer" and "rms" each position over its channels.
+    Normalizations `norm_0` to `norm_4` precede the activations and replace biases as in
+    `MLP`. "batch" and "online" normalize each channel over all positions; "layer" and
+    "rms" normalize each position over its channels.
 
     Attributes:
       num_outputs: number of classes.
@@ -36,8 +36,8 @@ class ConvNet(nn.Module):
       conv_sizes: kernel sizes (height and width) of each convolution.
       dense_units: widths of the dense hidden layers.
       convolution: how to compute convolutions: "patches" (fast on a CPU), "xla", or
-        "auto" for the one that suits the backend, see
-        `cbp_jax.layers.convolution_named`. Values and gradients are the same.
+        "auto", which depends on the backend; see `cbp_jax.networks.convolution_named`.
+        Values and gradients are the same.
       normalization: as in `MLP`.
       normalization_options: as in `MLP`.
     """
@@ -63,25 +63,24 @@ class ConvNet(nn.Module):
 
         Args:
           inputs: images `[batch, height, width, channels]`.
-          dropout_rate: as in `MLP`; drops single activations, after pooling.
+          dropout_rate: as in `MLP`; drops individual activations after pooling.
           dropout_key: as in `MLP`.
           train: as in `MLP`.
 
         Returns:
-          Outputs `[batch, num_outputs]`, and a dict of activations by layer name, from
-          before dropout: `[batch, height, width, channels]` after pooling for
-          convolutions, `[batch, units]` for dense layers.
+          Outputs `[batch, num_outputs]`, and a dict from each layer's name to its
+          activations before dropout: `[batch, height, width, channels]` after pooling
+          for convolutions, `[batch, units]` for dense layers.
 
         Raises:
-          ValueError: unknown activation, or a paired one; unknown normalization or
-            convolution; batch normalization in training of a single number for each
-            unit.
+          ValueError: unknown or paired activation; unknown normalization or
+            convolution; batch normalization in training with a single number per unit.
         """
         activation = activation_function(self.activation)
         if self.activation in PAIRED:
             raise ValueError(
-                f"ConvNet has no activation {self.activation!r}, which gives two "
-                "outputs for each unit; use it in an MLP, or 'relu' here."
+                f"ConvNet got activation {self.activation!r}, which has two outputs "
+                "per unit, but supports only those with one. Use 'relu', or an MLP."
             )
 
         def activate(layer: nn.Module, hidden: jax.Array, index: int) -> jax.Array:
@@ -132,7 +131,7 @@ class ConvNet(nn.Module):
         return with_norms(groups, self.normalization)
 
     def initializer(self) -> Initializer:
-        """Returns the distribution of the hidden layers' weights."""
+        """Returns the initializer of the hidden layers' weights."""
         return uniform_fan_in()
 
 

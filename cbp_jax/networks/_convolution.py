@@ -1,9 +1,9 @@
-"""Convolution as patches and one matrix product, for CPUs.
+"""Convolution as one matrix product of patches, for CPUs.
 
-On a CPU XLA runs a convolution on one core, and for its gradients it often finds no
-fast code at all: those of the paper's network at batch 100 take about 2 s, where the
-products below take 40 ms on two cores. The products use all cores, and JAX
-differentiates them into further products, in any mode.
+On a CPU, XLA runs a convolution on one core, and often has no fast code for its
+gradients: those of the paper's network at batch size 100 take about 2 s, and the matrix
+products below take 40 ms on two cores. The products use all cores, and their
+derivatives, forward or reverse, are again products.
 
 Shapes: B batch, H x W pixels, C channels, O output channels.
 """
@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from cbp_jax._numbers import check_choice
 
-# With fewer channels than this the patches cost more to lay out than to multiply.
+# With fewer channels than this, building the patches costs more than multiplying them.
 _FEW_CHANNELS = 8
 
 _LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -42,35 +42,36 @@ def patches_convolution(
 ) -> jax.Array:
     """`jax.lax.conv_general_dilated` of images, as one matrix product of patches.
 
-    It takes its arguments, so `flax.linen.Conv(..., conv_general_dilated=
-    patches_convolution)` uses it. The patches take as much memory as the images times
-    the size of the kernel (a third of that for images of few channels).
+    To use it, pass `conv_general_dilated=patches_convolution` to `flax.linen.Conv`. The
+    patches need the memory of the images times the size of the kernel (a third of that
+    for images with few channels).
 
     Args:
       lhs: images `[B, H, W, C]`.
       rhs: kernel `[height, width, C, O]`.
-      window_strides: of height and width.
-      padding: "SAME", "VALID", or a pair (before, after) for height and for width.
+      window_strides: strides of height and width.
+      padding: "SAME", "VALID", or a pair (before, after) each for height and width.
       lhs_dilation: must be 1 or None.
-      rhs_dilation: steps between the pixels that a kernel reads, None for 1.
-      dimension_numbers: as above: `("NHWC", "HWIO", "NHWC")`.
+      rhs_dilation: steps between the pixels that a kernel reads; None for 1.
+      dimension_numbers: must be `("NHWC", "HWIO", "NHWC")`.
       feature_group_count: must be 1.
       batch_group_count: must be 1.
-      precision: of the product.
-      preferred_element_type: of the product.
+      precision: precision of the product.
+      preferred_element_type: dtype of the product.
 
     Returns:
       `[B, new height, new width, O]`.
 
     Raises:
-      ValueError: another layout, or an option that it does not have.
+      ValueError: unsupported layout or option.
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     _check(lhs, rhs, dimension_numbers, lhs_dilation)
     if feature_group_count != 1 or batch_group_count != 1:
         raise ValueError(
-            f"patches_convolution has no groups, got {feature_group_count} of features "
-            f"and {batch_group_count} of the batch; use jax.lax.conv_general_dilated."
+            f"patches_convolution got feature_group_count={feature_group_count} and "
+            f"batch_group_count={batch_group_count}, but supports only 1. Use "
+            "jax.lax.conv_general_dilated."
         )
     strides = tuple(window_strides)
     dilation = tuple(rhs_dilation or (1, 1))
@@ -99,7 +100,7 @@ def patches_convolution(
 CONVOLUTIONS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     {"patches": patches_convolution, "xla": lax.conv_general_dilated}
 )
-"""Ways to compute a convolution, of equal values and gradients."""
+"""Ways to compute a convolution; values and gradients are the same."""
 
 
 def convolution_named(name: str) -> Callable[..., jax.Array]:
@@ -124,13 +125,13 @@ def _patches(
     strides: Sequence[int],
     dilation: Sequence[int],
 ) -> jax.Array:
-    """Lays what each output pixel sees side by side.
+    """Concatenates the input pixels that each output pixel reads.
 
     Args:
       images: `[B, H, W, C]`.
-      sizes: of the kernel, height and width.
-      strides: of height and width.
-      dilation: of height and width.
+      sizes: height and width of the kernel.
+      strides: strides of height and width.
+      dilation: dilation of height and width.
 
     Returns:
       `[B, new height, new width, kernel height * kernel width * C]`.
@@ -155,15 +156,15 @@ def _in_squares(
     images: jax.Array,
     kernel: jax.Array,
 ) -> jax.Array:
-    """Convolves with stride 1, computing squares of 2 x 2 output pixels at once.
+    """Convolves with stride 1, computing 2 x 2 output pixels at a time.
 
-    The images become squares of 2 x 2 pixels with 4 C channels. The kernel becomes one
-    of squares with 4 O outputs: it stands there once for each pixel of an output
-    square, shifted, with zeros around. That is a third of the patches for some more
-    multiplications.
+    Each square of 2 x 2 image pixels becomes one pixel with 4 C channels. The kernel
+    becomes a kernel of such squares with 4 O outputs: it contains one copy for each
+    pixel of an output square, shifted and padded with zeros. This needs a third of the
+    patches and somewhat more multiplications.
 
     Args:
-      convolve: maps images and a kernel to outputs, with stride 1.
+      convolve: maps images and a kernel to outputs with stride 1.
       images: `[B, H, W, C]`.
       kernel: `[height, width, C, O]`.
 
@@ -174,7 +175,7 @@ def _in_squares(
     sizes = kernel.shape[:2]
     outputs = [whole - size + 1 for whole, size in zip(pixels, sizes, strict=True)]
     output_squares = [math.ceil(number / 2) for number in outputs]
-    # So many squares a kernel touches, from whichever pixel of the first it starts.
+    # Number of squares that a kernel touches, wherever it starts in the first one.
     spans = [math.ceil((size + 1) / 2) for size in sizes]
     squares = [
         number + span - 1 for number, span in zip(output_squares, spans, strict=True)
@@ -225,8 +226,8 @@ def _check(
 ) -> None:
     if images.ndim != 4 or kernel.ndim != 4 or images.shape[3] != kernel.shape[2]:
         raise ValueError(
-            "patches_convolution takes images [B, H, W, C] and a kernel [height, "
-            f"width, C, O], got shapes {images.shape} and {kernel.shape}."
+            f"patches_convolution got shapes {images.shape} and {kernel.shape}, "
+            "expected images [B, H, W, C] and a kernel [height, width, C, O]."
         )
     layout, given = (
         lax.conv_dimension_numbers(images.shape, kernel.shape, numbers)
@@ -234,11 +235,11 @@ def _check(
     )
     if given != layout:
         raise ValueError(
-            f"patches_convolution has the layout {_LAYOUT} only, got "
-            f"dimension_numbers={dimension_numbers!r}."
+            f"patches_convolution got dimension_numbers={dimension_numbers!r}, but "
+            f"supports only {_LAYOUT}. Use jax.lax.conv_general_dilated."
         )
     if lhs_dilation is not None and any(step != 1 for step in lhs_dilation):
         raise ValueError(
-            f"patches_convolution cannot dilate its images, got {lhs_dilation}; use "
-            "jax.lax.conv_general_dilated."
+            f"patches_convolution got lhs_dilation={lhs_dilation}, but supports only "
+            "1. Use jax.lax.conv_general_dilated."
         )

@@ -1,4 +1,4 @@
-"""What the hidden layers of all networks have in common."""
+"""What the hidden layers of all networks share."""
 
 from collections.abc import Sequence
 
@@ -10,13 +10,13 @@ from cbp_jax.layers._normalization import normalization_named
 
 
 def has_bias(normalization: str) -> bool:
-    """Whether layers have a bias: the shift of a normalization takes its place."""
+    """Whether layers have a bias; the shift of a normalization replaces it."""
     found = normalization_named(normalization)
     return found is None or not found.has_shift
 
 
 def norm_name(index: int) -> str:
-    """Returns the name of the normalization of a hidden layer, counted from 0."""
+    """Returns the name of a hidden layer's normalization; layers count from 0."""
     return f"norm_{index}"
 
 
@@ -26,7 +26,7 @@ def drop(
     rate: float | jax.Array,
     key: jax.Array | None,
 ) -> jax.Array:
-    """Drops activations of a hidden layer, counted from 0; none without a key."""
+    """Applies dropout to a hidden layer, counted from 0; no dropout without a key."""
     if key is None:
         return hidden
     return dropout(jax.random.fold_in(key, index), hidden, rate)
@@ -38,12 +38,12 @@ def with_norms(
     """Adds the leaves of normalizations to the groups of a network's hidden layers.
 
     Args:
-      groups: all hidden layers in forward order, as `sequential_units` makes them. The
-        head, which the last of them feeds, has a bias and no normalization.
+      groups: all hidden layers in forward order, as returned by `sequential_units`. The
+        last of them feeds the head, which has a bias and no normalization.
       normalization: "none", or a name in `cbp_jax.layers.NORMALIZATIONS`.
 
     Returns:
-      The groups of layers that are each followed by that normalization.
+      The groups, each including the normalization after its layer.
     """
     found = normalization_named(normalization)
     if found is None:

@@ -1,6 +1,6 @@
-"""Max-pooling by comparisons, which XLA fuses with what stands around it.
+"""Max-pooling by comparisons, which XLA fuses with the surrounding operations.
 
-The gradient of XLA's own windows is slow on a CPU: pooling then takes a third of a
+On a CPU, the gradient of XLA's own windowed reduction is slow: it takes a third of a
 training step of the paper's convolutional network.
 
 Shapes: H x W pixels, C channels.
@@ -16,13 +16,14 @@ import jax.numpy as jnp
 def max_pool(inputs: jax.Array, window: tuple[int, int]) -> jax.Array:
     """Takes the maximum of each window; windows do not overlap.
 
-    Equal to `flax.linen.max_pool(inputs, window, strides=window)`, gradient included:
-    rows and columns that fill no window are left out, and of equal maxima the first
-    (row by row) takes the gradient. Only reverse-mode differentiation is defined.
+    This equals `flax.linen.max_pool(inputs, window, strides=window)`, including its
+    gradient: it drops rows and columns that do not fill a window, and the first of
+    equal maxima (row by row) gets the gradient. Only reverse-mode differentiation is
+    defined.
 
     Args:
       inputs: `[..., H, W, C]`.
-      window: its height and width.
+      window: height and width of a window.
 
     Returns:
       `[..., H // height, W // width, C]`.

@@ -19,15 +19,15 @@ class MLP(nn.Module):
     """Multilayer perceptron of the paper's online problems.
 
     Layers are named `dense_0`, `dense_1` ... and `head`. Weights are Kaiming-uniform
-    with the activation's gain (gain 1 for the head; that of ReLU for CReLU and deep
-    Fourier features, see `PAIRED`), biases zero.
+    with the activation's gain (1 for the head; that of ReLU for CReLU and deep Fourier
+    features, see `PAIRED`), and biases are zero.
 
-    A normalization stands in front of each activation: `dense_0`, `norm_0`, activation.
-    One with a shift of its own takes the place of the layer's bias; "rms" has a scale
-    only and takes no mean away, so there the bias stays, in front of it.
+    A normalization precedes each activation: `dense_0`, `norm_0`, activation. A
+    normalization with a shift replaces the layer's bias. "rms" has only a scale and
+    does not subtract the mean, so the layer keeps its bias.
 
-    "batch" and "online" have state beside the params, in collections of their own:
-    `init` returns them, `apply` needs them, and a training step carries them, see
+    "batch" and "online" have state in collections of their own. `init` returns it,
+    `apply` needs it, and a training step carries it; see
     `cbp_jax.layers.value_and_grad_with_state` and `cbp_jax.reset_statistics`.
 
     Attributes:
@@ -36,8 +36,8 @@ class MLP(nn.Module):
       activation: a name in `ACTIVATIONS`.
       normalization: "none", or a name in `cbp_jax.layers.NORMALIZATIONS`: "batch",
         "online", "layer" or "rms".
-      normalization_options: attributes of its module that are not to be the default,
-        for example `{"guard": "clip"}` of `cbp_jax.layers.OnlineNorm`.
+      normalization_options: attributes of its module that differ from the defaults,
+        such as `{"guard": "clip"}` for `cbp_jax.layers.OnlineNorm`.
     """
 
     hidden_units: Sequence[int]
@@ -58,17 +58,17 @@ class MLP(nn.Module):
 
         Args:
           inputs: `[batch, inputs]`.
-          dropout_rate: fraction of hidden activations to drop, may be traced.
+          dropout_rate: fraction of hidden activations to drop. May be traced.
           dropout_key: typed PRNG key; None drops nothing.
-          train: whether normalizations use and update their statistics as training
-            does, which needs `mutable`; False uses the running ones and changes
-            nothing. Dropout depends on its key alone.
+          train: whether normalizations use and update their statistics as in training,
+            which requires `mutable`. False uses the running statistics and does not
+            change them. Dropout depends only on its key.
 
         Returns:
-          Outputs `[batch, num_outputs]`, and a dict of the activations of each hidden
-          layer, `[batch, units]`, by layer name, from before dropout. CReLU and deep
-          Fourier features give `[batch, 2, units]`; how to measure these see
-          `cbp_jax.layers.paired_activations`.
+          Outputs `[batch, num_outputs]`, and a dict from each hidden layer's name to
+          its activations before dropout, `[batch, units]`. CReLU and deep Fourier
+          features give `[batch, 2, units]`. Pass that to the fractions of units in
+          `cbp_jax.metrics`, and `[batch, 2 * units]` to the ranks.
 
         Raises:
           ValueError: unknown activation or normalization; batch normalization of a
@@ -107,5 +107,5 @@ class MLP(nn.Module):
         return with_norms(sequential_units((*names, "head")), self.normalization)
 
     def initializer(self) -> Initializer:
-        """Returns the distribution of the hidden layers' weights."""
+        """Returns the initializer of the hidden layers' weights."""
         return kaiming_uniform(PAIRED.get(self.activation, self.activation))

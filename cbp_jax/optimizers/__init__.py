@@ -1,4 +1,4 @@
-"""Optimizers, and rivals of continual backprop that are optax transformations."""
+"""Optimizers and alternatives to continual backprop, as optax transformations."""
 
 from cbp_jax.optimizers._adam_with_unit_counts import (
     AdamWithUnitCountsState,

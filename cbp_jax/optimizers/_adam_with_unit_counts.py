@@ -1,4 +1,4 @@
-"""Adam and AdamW whose bias correction knows how old each unit is."""
+"""Adam and AdamW whose bias correction accounts for the age of each unit."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -33,23 +33,22 @@ def adam_with_unit_counts(
     *,
     eps_before_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Adam whose bias correction counts the updates of each weight since its birth.
+    r"""Adam whose bias correction counts the updates of each weight since its reset.
+
+    Use it as the base optimizer of `continual_backprop`, which passes the ages. On its
+    own, or in front of `replace_units`, it is Adam.
 
     Adam divides its moments by :math:`1 - \beta^t` with one :math:`t` for all weights.
     A weight whose moments continual backprop has just zeroed then moves several times
-    too far. Here :math:`t` is the weight's own: the weight from unit i to unit j is as
-    old as the younger of the two, so one age per unit, which continual backprop has
-    anyway, replaces one count per weight. Inputs and outputs of the network are as old
-    as the optimizer.
+    too far. Here each weight has its own :math:`t`. The weight from unit i to unit j is
+    as old as the younger of the two, so the ages that continual backprop already keeps
+    per unit are enough. Inputs and outputs of the network are as old as the optimizer.
 
-    Use as base optimizer of `continual_backprop`, which passes the ages; on its own, or
-    in front of `replace_units`, it is Adam.
-
-    Equal betas, a remedy of their own, need no other optimizer: with `b1=b2` no step is
+    Equal betas are another remedy, which works with any Adam: with `b1=b2` no step is
     longer than the learning rate, whatever the gradients, because the square of an
-    average is at most the average of the squares. A count for all weights
-    then makes the first steps of a reborn unit too short, by :math:`\sqrt{1 - \beta}`
-    at first; here they are as long as any newborn weight's.
+    average is at most the average of the squares. With one count for all weights, the
+    first steps of a reset unit are then too short, initially by
+    :math:`\sqrt{1 - \beta}`. Here they are as long as those of any new weight.
 
     Args:
       learning_rate: step size, or a schedule of the optimizer's count of updates.
@@ -57,20 +56,21 @@ def adam_with_unit_counts(
       b1: decay rate of the first moments.
       b2: decay rate of the second moments.
       eps: added to the square root of the second moment.
-      eps_before_correction: add it to the square root of the moment that is not yet
-        corrected for its count, as the authors' code and the end of section 2 of the
-        Adam paper do; False adds it after the correction, as `optax.adam` does.
+      eps_before_correction: add `eps` to the square root of the uncorrected second
+        moment, as in the authors' code and at the end of section 2 of the Adam paper.
+        False adds it after the correction, as `optax.adam` does.
 
     Returns:
-      An optax transformation. Its update takes the keyword `unit_ages`: for each
-      group's name the updates since its units were born, int32 [N], without this one.
+      An optax transformation. Its update takes the keyword `unit_ages`, which maps each
+      group's name to the number of updates since each unit was last reset, int32 [N],
+      not counting this one.
 
     Raises:
-      ValueError: a group does not fit the params, see `cbp_jax.sequential_units`.
+      ValueError: a group does not fit the params; see `cbp_jax.sequential_units`.
 
     References:
       Kingma and Ba, `Adam <https://arxiv.org/abs/1412.6980>`_, 2014; Dohare et al.,
-      `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_, 2023, whose code keeps a
+      `arXiv:2306.13812 <https://arxiv.org/abs/2306.13812>`_, 2023, whose code keeps one
       count per weight; Dohare, Lan and Mahmood, `Overcoming policy collapse in deep
       reinforcement learning <https://openreview.net/forum?id=m9Jfdz4ymO>`_, 2023, for
       equal betas.
@@ -94,12 +94,12 @@ def adamw_with_unit_counts(
     *,
     eps_before_correction: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""AdamW whose bias correction counts the updates of each weight since its birth.
+    r"""AdamW whose bias correction counts the updates of each weight since its reset.
 
-    `adam_with_unit_counts` with weight decay beside the gradient: a step of Adam, less
-    :math:`\alpha \lambda \theta` with step size :math:`\alpha`. On its own, or in front
-    of `replace_units`, it is `optax.adamw`; with `weight_decay=0` it is
-    `adam_with_unit_counts`. The weights of a reborn unit decay from its next update on.
+    This is `adam_with_unit_counts` with decoupled weight decay: a step of Adam minus
+    :math:`\alpha \lambda \theta`, with step size :math:`\alpha`. On its own, or in
+    front of `replace_units`, it is `optax.adamw`; with `weight_decay=0` it is
+    `adam_with_unit_counts`. The weights of a reset unit decay from the next update on.
 
     Args:
       learning_rate: :math:`\alpha`, or a schedule of the optimizer's count of updates.
@@ -108,15 +108,15 @@ def adamw_with_unit_counts(
       b2: see `adam_with_unit_counts`.
       eps: see `adam_with_unit_counts`.
       weight_decay: :math:`\lambda`.
-      mask: which params decay: a tree of bools that begins like the params, or a
-        function of the params that gives it; None for all.
+      mask: which params decay: a tree of bools that is a prefix of the params, or a
+        function that maps the params to such a tree; None for all.
       eps_before_correction: see `adam_with_unit_counts`.
 
     Returns:
-      An optax transformation, see `adam_with_unit_counts`; its update needs the params.
+      An optax transformation, see `adam_with_unit_counts`. Its update needs the params.
 
     Raises:
-      ValueError: a group does not fit the params, see `cbp_jax.sequential_units`, or
+      ValueError: a group does not fit the params (see `cbp_jax.sequential_units`), or
         the update gets no params.
 
     References:
@@ -161,12 +161,12 @@ def scale_by_adam_with_unit_counts(
       eps_before_correction: see `adam_with_unit_counts`.
 
     Returns:
-      An optax transformation, see `adam_with_unit_counts`.
+      An optax transformation; see `adam_with_unit_counts`.
     """
     units = tuple(units)
 
     def init(params: PyTree) -> AdamWithUnitCountsState:
-        # map_params calls init with a placeholder to see which fields are params.
+        # map_params calls init with a placeholder to find which fields are params.
         if jax.tree.leaves(params):
             resolve_units(units, params)
         return AdamWithUnitCountsState(
@@ -220,7 +220,7 @@ def _average_in(
     decay_rate: float | jax.Array,
     order: int,
 ) -> PyTree:
-    """Updates moments in at least float32, whatever dtype a traced decay rate has."""
+    """Updates moments in at least float32, whatever the dtype of the decay rate."""
 
     def average(update: jax.Array, moment: jax.Array) -> jax.Array:
         dtype = at_least_float32(moment.dtype)
@@ -240,10 +240,10 @@ def _average_weights(
     unit_ages: Mapping[str, jax.Array],
     decay_rate: float | jax.Array,
 ) -> PyTree:
-    """Returns for each leaf 1 - decay**t, t the updates of each weight with this one.
+    """Returns 1 - decay**t for each leaf; t counts each weight's updates up to this.
 
-    The arrays only broadcast against the leaves, so they stay small until used. Of two
-    units the younger has the smaller one, so a weight needs no power of its own.
+    The arrays broadcast against the leaves, so they stay small until they are used. The
+    younger of two units has the smaller value, so one power per unit is enough.
     """
 
     def weight_of(age: jax.Array, dtype: DTypeLike) -> jax.Array:
@@ -265,7 +265,7 @@ def _average_weights(
 def _add_decayed_weights(
     weight_decay: float | jax.Array, mask: Mask
 ) -> optax.GradientTransformationExtraArgs:
-    """That of optax, but a traced number does not change the dtype of updates."""
+    """`optax.add_decayed_weights`, but a traced number keeps the dtype of updates."""
 
     def decay(update: jax.Array, param: jax.Array) -> jax.Array:
         dtype = at_least_float32(update.dtype)

@@ -1,6 +1,6 @@
-"""Events: what happens to the params at some updates only, such as changes of task.
+"""Events: changes to the params at certain updates, such as task changes.
 
-Nothing here knows about tasks: a schedule says which updates are events.
+This module is independent of tasks: a schedule decides which updates are events.
 """
 
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from cbp_jax._types import PyTree
 from cbp_jax._units import leaf_paths
 from cbp_jax._xla import cond_any_lane, round_to_dtype
 
-# From the number of updates made, this one included, an int32 scalar of at least 1, to
-# whether this one is an event, a bool scalar.
+# Maps the number of updates so far, including this one (int32 scalar, at least 1), to
+# whether this one is an event (bool scalar).
 Schedule = Callable[[jax.Array], jax.Array]
 
 
 class EventState(NamedTuple):
-    """State of `act_at`, and what other transformations keep of their events."""
+    """State of `act_at`, and event state of other transformations."""
 
     count: jax.Array  # int32 scalar, updates so far.
-    rng_key: jax.Array | None  # Bits of a key, others after each event; None for none.
+    rng_key: jax.Array | None  # Bits of a key, split at each event; None without a key.
 
 
 def act_at(
@@ -34,29 +34,29 @@ def act_at(
     *,
     key: jax.Array | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Replaces the params by a function of them at the updates of a schedule.
+    """Applies a function to the params after the updates of a schedule.
 
-    After an update at which the schedule is true the params are
-    `act(params, key)`, with the params after that update. The last link of a chain::
+    When the schedule is true at an update, the params after it become
+    `act(params, key)`. Put it last in a chain::
 
       halve = lambda params, key: jax.tree.map(lambda leaf: leaf / 2, params)
       tx = optax.chain(optax.sgd(1e-2), act_at(every(1000), halve))
 
-    At all other updates, and in all entries that `act` leaves as they are, the updates
-    pass bit for bit. Without an event `act` is not run, also when lanes of a `vmap`
-    have different schedules; with one in any lane, all lanes run it.
+    All other updates, and all entries that `act` does not change, pass through bit for
+    bit. Without an event `act` does not run, even if the lanes of a `vmap` have
+    different schedules. If any lane has an event, all lanes run it.
 
     Args:
-      schedule: which updates are events, see `every` and `at`. It may use traced
+      schedule: which updates are events; see `every` and `at`. It may use traced
         arrays. For `optax.inject_hyperparams` it is a static argument.
       act: function of the params and a key that returns new params, which are cast to
         the dtypes of the old ones. It may use traced arrays.
-      key: PRNG key, from which `act` gets a new one at each event; without it `act`
-        gets None. Under `vmap` keys of "rbg" make a lane depend on those beside it, see
+      key: PRNG key from which each event derives a new key for `act`; None passes None.
+        Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
         `cbp_jax.continual_backprop`.
 
     Returns:
-      An optax transformation of state `EventState`; its update needs the params.
+      An optax transformation with state `EventState`. Its update needs the params.
 
     Raises:
       ValueError: the update gets no params.
@@ -83,7 +83,7 @@ def act_at(
 
 
 def every(num_updates: int | jax.Array) -> Schedule:
-    """Returns the schedule of which every `num_updates`-th update is an event.
+    """Returns a schedule that makes every `num_updates`-th update an event.
 
     Args:
       num_updates: at least 1. May be traced.
@@ -100,11 +100,11 @@ def every(num_updates: int | jax.Array) -> Schedule:
 
 
 def at(*counts: int | jax.Array) -> Schedule:
-    """Returns the schedule of which the given updates are events.
+    """Returns a schedule that makes the given updates events.
 
     Args:
-      *counts: numbers of updates, the first of all is 1; none for no event at all. May
-        be traced.
+      *counts: update numbers, starting at 1; without any there is no event. May be
+        traced.
 
     Raises:
       ValueError: one of `counts` is below 1.
@@ -124,13 +124,13 @@ def new_events(key: jax.Array | None = None) -> EventState:
 
 
 def next_update(schedule: Schedule, state: EventState) -> tuple[jax.Array, jax.Array]:
-    """Returns whether the next update is an event, bool, and its count, int32."""
+    """Returns whether the next update is an event (bool), and its count (int32)."""
     count = optax.safe_increment(state.count)
     return jnp.asarray(schedule(count), bool), count
 
 
 def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
-    """Returns the update of a transformation whose events are known to do nothing."""
+    """Returns the update function of a transformation whose events do nothing."""
 
     def update(
         updates: PyTree,
@@ -152,12 +152,12 @@ def change_params(
     updates: PyTree,
     params: PyTree,
 ) -> tuple[PyTree, jax.Array | None]:
-    """Returns the updates to the params after a possible event, and the next key.
+    """Returns the updates that include a possible event, and the next key.
 
     Args:
       is_due: bool scalar, whether this update is an event.
       act: see `act_at`.
-      key: typed PRNG key or None, the same again without an event.
+      key: typed PRNG key or None; returned unchanged without an event.
       updates: updates of the params.
       params: the params before the update.
     """
@@ -197,18 +197,18 @@ def without_closure(
 ) -> tuple[Callable[..., PyTree], list[jax.Array]]:
     """Turns the arrays that a function closes over into an argument.
 
-    `cond_any_lane` takes no functions that close over traced arrays.
+    `cond_any_lane` does not accept functions that close over traced arrays.
 
     Args:
-      function: of pytrees of arrays, to a pytree of arrays.
-      *examples: arguments of the shapes and dtypes of later calls.
+      function: maps pytrees of arrays to a pytree of arrays.
+      *examples: arguments with the shapes and dtypes of later calls.
 
     Returns:
       `pure` and `constants` such that `pure(constants, *arguments)` is
       `function(*arguments)`.
     """
     closed, shapes = jax.make_jaxpr(function, return_shape=True)(*examples)
-    # `pure` outlives the trace; it must not hold on to what is traced.
+    # `pure` outlives the trace, so it must not keep references to traced values.
     jaxpr, constants = closed.jaxpr, list(closed.consts)
     treedef = jax.tree.structure(shapes)
 
@@ -222,10 +222,10 @@ def without_closure(
 def draw_params(
     init_fn: Callable[[jax.Array], PyTree], key: jax.Array, params: PyTree
 ) -> PyTree:
-    """Returns `init_fn(key)` in the dtypes of the params.
+    """Returns `init_fn(key)`, cast to the dtypes of the params.
 
     Raises:
-      ValueError: it is not a tree like the params.
+      ValueError: the result does not have the structure and shapes of the params.
     """
     fresh = init_fn(key)
     given, wanted = (
@@ -240,8 +240,8 @@ def draw_params(
     )
     if differing or jax.tree.structure(fresh) != jax.tree.structure(params):
         raise ValueError(
-            "init_fn(key) must return a tree like the params, with Flax "
-            f'`module.init(key, inputs)["params"]`; {differing or "the containers"} '
-            f"differ: its leaves are {given}, those of the params {wanted}."
+            f"init_fn(key) returned leaves {given}, but the params have {wanted}: "
+            f"{differing or 'the containers'} differ. Return a tree like the params, "
+            'in Flax `module.init(key, inputs)["params"]`.'
         )
     return jax.tree.map(lambda new, old: new.astype(old.dtype), fresh, params)

@@ -1,4 +1,4 @@
-"""FIRE: kernels become their nearest scaled orthogonal matrices, at events."""
+"""FIRE: at events, kernels become their nearest scaled orthogonal matrices."""
 
 from collections.abc import Sequence
 import math
@@ -20,44 +20,44 @@ def fire(
     num_iterations: int | jax.Array = 10,
     exclude: Sequence[str] = (),
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Frobenius-isometry reinitialization: orthogonalizes every kernel, at events.
+    r"""Frobenius-isometry reinitialization: orthogonalizes every kernel at events.
 
-    Of all matrices with orthonormal rows or columns the nearest to W is its polar
+    Among all matrices with orthonormal rows or columns, the nearest to W is its polar
     factor U V', where W = U S V' is the singular value decomposition. After each update
-    of the schedule a kernel of `fan_in` inputs and `fan_out` outputs becomes
+    of the schedule, a kernel with `fan_in` inputs and `fan_out` outputs becomes
 
     .. math:: W \leftarrow \sqrt{\text{fan-out} / \text{fan-in}} \; U V^\top.
 
-    Newton-Schulz iterations lead to the factor,
+    Newton-Schulz iterations approximate the factor:
 
     .. math::
       X_0 = W / \|W\|_F, \qquad
       X_{k + 1} = \tfrac{3}{2} X_k - \tfrac{1}{2} X_k X_k^\top X_k.
 
-    Each makes a small singular value 3/2 times as large, so that 10 of them do not take
-    one below about 1/50 of the Frobenius norm to 1. A convolution
-    `[height, width, fan_in, fan_out]` is one matrix for each position of its window,
-    and its scale is divided by the number of positions. The last link of a chain::
+    Each iteration multiplies a small singular value by 3/2, so 10 iterations do not
+    bring a singular value below about 1/50 of the Frobenius norm up to 1. A convolution
+    `[height, width, fan_in, fan_out]` is one matrix per position of its window, and its
+    scale is divided by the number of positions. Put it last in a chain::
 
       tx = optax.chain(optax.adam(1e-3), fire(every(10_000), exclude=("head",)))
 
-    Biases and scales are left alone. The authors begin with a new optimizer after each
-    event, see `reset_optimizer_at`. In a vision transformer their code orthogonalizes
-    the kernels of queries and keys only; in deep Q-learning the convolutions, and draws
-    the other layers afresh (`reset_params_at`); everywhere else all kernels, the output
-    layer's too. A kernel, or a position of it, that is all 0 stays so, where their code
-    divides by 0.
+    Biases and scales do not change. The authors start a new optimizer after each event;
+    see `reset_optimizer_at`. In a vision transformer, their code orthogonalizes only
+    the query and key kernels. In deep Q-learning, it orthogonalizes the convolutions
+    and reinitializes the other layers (`reset_params_at`). Everywhere else it
+    orthogonalizes all kernels, including the output layer. A kernel (or a position of
+    it) that is all 0 stays 0, whereas their code divides by 0.
 
     Args:
-      schedule: which updates are events, see `cbp_jax.optimizers.every`; without events
-        the updates are left as they are, bit for bit.
-      num_iterations: number of iterations, at least 1; published 10, for a language
-        model 5. May be traced.
-      exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
-        alone.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`. Without events
+        the updates do not change, bit for bit.
+      num_iterations: number of iterations, at least 1; published: 10, and 5 for a
+        language model. May be traced.
+      exclude: paths of layers or leaves to leave alone, such as `"head"` or
+        `"head/kernel"`.
 
     Returns:
-      An optax transformation of state `EventState`; its update needs the params.
+      An optax transformation with state `EventState`. Its update needs the params.
 
     Raises:
       ValueError: `num_iterations` is below 1, a path of `exclude` is not in the params,
@@ -91,20 +91,20 @@ def fire(
 
 
 def orthogonalize(kernel: jax.Array, num_iterations: int | jax.Array) -> jax.Array:
-    """Returns the scaled orthogonal matrix of `fire` near a kernel.
+    """Returns the scaled orthogonal matrix near a kernel; see `fire`.
 
     Args:
-      kernel: `[..., fan_in, fan_out]`, leading axes are positions of a convolution.
+      kernel: `[..., fan_in, fan_out]`; leading axes are positions of a convolution.
       num_iterations: number of Newton-Schulz iterations.
 
     Returns:
-      An array of the kernel's shape, of at least float32.
+      An array of the kernel's shape, in at least float32.
     """
     *window, fan_in, fan_out = kernel.shape
     kernel = kernel.astype(at_least_float32(kernel.dtype))
     norms = jnp.linalg.norm(kernel, axis=(-2, -1), keepdims=True)
     start = kernel / jnp.where(norms > 0, norms, 1)
-    # The smaller of the two products of X with itself.
+    # The smaller of the two Gram matrices of X.
     product = "...ki,...kj->...ij" if fan_in >= fan_out else "...ik,...jk->...ij"
 
     def iterate(_: jax.Array, x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Hare and tortoise: fast params are set back to their slow average, at events."""
+"""Hare and tortoise: at events, fast params are reset to their slow average."""
 
 from typing import Any, NamedTuple
 
@@ -22,41 +22,41 @@ class HareAndTortoiseState(NamedTuple):
     """State of `hare_and_tortoise`."""
 
     events: EventState  # Its key is None.
-    slow: PyTree  # The tortoise, like the params, of at least float32.
+    slow: PyTree  # The tortoise, like the params, in at least float32.
 
 
 def hare_and_tortoise(
     schedule: Schedule, *, decay: float | jax.Array = 0.999
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Keeps a slow average of the params and sets them back to it at events.
+    r"""Keeps a slow average of the params and resets them to it at events.
 
-    After each update the tortoise follows the hare, the params that are trained,
+    After each update the tortoise follows the hare, the params being trained,
 
     .. math::
       \theta_\text{slow} \leftarrow
         \mu \theta_\text{slow} + (1 - \mu) \theta_\text{fast},
 
     and after each update of the schedule, :math:`\theta_\text{fast} \leftarrow
-    \theta_\text{slow}`. Both begin with the same params. The last link of a chain::
+    \theta_\text{slow}`. Both start from the same params. Put it last in a chain::
 
       tx = optax.chain(optax.sgd(1e-2), hare_and_tortoise(every(1000)))
 
-    The network to evaluate is the tortoise, `slow_params(state)`. Running statistics of
-    a normalization are no params: average and set them back yourself. The optimizer's
-    state goes on at an event.
+    Evaluate the network with the tortoise, `slow_params(state)`. Running statistics of
+    a normalization are not params: average and reset them yourself. Events do not
+    change the optimizer's state.
 
     In the base optimizer of a transformation that resets units, the slow weights of a
-    reborn unit become its fresh ones, as all its optimizer state becomes newborn;
-    `keep_state=("slow",)` there keeps the old ones.
+    reset unit become its new weights, as all its optimizer state is reset. Pass
+    `keep_state=("slow",)` there to keep the old ones.
 
     Args:
-      schedule: when the hare goes back, see `cbp_jax.optimizers.every`; without events
-        the updates are left as they are, bit for bit.
-      decay: :math:`\mu` in [0, 1], published 0.999; with 0 the tortoise is the hare and
-        the updates are left as they are, bit for bit.
+      schedule: when the hare is reset; see `cbp_jax.optimizers.every`. Without events
+        the updates do not change, bit for bit.
+      decay: :math:`\mu` in [0, 1], published 0.999. With 0 the tortoise equals the hare
+        and the updates do not change, bit for bit.
 
     Returns:
-      An optax transformation of state `HareAndTortoiseState`; its update needs the
+      An optax transformation with state `HareAndTortoiseState`. Its update needs the
       params.
 
     Raises:
@@ -69,7 +69,7 @@ def hare_and_tortoise(
     check_range("decay", decay, 0, 1)
 
     def init(params: PyTree) -> HareAndTortoiseState:
-        # A copy, because the params themselves may be donated to the next update.
+        # Copy, because the params themselves may be donated to the next update.
         slow = jax.tree.map(
             lambda param: jnp.array(param, at_least_float32(param.dtype)), params
         )
@@ -90,8 +90,8 @@ def hare_and_tortoise(
 
         slow = jax.tree.map(follow, state.slow, next_params(params, updates))
         is_due, count = next_update(schedule, state.events)
-        # With a known decay of 0 there is nothing to set back, and even a branch that
-        # changes nothing changes how XLA rounds.
+        # With a known decay of 0 there is nothing to reset, and even a branch that does
+        # nothing changes how XLA rounds.
         if not is_known(decay, lambda decay: decay == 0):
             updates, _ = change_params(
                 is_due, lambda params, key: slow, None, updates, params
@@ -102,16 +102,16 @@ def hare_and_tortoise(
 
 
 def slow_params(state: PyTree) -> PyTree:
-    """Returns the slow params, those to evaluate, from an optimizer state.
+    """Returns the slow params, for evaluation, from an optimizer state.
 
     Args:
       state: state of `hare_and_tortoise` or of a transformation that contains it.
 
     Returns:
-      A tree like the params, of at least float32.
+      A tree like the params, in at least float32.
 
     Raises:
-      ValueError: the state holds no slow params, or several.
+      ValueError: the state does not contain exactly one `HareAndTortoiseState`.
     """
 
     def is_own(node: PyTree) -> bool:
@@ -120,7 +120,7 @@ def slow_params(state: PyTree) -> PyTree:
     found = [node for node in jax.tree.leaves(state, is_leaf=is_own) if is_own(node)]
     if len(found) != 1:
         raise ValueError(
-            f"The state holds {len(found)} states of hare_and_tortoise; pass the state "
-            "of an optimizer with one."
+            f"The state contains {len(found)} states of hare_and_tortoise, expected 1. "
+            "Pass the state of an optimizer that contains hare_and_tortoise once."
         )
     return found[0].slow

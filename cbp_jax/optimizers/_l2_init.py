@@ -1,4 +1,4 @@
-"""L2 init, or regenerative regularization: L2 toward the initial params."""
+"""L2 init (regenerative regularization): L2 toward the initial params."""
 
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ def l2_init(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds :math:`\lambda (\theta - \theta_0)` to the gradient of every param.
 
-    :math:`\theta_0` are the params that the state was initialized with. In front of an
+    :math:`\theta_0` are the params that `init` was called with. Put it before the
     optimizer::
 
       tx = optax.chain(cbp_jax.optimizers.l2_init(1e-3), optax.sgd(1e-2))
@@ -30,18 +30,18 @@ def l2_init(
     penalty of the authors' code. The paper writes it without the factor 1/2: its
     :math:`\lambda` is half of the one here.
 
-    The authors' code leaves out the params of layer normalizations, the paper does not
-    say so; `optax.masked` does the same here. In the base optimizer of a transformation
-    that resets units, a reborn unit's :math:`\theta_0` becomes its fresh weights, as
-    all its optimizer state becomes newborn; `keep_state=("initial_params",)` there
-    keeps the old ones.
+    The authors' code excludes the params of layer normalizations, although the paper
+    does not say so; use `optax.masked` to do the same. In the base optimizer of a
+    transformation that resets units, the :math:`\theta_0` of a reset unit becomes its
+    new weights, as all its optimizer state is reset. Pass
+    `keep_state=("initial_params",)` there to keep the old ones.
 
     Args:
-      strength: :math:`\lambda`, published 1e-2 to 1e-5; 0 leaves the updates as they
-        are, bit for bit.
+      strength: :math:`\lambda`, published 1e-2 to 1e-5. 0 does not change the updates,
+        bit for bit.
 
     Returns:
-      An optax transformation of state `L2InitState`; its update needs the params.
+      An optax transformation with state `L2InitState`. Its update needs the params.
 
     Raises:
       ValueError: the update gets no params.
@@ -52,7 +52,7 @@ def l2_init(
     """
 
     def init(params: PyTree) -> L2InitState:
-        # A copy, because the params themselves may be donated to the next update.
+        # Copy, because the params themselves may be donated to the next update.
         return L2InitState(jax.tree.map(jnp.copy, params))
 
     def update(

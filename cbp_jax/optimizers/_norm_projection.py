@@ -15,7 +15,7 @@ from cbp_jax._types import PyTree
 class ProjectNormsState(NamedTuple):
     """State of `project_norms`."""
 
-    # Like the params: for each leaf its initial Frobenius norm, a scalar of at least
+    # Like the params: the initial Frobenius norm of each leaf, a scalar in at least
     # float32; 0 for leaves that are not projected.
     norms: PyTree
 
@@ -27,26 +27,29 @@ def project_norms(
 
     .. math:: W \leftarrow \frac{\|W_0\|_F}{\|W\|_F} W
 
-    This is half of normalize and project (NaP). The other half belongs to the network:
-    a normalization before each nonlinearity, which makes the layers in front of it
-    blind to the scale of their weights, and no biases in front of a normalization. The
-    norm then only decides how far a step turns the weights, and a growing one is a
-    decaying learning rate. The last link of a chain::
+    Put it last in a chain::
 
       tx = optax.chain(optax.adam(1e-3), cbp_jax.optimizers.project_norms())
 
-    A kernel is a leaf of two or more axes that is no bias or scale. Biases, scales and
-    shifts are left alone; the paper lets the latter two drift, pulls them toward their
-    initial values (`l2_init` under `optax.masked`) or projects them together. A kernel
-    whose norm is 0, now or when the state was initialized, is left alone too.
+    This is half of normalize and project (NaP). The other half is the network's: put a
+    normalization before each nonlinearity, which makes the preceding layer invariant to
+    the scale of its weights, and no biases before a normalization. The norm then only
+    determines how far a step rotates the weights, and a growing norm acts like a
+    decaying learning rate.
+
+    A kernel is a leaf with two or more axes that is not a bias or scale. Biases, scales
+    and shifts do not change. The paper lets the latter two drift, pulls them toward
+    their initial values (`l2_init` under `optax.masked`), or projects them together. A
+    kernel whose norm is 0, now or at initialization, does not change either.
 
     Args:
-      exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
-        alone. No normalization follows the output layer, so that its norm is the scale
-        of the outputs: exclude it to let them grow.
+      exclude: paths of layers or leaves to leave alone, such as `"head"` or
+        `"head/kernel"`. No normalization follows the output layer, so its norm is the
+        scale of the outputs: exclude it to let them grow.
 
     Returns:
-      An optax transformation of state `ProjectNormsState`; its update needs the params.
+      An optax transformation with state `ProjectNormsState`. Its update needs the
+      params.
 
     Raises:
       ValueError: a path of `exclude` is not in the params, or the update gets no

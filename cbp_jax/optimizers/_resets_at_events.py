@@ -1,4 +1,4 @@
-"""Controls: params drawn afresh and optimizers started afresh, at events."""
+"""Controls: reinitialize params or optimizers at events."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -39,10 +39,10 @@ def reset_params_at(
     layers: str | Sequence[str] | None = None,
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
-    """Draws all params, or those of some layers, afresh after updates of a schedule.
+    """Reinitializes all params, or those of some layers, after updates of a schedule.
 
-    The last link of a chain. Together with `reset_optimizer_at` it is the full reset,
-    a network that learns each task from scratch::
+    Put it last in a chain. With `reset_optimizer_at` it makes a full reset, so that
+    the network learns each task from scratch::
 
       init_fn = lambda key: model.init(key, inputs)["params"]
       fresh_params = reset_params_at(every(10_000), init_fn, key=key)
@@ -50,28 +50,29 @@ def reset_params_at(
           optax.chain(optax.adam(1e-3), fresh_params), every(10_000)
       )
 
-    In this order a state that copies params, such as those of `l2_init` and
-    `hare_and_tortoise`, is one of the new params.
+    In this order, states that copy the params, such as those of `l2_init` and
+    `hare_and_tortoise`, copy the new params.
 
     Args:
-      schedule: which updates are events, see `cbp_jax.optimizers.every`; without events
-        the updates are left as they are, bit for bit.
-      init_fn: function of a typed key that returns fresh params.
-      layers: paths of layers or leaves that are drawn, with all leaves below them:
-        `"head"`, or `("dense_1", "head")` for the last two layers; None for all params.
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`. Without events
+        the updates do not change, bit for bit.
+      init_fn: function of a typed key that returns newly initialized params.
+      layers: paths of layers or leaves to reinitialize, including all leaves below
+        them: `"head"`, or `("dense_1", "head")` for the last two layers; None for all
+        params.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
 
     Returns:
-      An optax transformation of state `EventState`; its update needs the params.
+      An optax transformation with state `EventState`. Its update needs the params.
 
     Raises:
-      ValueError: a path of `layers` is not in the params, the update gets no params, or
-        `init_fn` returns another tree.
+      ValueError: a path in `layers` is not in the params, the update gets no params, or
+        the tree from `init_fn` does not match the params.
 
     References:
       Nikishin et al., `The primacy bias in deep reinforcement learning
-      <https://arxiv.org/abs/2205.07802>`_, 2022, for resets of the last layers.
+      <https://arxiv.org/abs/2205.07802>`_, 2022, which resets the last layers.
     """
     if layers is not None:
         layers = (layers,) if isinstance(layers, str) else tuple(layers)
@@ -96,23 +97,23 @@ def reset_params_at(
 def reset_optimizer_at(
     base_optimizer: optax.GradientTransformation, schedule: Schedule
 ) -> optax.GradientTransformationExtraArgs:
-    """Starts an optimizer afresh after updates of a schedule.
+    """Reinitializes an optimizer's state after updates of a schedule.
 
-    After an event its state is that of `init`, called with the params after the update:
-    moments are 0, bias corrections and schedules of learning rates begin again, and so
-    do ages and utilities of a transformation that resets units. Two things go on: typed
-    keys, so that no random numbers repeat, and the counts of the events in this module
-    and its neighbors (`EventState`), so that the same schedule may be used inside and
-    outside. The updates are those of the base optimizer, bit for bit.
+    An event sets the state to `init` of the params after the update. Moments are 0, and
+    bias corrections, learning rate schedules, and the ages and utilities of a
+    transformation that resets units start over. Two things continue: typed keys, so
+    that no random numbers repeat, and event counts (`EventState`), so that the same
+    schedule works inside and outside. The updates are those of the base optimizer, bit
+    for bit.
 
     Args:
-      base_optimizer: any optax transformation; the update passes it all extra
-        arguments, if it takes any.
-      schedule: which updates are events, see `cbp_jax.optimizers.every`.
+      base_optimizer: any optax transformation. It receives all extra arguments, if it
+        takes any.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`.
 
     Returns:
-      An optax transformation of state `ResetOptimizerState`; its update needs the
-      params. With `reset_params_at` it is the full reset, see there.
+      An optax transformation with state `ResetOptimizerState`. Its update needs the
+      params. See `reset_params_at` for a full reset.
 
     Raises:
       ValueError: the update gets no params.
@@ -133,11 +134,11 @@ def reset_optimizer_at(
             updates, state.base_state, params, **extra_args
         )
         is_due, count = next_update(schedule, state.events)
-        newborn, constants = without_closure(base_optimizer.init, params)
+        pure_init, constants = without_closure(base_optimizer.init, params)
 
         def work(operand: PyTree) -> PyTree:
             is_due, base_state, updates, params, constants = operand
-            fresh = newborn(constants, next_params(params, updates))
+            fresh = pure_init(constants, next_params(params, updates))
             return jax.tree_util.tree_map_with_path(
                 lambda path, old, new: (
                     old

@@ -1,4 +1,4 @@
-"""Selective weight reinitialization: now and then the least useful weights go."""
+"""Selective weight reinitialization: at events, redraw the least useful weights."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -38,14 +38,14 @@ def selective_weight_reinitialization(
     exclude: Sequence[str] = (),
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Redraws the least useful weights of every tensor, at events.
+    r"""Redraws the least useful weights of every tensor at events.
 
-    The utility of a weight is :math:`|w|` or :math:`|w g|`, with the weight after the
-    update and the gradient g that led to it. After each update of the schedule the
-    :math:`f n` of lowest utility among the n weights of a tensor are drawn from their
-    initial distribution, where a fraction of a weight is rounded up with a probability
-    of its size. Each kernel, bias, scale and shift is a tensor. The last link of a
-    chain::
+    The utility of a weight is :math:`|w|` or :math:`|w g|`, with the weight w after the
+    update and the gradient g of that update. After each update of the schedule, the
+    :math:`f n` weights of lowest utility among the n weights of a tensor are redrawn
+    from their initial distribution. A fractional count is rounded up with probability
+    equal to its fraction. Each kernel, bias, scale and shift is a tensor. Put it last
+    in a chain::
 
       init_fn = lambda key: model.init(key, inputs)["params"]
       swr = selective_weight_reinitialization(
@@ -53,40 +53,40 @@ def selective_weight_reinitialization(
       )
       tx = optax.chain(optax.sgd(1e-2), swr)
 
-    The authors also set weights to the mean of their distribution instead, which is
-    what an `init_fn` that returns the means does. What other links know of a weight,
-    such as its moments, stays as it is, as in the authors' code: a redrawn weight
-    inherits the momentum of the old one.
+    The authors also try setting weights to the mean of their distribution: pass an
+    `init_fn` that returns the means. As in their code, the other transformations keep
+    their state for redrawn weights, so a redrawn weight inherits the momentum of the
+    old one.
 
     Args:
-      schedule: which updates are events, see `cbp_jax.optimizers.every`; the best
-        published runs have every 128th to 4096th.
-      init_fn: function of a typed key that returns fresh params.
-      fraction: f in [0, 1]; published 0.2 to 0.4. With `selection="threshold"` any
-        number that is not negative; published 1e-5 to 1e-3. 0 leaves the updates as
-        they are, bit for bit. May be traced.
-      utility: `"magnitude"` for :math:`|w|`, `"gradient"` for :math:`|w g|`. The update
-        of the latter needs the gradient, `tx.update(grads, state, params, grad=grads)`,
-        because earlier links of the chain have turned it into something else.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`. The best
+        published runs use every 128th to 4096th.
+      init_fn: function of a typed key that returns newly initialized params.
+      fraction: f in [0, 1]; published 0.2 to 0.4. With `selection="threshold"`, any
+        nonnegative number; published 1e-5 to 1e-3. 0 does not change the updates, bit
+        for bit. May be traced.
+      utility: `"magnitude"` for :math:`|w|`, `"gradient"` for :math:`|w g|`. The latter
+        needs the gradient, `tx.update(grads, state, params, grad=grads)`, because
+        earlier transformations in the chain have modified it.
       selection: `"fraction"`, or `"threshold"` for all weights whose utility is at most
-        f times the mean of their tensor.
-      exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
-        alone.
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
+        f times the mean over their tensor.
+      exclude: paths of layers or leaves to leave alone, such as `"head"` or
+        `"head/kernel"`.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
 
     Returns:
-      An optax transformation of state `EventState`; its update needs the params.
+      An optax transformation with state `EventState`. Its update needs the params.
 
     Raises:
-      ValueError: an unknown option, a `fraction` out of its range, a path of `exclude`
-        that is not in the params, an update without params or gradient, or `init_fn`
-        returns another tree.
+      ValueError: an option is unknown, `fraction` is out of range, a path in `exclude`
+        is not in the params, the update gets no params or gradient, or the tree from
+        `init_fn` does not match the params.
 
     References:
       Hernandez-Garcia et al., `Reinitializing weights vs units for maintaining
-      plasticity in neural networks <https://arxiv.org/abs/2508.00212>`_, 2025. Its code
-      can also average utilities over time; the published runs do not.
+      plasticity in neural networks <https://arxiv.org/abs/2508.00212>`_, 2025. Their
+      code can also average utilities over time; the published runs do not.
     """
     check_choice("utility", utility, ("magnitude", "gradient"))
     check_choice("selection", selection, ("fraction", "threshold"))
@@ -110,8 +110,8 @@ def selective_weight_reinitialization(
         check_params("selective_weight_reinitialization", params)
         if utility == "gradient" and grad is None:
             raise ValueError(
-                'utility="gradient" needs the gradient: call update(updates, state, '
-                "params, grad=grads)."
+                'The update got no grad, but utility="gradient" needs the gradient. '
+                "Call update(updates, state, params, grad=grads)."
             )
 
         def act(params: PyTree, key: jax.Array) -> PyTree:
@@ -157,7 +157,7 @@ def _magnitude(leaf: jax.Array) -> jax.Array:
 
 
 def _lowest(score: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
-    """Marks the share of lowest score, among equals the lowest index."""
+    """Marks the share with the lowest scores; ties go to the lowest index."""
     exact = share * score.size
     whole = jnp.floor(exact)
     is_rounded_up = jax.random.uniform(key, (), exact.dtype) < exact - whole
@@ -169,6 +169,6 @@ def _lowest(score: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
 
 
 def _at_most_mean(score: jax.Array, share: jax.Array, key: jax.Array) -> jax.Array:
-    """Marks the scores of at most the share of their mean."""
+    """Marks the scores that are at most `share` times their mean."""
     del key
     return score <= share * jnp.mean(score)

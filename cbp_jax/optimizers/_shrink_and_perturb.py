@@ -1,4 +1,4 @@
-"""Shrink and perturb in its online form: L2, and noise after every update."""
+"""Online shrink and perturb: L2, and noise after every update."""
 
 from collections.abc import Callable, Mapping
 import functools
@@ -31,23 +31,23 @@ class PerturbState(NamedTuple):
 def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> jax.Array:
     """Draws -1 or 1 with equal probability, each from a single random bit.
 
-    For `perturb`: mean 0 and variance 1 as of normal noise, whose sum over some dozens
-    of updates theirs cannot be told from, at a small part of the cost. Normal numbers
-    take 32 bits each, which for a small network cost more than all the rest of an
-    update.
+    This is cheap noise for `perturb`, with mean 0 and variance 1. Summed over some
+    dozens of updates, it cannot be distinguished from normal noise. Normal numbers take
+    32 bits each, which for a small network cost more than the rest of an update.
 
     Args:
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
-      shape: of the result.
-      dtype: of the result.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
+      shape: shape of the result.
+      dtype: dtype of the result.
 
     Returns:
       An array of that shape and dtype.
     """
     *leading, num_columns = shape or (1,)
     num_rows = math.prod(leading)
-    # One word for 32 rows of a column: a flat layout takes XLA on a CPU twice the time.
+    # One word for 32 rows of a column: with a flat layout, XLA on a CPU takes twice as
+    # long.
     words = jax.random.bits(key, (-(-num_rows // 32), 1, num_columns), jnp.uint32)
     bits = words >> jnp.arange(32, dtype=jnp.uint32)[None, :, None] & 1
     signs = 2 * bits.astype(jnp.int32) - 1
@@ -57,7 +57,7 @@ def random_signs(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike) -> ja
 NOISES: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
     {"normal": jax.random.normal, "signs": random_signs}
 )
-"""Noise of mean 0 and standard deviation 1 by name: `(key, shape, dtype) -> array`."""
+"""Noise with mean 0 and variance 1, by name: `(key, shape, dtype) -> array`."""
 
 
 def perturb(
@@ -68,20 +68,21 @@ def perturb(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adds :math:`N(0, \sigma^2)` noise to every param at every update.
 
-    The last link of a chain: noise added before a learning rate is scaled by it. Behind
-    `optax.add_decayed_weights` and an optimizer this is the shrink and perturb of the
-    paper's experiments, see `shrink_and_perturb`.
+    Put it last in a chain: a learning rate after it would scale the noise. After
+    `optax.add_decayed_weights` and an optimizer, this is the shrink and perturb of the
+    paper's experiments; see `shrink_and_perturb`.
 
     Args:
-      noise_scale: :math:`\sigma`, standard deviation of the noise; 0 leaves the
-        updates as they are, bit for bit.
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
-      noise: "normal", or "signs" for random signs of that size, whose sum over some
-        dozens of updates cannot be told from it and which are many times faster.
+      noise_scale: :math:`\sigma`, standard deviation of the noise. 0 does not change
+        the updates, bit for bit.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
+      noise: "normal", or "signs" for random signs times :math:`\sigma`. These are many
+        times faster and, summed over some dozens of updates, cannot be distinguished
+        from normal noise.
 
     Returns:
-      An optax transformation of state `PerturbState`.
+      An optax transformation with state `PerturbState`.
 
     Raises:
       ValueError: unknown `noise`.
@@ -127,22 +128,23 @@ def shrink_and_perturb(
     key: jax.Array,
     noise: str = "normal",
 ) -> optax.GradientTransformationExtraArgs:
-    """L2 in the gradient and noise on all params after every update.
+    """Adds L2 to the gradient, and noise to all params after every update.
 
-    The online form that the paper compares with. The original, Ash and Adams, shrinks
-    and perturbs once before each new task.
+    This is the online form that the paper compares with. The original method by Ash and
+    Adams shrinks and perturbs once before each new task; see
+    `shrink_and_perturb_at_events`.
 
     Args:
       base_optimizer: any optax transformation.
-      weight_decay: L2 factor, times the params added to the gradient.
+      weight_decay: L2 factor: this times the params is added to the gradient.
       noise_scale: standard deviation of the noise. With both 0 the updates are those of
         the base optimizer, bit for bit.
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
       noise: see `perturb`.
 
     Returns:
-      An optax transformation; its update needs the params.
+      An optax transformation. Its update needs the params.
 
     Raises:
       ValueError: the update gets no params.

@@ -1,4 +1,4 @@
-"""Shrink and perturb as published: now and then, toward a fresh initialization."""
+"""Shrink and perturb as published: at events, toward a new initialization."""
 
 from collections.abc import Callable
 
@@ -19,13 +19,14 @@ def shrink_and_perturb_at_events(
     perturb: float | jax.Array = 0.1,
     key: jax.Array,
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Shrinks all params and adds a fraction of a fresh initialization, at events.
+    r"""Shrinks all params and adds a fraction of a new initialization at events.
 
     .. math:: \theta \leftarrow \lambda \theta + \gamma \theta_\text{new}
 
     after each update of the schedule, where :math:`\theta_\text{new}` is drawn from the
-    initial distribution of each param: what is initialized to a constant, such as the
-    bias 0 or the scale 1 of a normalization, has no noise. The last link of a chain::
+    initial distribution of each param. Params initialized to a constant, such as biases
+    (0) or the scales of a normalization (1), therefore get no noise. Put it last in a
+    chain::
 
       init_fn = lambda key: model.init(key, inputs)["params"]
       tx = optax.chain(
@@ -33,26 +34,27 @@ def shrink_and_perturb_at_events(
           shrink_and_perturb_at_events(every(10_000), init_fn, key=key),
       )
 
-    The authors apply it each time that data are added and begin with a new optimizer:
-    wrap the chain in `reset_optimizer_at` for the latter. Other works of the same name
-    differ: `shrink_and_perturb` acts at every update with normal noise; some take
-    :math:`\lambda = 1 - \gamma`, and some for :math:`\theta_\text{new}` the params that
-    training began with, here `init_fn=lambda key: initial_params`.
+    The authors apply it whenever data are added, and start a new optimizer each time;
+    for the latter, wrap the chain in `reset_optimizer_at`. Other methods of this name
+    differ. `shrink_and_perturb` acts at every update with normal noise. Some papers use
+    :math:`\lambda = 1 - \gamma`, and some use the initial params for
+    :math:`\theta_\text{new}`: here, `init_fn=lambda key: initial_params`.
 
     Args:
-      schedule: which updates are events, see `cbp_jax.optimizers.every`.
-      init_fn: function of a typed key that returns fresh params.
-      shrink: :math:`\lambda`, published 0.4 to 0.9 and as default of the authors' code.
-      perturb: :math:`\gamma`, published 0.01 to 0.1. With `shrink` 1 and `perturb` 0
-        the updates are left as they are, bit for bit; 0 and 1 reset all params.
-      key: PRNG key. Under `vmap` keys of "rbg" make a lane depend on those beside it,
-        see `cbp_jax.continual_backprop`.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`.
+      init_fn: function of a typed key that returns newly initialized params.
+      shrink: :math:`\lambda`, published 0.4 to 0.9, as is the authors' default.
+      perturb: :math:`\gamma`, published 0.01 to 0.1. `shrink` 1 and `perturb` 0 do not
+        change the updates, bit for bit; 0 and 1 reset all params.
+      key: PRNG key. Under `vmap`, "rbg" keys make a lane depend on its neighbors; see
+        `cbp_jax.continual_backprop`.
 
     Returns:
-      An optax transformation of state `EventState`; its update needs the params.
+      An optax transformation with state `EventState`. Its update needs the params.
 
     Raises:
-      ValueError: the update gets no params, or `init_fn` returns another tree.
+      ValueError: the update gets no params, or the tree from `init_fn` does not match
+        the params.
 
     References:
       Ash and Adams, `On warm-starting neural network training
@@ -71,6 +73,6 @@ def shrink_and_perturb_at_events(
     if is_known(shrink, lambda shrink: shrink == 1) and is_known(
         perturb, lambda perturb: perturb == 0
     ):
-        # Left out altogether: even a branch that is never taken changes how XLA rounds.
+        # Omit the branch: even if it is never taken, it changes how XLA rounds.
         return events._replace(update=pass_events(schedule))
     return events

@@ -1,4 +1,4 @@
-"""Spectral regularization: the largest singular value of each kernel stays near 1."""
+"""Spectral regularization: keeps each kernel's largest singular value near 1."""
 
 from collections.abc import Sequence
 import math
@@ -17,8 +17,8 @@ from cbp_jax._units import LeafPath, leaf_paths
 class SpectralRegularizationState(NamedTuple):
     """State of `spectral_regularization`."""
 
-    # Like the params: for a kernel [..., fan_in, fan_out] its v, [fan_out] of at least
-    # float32 and length 1; for any other leaf a zero, [1].
+    # Like the params: for a kernel [..., fan_in, fan_out] its unit vector v, [fan_out]
+    # in at least float32; for any other leaf a zero, [1].
     vectors: PyTree
 
 
@@ -35,41 +35,42 @@ def spectral_regularization(
       \lambda \Big[ \sum_W \big(\sigma(W)^k - 1\big)^2 + \sum_b \|b\|_2^{2 k}
         + \sum_\gamma \|\gamma - 1\|_2^2 \Big]
 
-    over kernels W, biases b and gains :math:`\gamma` of normalizations. The largest
-    singular value :math:`\sigma(W) = u^\top W v` comes from one power iteration at each
-    update, from the v of the last one,
+    over kernels W, biases b and gains :math:`\gamma` of normalizations. One power
+    iteration per update estimates the largest singular value
+    :math:`\sigma(W) = u^\top W v`, starting from the previous v:
 
     .. math::
       u \leftarrow \frac{W v}{\|W v\|}, \qquad
-      v \leftarrow \frac{W^\top u}{\|W^\top u\|},
+      v \leftarrow \frac{W^\top u}{\|W^\top u\|}.
 
-    and the gradient takes u and v for constants:
-    :math:`\partial \sigma / \partial W = u v^\top`. A kernel of more than two axes
-    counts as the matrix `[..., fan_in] x [fan_out]`. The first v is random, so in the
-    first updates :math:`\sigma` is too small. In front of an optimizer::
+    The gradient treats u and v as constants:
+    :math:`\partial \sigma / \partial W = u v^\top`. A kernel with more than two axes is
+    treated as the matrix `[..., fan_in] x [fan_out]`. The first v is random, so
+    :math:`\sigma` is too small in the first updates. Put it before the optimizer::
 
       tx = optax.chain(
           cbp_jax.optimizers.spectral_regularization(1e-3, key=key), optax.adam(1e-3)
       )
 
-    A bias is a matrix of one row, whose singular value is its length. For gains the
-    paper states the target 1 only; their penalty is the choice made here.
+    A bias is treated as a matrix with one row, whose singular value is its norm. For
+    gains the paper gives only the target 1; the form of their penalty is our choice.
 
     Args:
-      strength: :math:`\lambda`, published 1e-4 to 1e-3; 0 leaves the updates as they
-        are, bit for bit.
+      strength: :math:`\lambda`, published 1e-4 to 1e-3. 0 does not change the updates,
+        bit for bit.
       exponent: k, at least 1; published 2.
-      gain_name: last key of the path of a gain, or several; by default those of flax
-        and Haiku, and of Equinox. All other leaves that are no kernels are biases.
-      key: PRNG key of the first v. Under `vmap` keys of "rbg" make a lane depend on
-        those beside it, see `cbp_jax.continual_backprop`.
+      gain_name: last key of a gain's path, or several such keys. The defaults are those
+        of flax and Haiku, and of Equinox. All other leaves that are not kernels count
+        as biases.
+      key: PRNG key of the first v. Under `vmap`, "rbg" keys make a lane depend on its
+        neighbors; see `cbp_jax.continual_backprop`.
 
     Returns:
-      An optax transformation of state `SpectralRegularizationState`; its update needs
+      An optax transformation with state `SpectralRegularizationState`. Its update needs
       the params.
 
     Raises:
-      ValueError: `exponent` below 1, or the update gets no params.
+      ValueError: `exponent` is below 1, or the update gets no params.
 
     References:
       Lewandowski et al., `Learning continually by spectral regularization
@@ -146,7 +147,7 @@ def _kernel_gradient(
     u = _normalize(matrix @ v)
     right = u @ matrix
     sigma = jnp.linalg.norm(right)  # u W v for the next v.
-    # The next iteration could not leave a v of 0.
+    # A v of 0 would stay 0 in all further iterations.
     v = jnp.where(sigma > 0, _normalize(right), v)
     slope = 2 * (sigma**k - 1) * k * sigma ** (k - 1)
     return (slope * jnp.outer(u, v)).reshape(kernel.shape), v

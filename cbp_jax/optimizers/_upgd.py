@@ -23,7 +23,7 @@ class UPGDState(NamedTuple):
     """State of `upgd`."""
 
     count: jax.Array  # int32 scalar, updates so far.
-    utility: PyTree  # U, like the params, at least float32.
+    utility: PyTree  # U, like the params, in at least float32.
     rng_key: jax.Array  # Bits of a key, uint32; split at every update.
 
 
@@ -38,10 +38,10 @@ def upgd(
     key: jax.Array,
     noise: str = "normal",
 ) -> optax.GradientTransformationExtraArgs:
-    r"""Gradient descent with noise, both scaled down where a weight is useful.
+    r"""Gradient descent with noise, both scaled down for useful weights.
 
-    The first-order variant with global scaling. The utility of a weight is about how
-    much the loss would grow without it:
+    This is the first-order variant with global scaling. The utility of a weight
+    estimates how much the loss would increase without it:
 
     .. math::
       U &\leftarrow \beta U + (1 - \beta)(-g \theta), \qquad
@@ -50,30 +50,29 @@ def upgd(
       \theta &\leftarrow (1 - \alpha \lambda) \theta - \alpha (g + \xi)(1 - s), \qquad
       \xi \sim N(0, \sigma^2)
 
-    The maximum is over all params and has its sign: if all utilities are negative, the
-    lowest counts as the most useful, as published. If it is 0, s is 1/2 everywhere.
-    `protecting=False` scales only the noise, :math:`-\alpha (g + \xi (1 - s))`. A
-    whole optimizer::
+    The maximum is over all params and keeps its sign: if all utilities are negative,
+    the lowest counts as the most useful, as published. If it is 0, s is 1/2 everywhere.
+    `protecting=False` scales only the noise, :math:`-\alpha (g + \xi (1 - s))`. This is
+    a complete optimizer::
 
       tx = cbp_jax.optimizers.upgd(1e-2, noise_scale=1e-3, key=key)
 
     Args:
       learning_rate: :math:`\alpha`, or a schedule of the count of updates.
-      decay_rate: :math:`\beta`, of the utilities' average; published 0.9 to 0.9999.
-      noise_scale: :math:`\sigma`, published 1e-3 to 1e-1; 0 adds no noise, and without
-        `protecting` and weight decay the updates are those of `optax.sgd`.
+      decay_rate: :math:`\beta`, of the average utilities; published 0.9 to 0.9999.
+      noise_scale: :math:`\sigma`, published 1e-3 to 1e-1. 0 adds no noise; without
+        `protecting` and weight decay, the updates are then those of `optax.sgd`.
       weight_decay: :math:`\lambda`, decoupled from the gradient; 0 for none.
-      protecting: scale gradient and noise; False scales only the noise.
-      uncorrected_maximum: divide by the maximum of :math:`U` instead of
-        :math:`\hat U`, as the authors' code does: in the first :math:`1 / (1 - \beta)`
-        updates utilities then are nearer to 0 and 1. The paper divides by that of
-        :math:`\hat U`.
-      key: PRNG key of the noise. Under `vmap` keys of "rbg" make a lane depend on those
-        beside it, see `cbp_jax.continual_backprop`.
-      noise: "normal" or "signs", see `cbp_jax.optimizers.perturb`.
+      protecting: scale the gradient and the noise; False scales only the noise.
+      uncorrected_maximum: divide by the maximum of :math:`U`, as the authors' code
+        does, which brings s closer to 0 and 1 in the first :math:`1 / (1 - \beta)`
+        updates. False divides by the maximum of :math:`\hat U`, as in the paper.
+      key: PRNG key of the noise. Under `vmap`, "rbg" keys make a lane depend on its
+        neighbors; see `cbp_jax.continual_backprop`.
+      noise: "normal" or "signs"; see `cbp_jax.optimizers.perturb`.
 
     Returns:
-      An optax transformation of state `UPGDState`; its update needs the params.
+      An optax transformation with state `UPGDState`. Its update needs the params.
 
     Raises:
       ValueError: the update gets no params.
@@ -151,7 +150,7 @@ def _divide_by_maximum(
     decay_rate: float | jax.Array,
     uncorrected_maximum: bool,
 ) -> PyTree:
-    """Returns the corrected utilities over the largest of all, 0 where that is 0."""
+    """Divides the corrected utilities by their overall maximum; 0 if that is 0."""
     maxima = [jnp.max(leaf) for leaf in jax.tree.leaves(utility) if leaf.size]
     if not maxima:
         return utility
@@ -161,7 +160,7 @@ def _divide_by_maximum(
         divisor = maximum.astype(leaf.dtype)
         if uncorrected_maximum:
             leaf = leaf / average_weight(count, decay_rate, leaf.dtype)
-        # Otherwise the correction is in numerator and denominator, and cancels.
+        # Otherwise the corrections in numerator and denominator cancel.
         return jnp.where(divisor == 0, 0, leaf / jnp.where(divisor == 0, 1, divisor))
 
     return jax.tree.map(divide, utility)

@@ -1,4 +1,4 @@
-"""Weight clipping: no weight leaves a multiple of its initial range."""
+"""Weight clipping: keeps each weight within a multiple of its initial range."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -17,15 +17,15 @@ Bounds = Callable[[str, tuple[int, ...]], float]
 
 
 def uniform_fan_in_bound(path: str, kernel_shape: tuple[int, ...]) -> float:
-    """Bound of PyTorch's default initialization, `1 / sqrt(fan_in)`.
+    """Returns the bound of PyTorch's default initialization, `1 / sqrt(fan_in)`.
 
     Args:
       path: path of the leaf; not used.
-      kernel_shape: shape of the leaf's kernel, see `clip_weights`.
+      kernel_shape: shape of the leaf's kernel; see `clip_weights`.
 
     Returns:
-      The bound of kernels `[..., fan_in, fan_out]` and of biases beside them, infinity
-      for a leaf without a kernel, such as the scale of a normalization.
+      The bound of a kernel `[..., fan_in, fan_out]` and of its bias; infinity for
+      leaves without a kernel, such as the scale of a normalization.
     """
     del path
     if len(kernel_shape) < 2:
@@ -44,34 +44,34 @@ def clip_weights(
     .. math:: \theta \leftarrow \operatorname{clip}(\theta, -\kappa s, \kappa s)
 
     after every update, where :math:`s` is the bound of the leaf's initial distribution.
-    The last link of a chain::
+    Put it last in a chain::
 
       tx = optax.chain(optax.sgd(1e-2), cbp_jax.optimizers.clip_weights(2.0))
 
     The default bounds are those of the authors' code: :math:`1 / \sqrt{\text{fan-in}}`
-    for a kernel, and its kernel's for a bias. For weights of
-    `cbp_jax.initializers.kaiming_uniform` give :math:`\text{gain}
+    for a kernel, and the same for its bias. If weights are initialized by
+    `cbp_jax.initializers.kaiming_uniform`, pass :math:`\text{gain}
     \sqrt{3 / \text{fan-in}}`::
 
       def bounds(path, kernel_shape):
           gain = 1.0 if path.startswith("head") else math.sqrt(2)
           return gain * math.sqrt(3) * uniform_fan_in_bound(path, kernel_shape)
 
-    Scales and shifts of a normalization have no kernel and are left alone, where the
-    authors' code takes the kernel before them.
+    Scales and shifts of a normalization have no kernel and do not change. (The authors'
+    code applies the bound of the preceding kernel.)
 
     Args:
-      kappa: :math:`\kappa`, published 1 to 5; infinity leaves the updates as they are,
-        bit for bit, as an update that leads to no clipped entry is.
-      bounds: function of a leaf's path and of the shape of its kernel, which gives
-        :math:`s`, infinity to leave the leaf alone; None for `uniform_fan_in_bound`. A
-        bias's kernel is the only one in the same layer; a bias or scale without one
-        comes with its own shape, `[N]`.
-      exclude: paths of layers or leaves, `"head"` or `"head/kernel"`, that are left
-        alone.
+      kappa: :math:`\kappa`, published 1 to 5. An update that clips nothing passes
+        through bit for bit; infinity never clips.
+      bounds: function of a leaf's path and the shape of its kernel that returns
+        :math:`s`, or infinity to leave the leaf alone; None for `uniform_fan_in_bound`.
+        The kernel of a bias is the only kernel in the same layer. A bias or scale
+        without one passes its own shape, `[N]`.
+      exclude: paths of layers or leaves to leave alone, such as `"head"` or
+        `"head/kernel"`.
 
     Returns:
-      An optax transformation without state; its update needs the params.
+      An optax transformation without state. Its update needs the params.
 
     Raises:
       ValueError: `kappa` is negative, a path of `exclude` is not in the params, or the
@@ -132,9 +132,9 @@ def _bounds_of_leaves(params: PyTree, bounds: Bounds) -> PyTree:
     def bound(path: LeafPath, leaf: jax.Array) -> float:
         if is_kernel(path, leaf):
             return bounds(path.name, leaf.shape)
-        beside = kernels.get(path.layer, [])
-        own = leaf.shape if leaf.ndim < 2 else (leaf.size,)
-        return bounds(path.name, beside[0] if len(beside) == 1 else own)
+        own_kernels = kernels.get(path.layer, [])
+        own_shape = leaf.shape if leaf.ndim < 2 else (leaf.size,)
+        return bounds(path.name, own_kernels[0] if len(own_kernels) == 1 else own_shape)
 
     return treedef.unflatten(
         [bound(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]

@@ -4,7 +4,6 @@ Shapes: B batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-import math
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from cbp_jax.layers import value_and_grad_with_state
 from experiments.learning import networks
 from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
-from experiments.learning.methods import METHODS, Ingredients
+from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
 
 
@@ -99,7 +98,7 @@ def make_learner(
     """
     units = network.units()
     _check(config, network)
-    method = METHODS[config.method]
+    method = compiled_method(config)
     layers = (*(group.name for group in units), "head")
     inputs_like = jnp.zeros((1, *input_shape))
     has_log = config.replacement_log > 0 and method.resets_units
@@ -110,7 +109,6 @@ def make_learner(
 
     params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
-    max_replaced = _max_replaced(config, max(layer_sizes["num_units"]))
 
     def make_optimizer(
         hyperparameters: SimpleNamespace, key: jax.Array
@@ -123,7 +121,8 @@ def make_learner(
             init_params=lambda key: init_network(key)[0],
             weight_bounds=networks.weight_bounds(network),
             noise=config.noise,
-            max_replaced=max_replaced,
+            widest_layer=max(layer_sizes["num_units"]),
+            largest=lambda name: max((*config.sweep.get(name, ()), config[name])),
             updates_per_task=updates_per_task,
             key=key,
         )
@@ -170,14 +169,16 @@ def make_learner(
             )
             return loss_fn(outputs, targets), (network_state, (outputs, features))
 
-        (loss, (outputs, features)), grads, network_state = value_and_grad_with_state(
-            loss_of
-        )(state.params, state.network_state)
+        with jax.named_scope("gradient"):
+            (loss, (outputs, features)), grads, network_state = (
+                value_and_grad_with_state(loss_of)(state.params, state.network_state)
+            )
         # The key only matters to init; the state carries it from there.
         optimizer = make_optimizer(hyperparameters, make_key(0))
-        updates, optimizer_state = optimizer.update(
-            grads, state.optimizer_state, state.params, features=features
-        )
+        with jax.named_scope("optimizer"):
+            updates, optimizer_state = optimizer.update(
+                grads, state.optimizer_state, state.params, features=features
+            )
         num_updates = state.num_updates + 1
         if method.resets_units:
             network_state = cbp_jax.reset_statistics(
@@ -208,11 +209,11 @@ def make_learner(
         log = state.log
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
-            log = record(log, layers[:-1], hyperparameters, *states)
-        new_state = new_state._replace(
-            params=optax.apply_updates(state.params, updates),
-            log=log,
-        )
+            with jax.named_scope("log"):
+                log = record(log, layers[:-1], hyperparameters, *states)
+        with jax.named_scope("apply"):
+            params = optax.apply_updates(state.params, updates)
+        new_state = new_state._replace(params=params, log=log)
         return new_state, outputs, loss
 
     def preview(
@@ -254,6 +255,28 @@ def make_learner(
         *(init, step, preview, predict, features),
         *(unit_ages, units_reset, layers, layer_sizes),
     )
+
+
+def compiled_method(config: Any) -> Method:
+    """Returns the method of a case, or backprop where all lanes have it switched off.
+
+    The config decides, so that nothing is traced or compiled for a method that does
+    nothing, as for a hyperparameter that is off.
+
+    Args:
+      config: the case's config, whose `method` is known.
+    """
+    method = METHODS[config.method]
+    switches = {
+        name: hyperparameter.off
+        for name, hyperparameter in method.hyperparameters.items()
+        if hyperparameter.off is not None
+    }
+    is_off = switches and all(
+        config[name] == off and not config.sweep.get(name)
+        for name, off in switches.items()
+    )
+    return METHODS["backprop"] if is_off else method
 
 
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
@@ -378,11 +401,3 @@ def _check_plain(config: Any, method: str) -> None:
                 f"config.method {method!r} is an optimizer itself and takes no "
                 f"config.{name}: set it to 0, got {max(values)}."
             )
-
-
-def _max_replaced(config: Any, num_units: int) -> int:
-    """Bounds the units of a layer replaced in one step, over all rates of a sweep."""
-    if "replacement_rate" not in config:
-        return 1
-    rates = (*config.sweep.get("replacement_rate", ()), config.replacement_rate)
-    return max(1, math.ceil(max(rates) * num_units))

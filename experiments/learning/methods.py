@@ -1,10 +1,11 @@
 """The methods that a case can name, and the numbers that lanes may differ in.
 
-Each method is one entry: what it takes, with published values, ranges and off values,
-and the function that puts it around, before or behind the optimizer. Configs, sweeps,
-lanes and checks all read them here. L2, online shrink and perturb, dropout and Adam are
-fields of the optimizer, normalizations and activations of the network: each goes with
-every method.
+Each method is one declaration, `method`: its hyperparameters with published values,
+ranges, off values and values to try, its family in figures, and the function that puts
+it around, before or behind the optimizer. Configs, sweeps, lanes, checks, comparisons
+and figures all read it. L2, online shrink and perturb, dropout and Adam are fields of
+the optimizer, normalizations and activations of the network: each works with every
+method, and experiments/learning/variants.py gives it a name in comparisons.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,6 +22,7 @@ import optax
 import cbp_jax
 from cbp_jax import layers, optimizers
 from experiments.learning.checks import ConfigError
+from experiments.reporting import styles
 
 
 class Range(NamedTuple):
@@ -52,11 +54,11 @@ class Range(NamedTuple):
             )
 
 
-_FINITE = Range(0, math.inf, includes_high=False)
-_AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
-_NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
-_FRACTION = Range(0, 1, includes_high=True)
-_DECAY = Range(0, 1, includes_high=False)
+FINITE = Range(0, math.inf, includes_high=False)
+AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
+NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
+FRACTION = Range(0, 1, includes_high=True)
+DECAY = Range(0, 1, includes_high=False)
 
 
 class Hyperparameter(NamedTuple):
@@ -69,12 +71,21 @@ class Hyperparameter(NamedTuple):
       off: the value at which it does nothing. Where all lanes have it, nothing is
         compiled for it. None if there is no such value.
       meaning: what it is, with its unit.
+      values: the settings of the method that comparisons try; empty for the default
+        alone.
     """
 
     default: float
     range: Range
     off: float | None
     meaning: str
+    values: tuple[float, ...] = ()
+
+    def check(self, name: str) -> None:
+        """Raises ConfigError for a default, off value or value to try out of range."""
+        for value in (self.default, self.off, *self.values):
+            if value is not None:
+                self.range.check(name, value)
 
 
 Hyperparameters = Mapping[str, Hyperparameter]
@@ -94,7 +105,8 @@ class Ingredients(NamedTuple):
     init_params: Callable[[jax.Array], Any]  # From a key.
     weight_bounds: Callable[[str, tuple[int, ...]], float]  # See `clip_weights`.
     noise: str  # Its distribution, see `cbp_jax.optimizers.perturb`.
-    max_replaced: int  # Most units of a layer that a rate can replace in one update.
+    widest_layer: int  # Most units that a hidden layer has.
+    largest: Callable[[str], float]  # Of a hyperparameter, over all lanes.
     updates_per_task: int
     key: jax.Array
 
@@ -114,9 +126,12 @@ class Method(NamedTuple):
 
     Attributes:
       build: from the ingredients to an optax transformation.
-      hyperparameters: its own, by the name of their config field. With those that have
-        an off value there, the method is the base optimizer, bit for bit; one without
-        any off value is never off.
+      hyperparameters: its own, by the name of their config field. Where all of those
+        that have an off value are there in all lanes, `build` is not called: the
+        learner uses the base optimizer. A method without any off value is never off.
+      family: of `experiments.reporting.styles.FAMILIES`, in which figures show it.
+      fields: other config fields that comparisons set for it. They take the first of
+        `normalizations` by themselves.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it is told when a task ends, as its definition wants.
@@ -132,6 +147,8 @@ class Method(NamedTuple):
 
     build: Callable[[Ingredients], optax.GradientTransformation]
     hyperparameters: Hyperparameters = MappingProxyType({})
+    family: str = styles.OTHERS
+    fields: Mapping[str, Any] = MappingProxyType({})
     resets_units: bool = False
     sees_tasks: bool = False
     resets_network: bool = False
@@ -142,37 +159,74 @@ class Method(NamedTuple):
 
 
 _METHODS: dict[str, Method] = {}
+METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
+"""All methods by the name that `config.method` takes."""
+
+_HYPERPARAMETERS: dict[str, Hyperparameter] = {}
+HYPERPARAMETERS: Hyperparameters = MappingProxyType(_HYPERPARAMETERS)
+"""All config fields that lanes of one program may differ in."""
 
 
-def _method(name: str, **fields: Any) -> Callable[[Any], Any]:
-    """Enters the decorated function as what builds a method."""
+def method(name: str, **fields: Any) -> Callable[[Any], Any]:
+    """Declares a method, which the decorated function builds.
+
+    Args:
+      name: what `config.method` takes, comparisons call it and figures draw.
+      **fields: of `Method`, all but `build`.
+
+    Returns:
+      A decorator that leaves the function as it is.
+
+    Raises:
+      ValueError: a name that is taken, by a method or with another meaning by a
+        hyperparameter; an unknown family; or a number out of its range.
+    """
 
     def enter(build: Callable[[Ingredients], optax.GradientTransformation]) -> Any:
-        _METHODS[name] = Method(build, **fields)
+        declared = Method(build, **fields)
+        if name in _METHODS:
+            raise ValueError(
+                f"There is already a method {name!r}; choose another name."
+            )
+        _add_hyperparameters(declared.hyperparameters)
+        styles.add_method(name, declared.family)
+        _METHODS[name] = declared
         return build
 
     return enter
 
 
+def _add_hyperparameters(hyperparameters: Hyperparameters) -> None:
+    for name, hyperparameter in hyperparameters.items():
+        if _HYPERPARAMETERS.get(name, hyperparameter) != hyperparameter:
+            raise ValueError(
+                f"The hyperparameter {name!r} is declared twice, as "
+                f"{_HYPERPARAMETERS[name]} and as {hyperparameter}; begin its name "
+                "with that of its method."
+            )
+        hyperparameter.check(name)
+    _HYPERPARAMETERS.update(hyperparameters)
+
+
 OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
     {
-        "step_size": Hyperparameter(0.01, _FINITE, None, "step size"),
-        "momentum": Hyperparameter(0.0, _DECAY, 0.0, "momentum of SGD"),
+        "step_size": Hyperparameter(0.01, FINITE, None, "step size"),
+        "momentum": Hyperparameter(0.0, DECAY, 0.0, "momentum of SGD"),
         "b1": Hyperparameter(
-            _default(optax.adam, "b1"), _DECAY, None, "decay of Adam's first moments"
+            _default(optax.adam, "b1"), DECAY, None, "decay of Adam's first moments"
         ),
         "b2": Hyperparameter(
-            _default(optax.adam, "b2"), _DECAY, None, "decay of Adam's second moments"
+            _default(optax.adam, "b2"), DECAY, None, "decay of Adam's second moments"
         ),
         "weight_decay": Hyperparameter(
-            0.0, _FINITE, 0.0, "L2 on all parameters, added to the gradient"
+            0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
         ),
         "noise_scale": Hyperparameter(
-            *(0.0, _FINITE, 0.0),
+            *(0.0, FINITE, 0.0),
             "standard deviation of noise on all parameters per update",
         ),
         "dropout_rate": Hyperparameter(
-            0.0, _DECAY, 0.0, "share of hidden activations dropped"
+            0.0, DECAY, 0.0, "share of hidden activations dropped"
         ),
     }
 )
@@ -185,29 +239,33 @@ _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "online": {
         "online_norm_forward_decay": Hyperparameter(
             _default(layers.OnlineNorm, "forward_decay"),
-            *(_DECAY, None, "of online normalization's mean and variance"),
+            *(DECAY, None, "of online normalization's mean and variance"),
         ),
         "online_norm_backward_decay": Hyperparameter(
             _default(layers.OnlineNorm, "backward_decay"),
-            *(_DECAY, None, "of online normalization's control of gradients"),
+            *(DECAY, None, "of online normalization's control of gradients"),
         ),
     }
 }
+_add_hyperparameters(OPTIMIZER_HYPERPARAMETERS)
+for _group in _NORMALIZATION_HYPERPARAMETERS.values():
+    _add_hyperparameters(_group)
 
 
 # Methods that act on every gradient or every update: a link before or behind.
 
 
-@_method("backprop")
+@method("backprop", family=styles.REFERENCES)
 def _backprop(given: Ingredients) -> optax.GradientTransformation:
     return given.base
 
 
-@_method(
+@method(
     "l2_init",
+    family=styles.REGULARIZERS,
     hyperparameters={
         "l2_init_strength": Hyperparameter(
-            1e-3, _FINITE, 0.0, "L2 toward the initial parameters"
+            1e-3, FINITE, 0.0, "L2 toward the initial parameters", (1e-2, 1e-3, 1e-4)
         )
     },
     source="Kumar et al. 2023",
@@ -217,15 +275,20 @@ def _l2_init(given: Ingredients) -> optax.GradientTransformation:
     return optax.chain(penalty, given.base)
 
 
-@_method(
+@method(
     "spectral_regularization",
+    family=styles.REGULARIZERS,
     hyperparameters={
         "spectral_strength": Hyperparameter(
-            1e-3, _FINITE, 0.0, "penalty on the distance of spectral norms from 1"
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the distance of spectral norms from 1",
+            (1e-2, 1e-3, 1e-4),
         ),
         "spectral_exponent": Hyperparameter(
             _default(optimizers.spectral_regularization, "exponent"),
-            *(_AT_LEAST_ONE, None, "power of a spectral norm in the penalty"),
+            *(AT_LEAST_ONE, None, "power of a spectral norm in the penalty"),
         ),
     },
     source="Lewandowski et al. 2024",
@@ -239,11 +302,16 @@ def _spectral_regularization(given: Ingredients) -> optax.GradientTransformation
     return optax.chain(penalty, given.base)
 
 
-@_method(
+@method(
     "weight_clipping",
+    family=styles.REGULARIZERS,
     hyperparameters={
         "clipping_kappa": Hyperparameter(
-            2.0, _NOT_NEGATIVE, math.inf, "multiple of the initial bound"
+            2.0,
+            NOT_NEGATIVE,
+            math.inf,
+            "multiple of the initial bound",
+            (3.0, 2.0, 1.0),
         )
     },
     source="Elsayed et al. 2024",
@@ -253,8 +321,9 @@ def _weight_clipping(given: Ingredients) -> optax.GradientTransformation:
     return given.then(optimizers.clip_weights(kappa, bounds=given.weight_bounds))
 
 
-@_method(
+@method(
     "normalize_and_project",
+    family=styles.REGULARIZERS,
     normalizations=("layer", "rms"),
     source="Lyle et al. 2024",
 )
@@ -263,25 +332,30 @@ def _normalize_and_project(given: Ingredients) -> optax.GradientTransformation:
 
 
 _UPGD = {
+    "family": styles.REGULARIZERS,
     "replaces_optimizer": True,
     "source": "Elsayed and Mahmood 2024",
     "hyperparameters": {
         "upgd_decay_rate": Hyperparameter(
             _default(optimizers.upgd, "decay_rate"),
-            *(_DECAY, None, "of the utilities' average"),
+            *(DECAY, None, "of the utilities' average"),
         ),
         "upgd_noise_scale": Hyperparameter(
-            1e-3, _FINITE, None, "standard deviation of the noise on the gradient"
+            1e-3,
+            FINITE,
+            None,
+            "standard deviation of the noise on the gradient",
+            (1e-1, 1e-2, 1e-3),
         ),
         "upgd_weight_decay": Hyperparameter(
             _default(optimizers.upgd, "weight_decay"),
-            *(_FINITE, None, "shrinkage of the params, times the step size"),
+            *(FINITE, None, "shrinkage of the params, times the step size"),
         ),
     },
 }
 
 
-@_method("upgd", **_UPGD)
+@method("upgd", **_UPGD)
 def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransformation:
     return optimizers.upgd(
         given.hyperparameters.step_size,
@@ -294,7 +368,7 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
     )
 
 
-_method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
+method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
 
 
 # Methods that reset hidden units: all go through `cbp_jax.reset_by_rule`.
@@ -304,24 +378,31 @@ _REPLACEMENT = {
     "hyperparameters": {
         "replacement_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "replacement_rate"),
-            *(_FRACTION, 0.0, "share of eligible units replaced per update"),
+            *(FRACTION, 0.0, "share of eligible units replaced per update"),
+            values=(1e-3, 1e-4, 1e-5),
         ),
         "decay_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "decay_rate"),
-            *(_DECAY, None, "of the utilities' average"),
+            *(DECAY, None, "of the utilities' average"),
         ),
         "maturity_threshold": Hyperparameter(
             _default(cbp_jax.continual_backprop, "maturity_threshold"),
-            *(_NOT_NEGATIVE, None, "updates before a unit can be replaced"),
+            *(NOT_NEGATIVE, None, "updates before a unit can be replaced"),
         ),
     },
 }
 
 
-@_method("continual_backprop", source="Dohare et al. 2024", **_REPLACEMENT)
+@method(
+    "continual_backprop",
+    family=styles.REFERENCES,
+    source="Dohare et al. 2024",
+    **_REPLACEMENT,
+)
 def _continual_backprop(
     given: Ingredients, utility_fn: Any = cbp_jax.utility.overall
 ) -> optax.GradientTransformation:
+    max_rate = given.largest("replacement_rate")
     return cbp_jax.continual_backprop(
         given.base,
         given.network.units(),
@@ -329,7 +410,8 @@ def _continual_backprop(
         decay_rate=given.hyperparameters.decay_rate,
         maturity_threshold=given.hyperparameters.maturity_threshold,
         utility_fn=utility_fn,
-        max_per_step=given.max_replaced,
+        # Static, since it shapes the program: what the largest rate can replace.
+        max_per_step=max(1, math.ceil(max_rate * given.widest_layer)),
         initializer=given.network.initializer(),
         key=given.key,
     )
@@ -339,22 +421,24 @@ for _name, _utility_fn in (
     ("random_replacement", cbp_jax.utility.random),
     ("inverted_replacement", cbp_jax.utility.inverted(cbp_jax.utility.overall)),
 ):
-    _method(_name, source="control", **_REPLACEMENT)(
+    method(_name, family=styles.CONTROLS, source="control", **_REPLACEMENT)(
         functools.partial(_continual_backprop, utility_fn=_utility_fn)
     )
 
 
-@_method(
+@method(
     "redo",
+    family=styles.RESETS,
     hyperparameters={
         "redo_threshold": Hyperparameter(
             _default(cbp_jax.redo, "threshold"),
             Range(-1, math.inf, includes_high=False),
             *(-1.0, "share of the layer's mean |h| up to which a unit is dormant"),
+            values=(0.1, 0.025, 0.01),
         ),
         "redo_every": Hyperparameter(
             _default(cbp_jax.redo, "reset_every"),
-            *(_AT_LEAST_ONE, None, "updates between two resets"),
+            *(AT_LEAST_ONE, None, "updates between two resets"),
         ),
     },
     resets_units=True,
@@ -372,20 +456,22 @@ def _redo(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-@_method(
+@method(
     "self_normalized_resets",
+    family=styles.RESETS,
     hyperparameters={
         "snr_rejection_rate": Hyperparameter(
             _default(cbp_jax.self_normalized_resets, "rejection_rate"),
-            *(_DECAY, 0.0, "share of silences that count as too long"),
+            *(DECAY, 0.0, "share of silences that count as too long"),
+            values=(0.05, 0.02, 0.01),
         ),
         "snr_first_threshold": Hyperparameter(
             _default(cbp_jax.self_normalized_resets, "first_threshold"),
-            *(_FINITE, None, "updates of silence allowed without history"),
+            *(FINITE, None, "updates of silence allowed without history"),
         ),
         "snr_lowest_threshold": Hyperparameter(
             _default(cbp_jax.self_normalized_resets, "lowest_threshold"),
-            *(_FINITE, None, "updates of silence always allowed"),
+            *(FINITE, None, "updates of silence always allowed"),
         ),
     },
     resets_units=True,
@@ -406,16 +492,18 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
 # Methods that act now and then: at the ends of tasks, or every so many updates.
 
 
-@_method(
+@method(
     "shrink_and_perturb_events",
+    family=styles.EVENTS,
     hyperparameters={
         "shrink": Hyperparameter(
             _default(optimizers.shrink_and_perturb_at_events, "shrink"),
-            *(_FRACTION, 1.0, "factor on all parameters when a task ends"),
+            *(FRACTION, 1.0, "factor on all parameters when a task ends"),
+            values=(0.9, 0.6, 0.4),
         ),
         "perturb": Hyperparameter(
             _default(optimizers.shrink_and_perturb_at_events, "perturb"),
-            *(_FRACTION, 0.0, "share of a fresh network added when a task ends"),
+            *(FRACTION, 0.0, "share of a fresh network added when a task ends"),
         ),
     },
     sees_tasks=True,
@@ -433,14 +521,19 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-@_method(
+@method(
     "selective_weight_reinitialization",
+    family=styles.RESETS,
     hyperparameters={
         "swr_fraction": Hyperparameter(
-            0.2, _FRACTION, 0.0, "share of each tensor's weights redrawn"
+            0.2,
+            FRACTION,
+            0.0,
+            "share of each tensor's weights redrawn",
+            (0.4, 0.2, 0.05),
         ),
         "swr_every": Hyperparameter(
-            2000, _AT_LEAST_ONE, None, "updates between two reinitializations"
+            2000, AT_LEAST_ONE, None, "updates between two reinitializations"
         ),
     },
     source="Hernandez-Garcia et al. 2025",
@@ -458,20 +551,22 @@ def _selective_weight_reinitialization(
     )
 
 
-@_method("fire", sees_tasks=True, source="Han et al. 2026")
+@method("fire", family=styles.EVENTS, sees_tasks=True, source="Han et al. 2026")
 def _fire(given: Ingredients) -> optax.GradientTransformation:
     return given.then(optimizers.fire(given.at_task_ends()))
 
 
-@_method(
+@method(
     "hare_and_tortoise",
+    family=styles.EVENTS,
     hyperparameters={
         "hare_decay": Hyperparameter(
             _default(optimizers.hare_and_tortoise, "decay"),
-            *(_FRACTION, 0.0, "of the slow average of the parameters"),
+            *(FRACTION, 0.0, "of the slow average of the parameters"),
+            values=(0.9999, 0.999, 0.99),
         ),
         "hare_every": Hyperparameter(
-            1000, _AT_LEAST_ONE, None, "updates between two returns to the average"
+            1000, AT_LEAST_ONE, None, "updates between two returns to the average"
         ),
     },
     evaluated_params=optimizers.slow_params,
@@ -483,7 +578,7 @@ def _hare_and_tortoise(given: Ingredients) -> optax.GradientTransformation:
     return given.then(optimizers.hare_and_tortoise(every, decay=decay))
 
 
-@_method("head_reset", sees_tasks=True, source="control")
+@method("head_reset", family=styles.CONTROLS, sees_tasks=True, source="control")
 def _head_reset(given: Ingredients) -> optax.GradientTransformation:
     return given.then(
         optimizers.reset_params_at(
@@ -492,7 +587,13 @@ def _head_reset(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-@_method("full_reset", sees_tasks=True, resets_network=True, source="control")
+@method(
+    "full_reset",
+    family=styles.CONTROLS,
+    sees_tasks=True,
+    resets_network=True,
+    source="control",
+)
 def _full_reset(given: Ingredients) -> optax.GradientTransformation:
     reset = optimizers.reset_params_at(
         given.at_task_ends(), given.init_params, key=given.key
@@ -500,39 +601,35 @@ def _full_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.then(reset), given.at_task_ends())
 
 
-@_method("optimizer_reset", sees_tasks=True, source="control")
+@method(
+    "optimizer_reset",
+    family=styles.CONTROLS,
+    fields={"optimizer": "adam"},  # SGD has no state to reset.
+    sees_tasks=True,
+    source="control",
+)
 def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
 
 
-METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
-"""All methods by the name that `config.method` takes."""
-
-HYPERPARAMETERS: Hyperparameters = MappingProxyType(
-    {
-        name: hyperparameter
-        for group in (
-            OPTIMIZER_HYPERPARAMETERS,
-            *_NORMALIZATION_HYPERPARAMETERS.values(),
-            *(method.hyperparameters for method in METHODS.values()),
-        )
-        for name, hyperparameter in group.items()
-    }
-)
-"""All config fields that lanes of one program may differ in."""
-
-
-def optimizer_hyperparameters(optimizer: str | None) -> dict[str, Hyperparameter]:
+def optimizer_hyperparameters(
+    optimizer: str | None, fields: Mapping[str, Any]
+) -> dict[str, Hyperparameter]:
     """Returns what a learner takes by its optimizer.
 
     Args:
       optimizer: its name, or None for a method that is an optimizer itself.
+      fields: of its config; a linear model has nothing to drop.
     """
+    is_linear = not (fields["hidden_layers"] or fields.get("conv_channels"))
     return {
         name: hyperparameter
         for name, hyperparameter in OPTIMIZER_HYPERPARAMETERS.items()
-        if name in _OF_ANY_UPDATE
-        or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+        if (
+            name in _OF_ANY_UPDATE
+            or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+        )
+        and not (is_linear and name == "dropout_rate")
     }
 
 
@@ -540,13 +637,13 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: of its config, `method`, `optimizer` and `normalization` among them.
-        Unknown names have none; the learner's checks name them.
+      fields: of its config, `method`, `optimizer`, `normalization` and the numbers of
+        layers among them. Unknown names have none; the learner's checks name them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
     found = optimizer_hyperparameters(
-        None if replaces_optimizer else fields["optimizer"]
+        None if replaces_optimizer else fields["optimizer"], fields
     )
     found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
     if method is not None:

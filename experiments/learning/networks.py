@@ -16,6 +16,25 @@ _NORMALIZATIONS = ("none", *layers.NORMALIZATIONS)
 _POOL = 2
 
 
+def make_network(
+    config: Any, input_shape: tuple[int, ...], num_outputs: int
+) -> networks.MLP | networks.ConvNet:
+    """Builds the network for inputs of a shape: an MLP, or a ConvNet for images.
+
+    Raises:
+      ValueError: a shape that is none of these, or see `make_mlp` and `make_conv_net`.
+    """
+    match len(input_shape):
+        case 1:
+            return make_mlp(config, num_outputs)
+        case 3:
+            return make_conv_net(config, input_shape, num_outputs)
+    raise ValueError(
+        f"No network takes inputs of shape {input_shape}; give them the shape (size,) "
+        "or (height, width, channels)."
+    )
+
+
 def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
     """Builds the MLP of `hidden_layers` layers of `hidden_units` units.
 

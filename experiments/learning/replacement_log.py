@@ -5,12 +5,13 @@ Shapes: C entries kept for each lane and task, K replaced at most in one step.
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from cbp_jax import UnitResetState
+from cbp_jax.utility import average_weight
 
 ENTRY_FIELDS = ("step", "layer", "unit", "age", "utility")
 """The fields of `ReplacementLog` that describe an entry."""
@@ -80,7 +81,7 @@ def record(
         }
         if log.utility is not None:
             dtype = units.utility.dtype
-            weight = _average_weight(age, hyperparameters.decay_rate, dtype)
+            weight = average_weight(age, hyperparameters.decay_rate, dtype)
             utility = units.utility[unit] / weight
             entry["utility"] = utility.astype(jnp.float32)
         log = log._replace(
@@ -91,10 +92,3 @@ def record(
             },
         )
     return log
-
-
-def _average_weight(age: jax.Array, decay_rate: jax.Array, dtype: Any) -> jax.Array:
-    """Returns 1 - decay**age, the weight of a running average that began at 0."""
-    # The logarithm of 0 would be infinite, which `jax_debug_infs` takes for a fault.
-    positive = jnp.maximum(jnp.asarray(decay_rate, dtype), jnp.finfo(dtype).tiny)
-    return -jnp.expm1(age.astype(dtype) * jnp.log(positive))

@@ -1,4 +1,4 @@
-"""Methods against each other: settings are chosen on some seeds, judged on others.
+"""Compares methods: settings are chosen on some seeds and evaluated on others.
 
 One seed is one stream of tasks for all methods, so methods are compared by the
 differences on the same seeds. A lane that diverged is never left out: from that task on
@@ -73,7 +73,7 @@ SCORES = (
     Score("last_tenth", "last tenth of the tasks", False, _over_last_tenth),
     Score("lost", "lost from the best task to the last tenth", True, _lost_from_best),
 )
-"""What methods are judged by. The first orders them, and chooses their settings."""
+"""The scores. The first one ranks the methods and chooses their settings."""
 
 
 class Choice(NamedTuple):
@@ -128,7 +128,7 @@ class Comparison(NamedTuple):
     reference: str
     tuning_seeds: list[int]
     choices: list[Choice]
-    judged: dict[str, Trial]  # At the chosen settings, with evaluation seeds only.
+    evaluated: dict[str, Trial]  # At the chosen settings, with evaluation seeds only.
     verdicts: dict[str, list[Verdict]]  # By the name of the score, best first.
     warnings: list[str]
 
@@ -136,7 +136,7 @@ class Comparison(NamedTuple):
 def choose_settings(
     runs: Sequence[Run], num_tuning_seeds: int | None
 ) -> tuple[list[Choice], list[str]]:
-    """Chooses the settings of all methods of some runs, to judge them later.
+    """Chooses the settings of all methods of some runs, to evaluate them later.
 
     Args:
       runs: at least one.
@@ -162,11 +162,11 @@ def compare(
     reference: str,
     rng_seed: int,
 ) -> Comparison:
-    """Chooses the settings of all methods and judges them on other seeds.
+    """Chooses the settings of all methods and evaluates them on other seeds.
 
     Args:
-      runs: the runs that are judged, at least one.
-      tuning_runs: the runs that settings are chosen on; those judged, if none.
+      runs: the runs to evaluate, at least one.
+      tuning_runs: the runs to choose settings on; if empty, `runs`.
       num_tuning_seeds: how many of the first seeds choose; None for all seeds of the
         tuning runs, or for none if there are no tuning runs.
       reference: the method that others are compared with.
@@ -177,7 +177,7 @@ def compare(
 
     Raises:
       ValueError: runs that cannot be compared; a reference or a chosen setting that
-        was not run; no seeds to choose by; less than two seeds to judge by.
+        was not run; no tuning seeds; fewer than two evaluation seeds.
     """
     check_same_problem([*runs, *tuning_runs])
     candidates = read_trials(runs, tuning_runs)
@@ -202,14 +202,17 @@ def compare(
     ]
     choices = _choose(tried, seeds)
     chosen = {one.method: _find(one.trial, candidates) for one in choices}
-    judged = _with_evaluation_seeds(chosen, reference, seeds)
+    evaluated = _with_evaluation_seeds(chosen, reference, seeds)
     return Comparison(
         reference,
         seeds,
         choices,
-        judged,
-        {score.name: _judge(score, judged, reference, rng_seed) for score in SCORES},
-        _doubts_of_choices(choices, len(seeds)) + _warnings(judged, reference),
+        evaluated,
+        {
+            score.name: _evaluate(score, evaluated, reference, rng_seed)
+            for score in SCORES
+        },
+        _doubts_of_choices(choices, len(seeds)) + _warnings(evaluated, reference),
     )
 
 
@@ -261,7 +264,9 @@ def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
     """Says what is doubtful about choices made on so many seeds."""
     found = []
     if num_seeds == 1 and any(len(choice.trials) > 1 for choice in choices):
-        found.append("Strengths were chosen on a single seed, so partly by chance.")
+        found.append(
+            "Hyperparameters were chosen on a single seed, so partly by chance."
+        )
     usual = usual_trials(choices)
     unequal = [
         f"{choice.method} {len(choice.trials)}"
@@ -270,8 +275,8 @@ def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
     ]
     if unequal:
         found.append(
-            f"Unequal tuning: most methods tried {usual} strengths, but "
-            f"{', '.join(unequal)}. Who tries more has more to choose from."
+            f"Unequal tuning: most methods tried {usual} settings, but "
+            f"{', '.join(unequal)}. More trials give a method an advantage."
         )
     edges = [
         f"{choice.method} ({', '.join(choice.at_edge)})"
@@ -280,7 +285,7 @@ def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
     ]
     if edges:
         found.append(
-            f"Best at the edge of the grid: {', '.join(edges)}. A better strength may "
+            f"Best at the edge of the grid: {', '.join(edges)}. A better value may "
             "lie outside."
         )
     return found
@@ -293,16 +298,16 @@ def _choose_one(method: str, tried: list[Trial], seeds: Sequence[int]) -> Choice
         return Choice(method, tried, [score], [num_lost], 0)
     if not seeds:
         raise ValueError(
-            f"{method} has {len(tried)} strengths and no seeds to choose one by: give "
-            "--tuning_seeds=N for the first N seeds to choose, or --tuning_run=RUN."
+            f"{method} has {len(tried)} settings and no seeds to choose one with: pass "
+            "--tuning_seeds=N to choose on the first N seeds, or --tuning_run=RUN."
         )
     for trial in tried:
         missing = sorted(set(seeds) - set(trial.seeds))
         if missing:
             raise ValueError(
-                f"{trial} was not run with the seeds {_shown(missing)}, by which "
-                f"strengths are chosen ({_shown(seeds)}): give a smaller "
-                "--tuning_seeds, or run it with them."
+                f"{trial} was not run with seeds {_shown(missing)}, but these are "
+                f"tuning seeds ({_shown(seeds)}): pass a smaller --tuning_seeds, or "
+                "run it with them."
             )
     scored = [_tuning_score(trial, seeds) for trial in tried]
     ranks = []
@@ -338,8 +343,8 @@ def _find(chosen: Trial, candidates: Sequence[Trial]) -> Trial:
         if trial.setting == chosen.setting:
             return trial
     raise ValueError(
-        f"{chosen} was chosen but not run to be judged; there are only "
-        f"{', '.join(map(str, own))}."
+        f"{chosen} was chosen on the tuning run but is not in the runs to evaluate: "
+        f"they have only {', '.join(map(str, own))}."
     )
 
 
@@ -351,31 +356,34 @@ def _with_evaluation_seeds(
     Raises:
       ValueError: less than two.
     """
-    judging = set(chosen[reference].seeds) - set(tuning_seeds)
-    judged = {}
+    evaluation_seeds = set(chosen[reference].seeds) - set(tuning_seeds)
+    evaluated = {}
     for method, trial in chosen.items():
-        seeds = sorted(judging & set(trial.seeds))
+        seeds = sorted(evaluation_seeds & set(trial.seeds))
         if len(seeds) < 2:
             left = "1 seed is" if seeds else "No seed is"
             raise ValueError(
-                f"{left} left to judge {trial}, and how sure a difference is can only "
-                f"be told from several: beside those that chose ({len(tuning_seeds)}), "
-                f"run at least 5 that {reference} is run with, better 10 or more."
+                f"{left} left to evaluate {trial}, and an interval needs several: in "
+                f"addition to the tuning seeds ({len(tuning_seeds)}), run at least 5 "
+                f"that {reference} was run with, preferably 10 or more."
             )
-        judged[method] = trial._replace(results=trial.results.sel(seed=seeds))
-    return judged
+        evaluated[method] = trial._replace(results=trial.results.sel(seed=seeds))
+    return evaluated
 
 
-def _judge(
-    score: Score, judged: dict[str, Trial], reference: str, rng_seed: int
+def _evaluate(
+    score: Score, evaluated: dict[str, Trial], reference: str, rng_seed: int
 ) -> list[Verdict]:
     """Compares all methods with the reference: the best difference comes first."""
-    more_is_better = score.more_is_better(judged[reference])
+    more_is_better = score.more_is_better(evaluated[reference])
     verdicts = []
-    for method, trial in judged.items():
+    for method, trial in evaluated.items():
         values = score.of(trial, trial.seeds)
         paired = pair(
-            values, score.of(judged[reference], trial.seeds), more_is_better, rng_seed
+            values,
+            score.of(evaluated[reference], trial.seeds),
+            more_is_better,
+            rng_seed,
         )
         verdicts.append(
             Verdict(
@@ -398,15 +406,15 @@ def _judge(
     return sorted(verdicts, key=rank)
 
 
-def _warnings(judged: dict[str, Trial], reference: str) -> list[str]:
+def _warnings(evaluated: dict[str, Trial], reference: str) -> list[str]:
     """Says what is doubtful about the evaluation seeds."""
     found = []
-    num_seeds = {method: len(trial.seeds) for method, trial in judged.items()}
+    num_seeds = {method: len(trial.seeds) for method, trial in evaluated.items()}
     fewest = min(num_seeds.values())
     if fewest < _FEW_SEEDS:
         found.append(
-            f"Only {fewest} seeds judge. With less than {_FEW_SEEDS}, an interval that "
-            "holds 0 does not say that methods are alike."
+            f"Only {fewest} evaluation seeds. With fewer than {_FEW_SEEDS}, an "
+            "interval that contains 0 does not show that methods are equally good."
         )
     fewer = [
         f"{method} {number}"
@@ -415,12 +423,12 @@ def _warnings(judged: dict[str, Trial], reference: str) -> list[str]:
     ]
     if fewer:
         found.append(
-            f"Judged on fewer seeds than {reference} ({num_seeds[reference]}): "
+            f"Evaluated on fewer seeds than {reference} ({num_seeds[reference]}): "
             f"{', '.join(fewer)}."
         )
     lost = {
         method: int(trial.is_lost(trial.seeds).sum())
-        for method, trial in judged.items()
+        for method, trial in evaluated.items()
     }
     if any(lost.values()):
         shown = [

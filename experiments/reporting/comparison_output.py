@@ -34,7 +34,7 @@ def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes all tables and figures of a comparison.
 
     Args:
-      comparison: with at least one method beside the reference.
+      comparison: with at least one method besides the reference.
       folder: where to write; made if needed.
 
     Returns:
@@ -53,16 +53,17 @@ def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
 
 def markdown(comparison: Comparison) -> str:
     """Writes a comparison: what was done, a table for each score, the choices."""
-    reference = comparison.judged[comparison.reference]
+    reference = comparison.evaluated[comparison.reference]
     tried = max(comparison.choices, key=lambda choice: len(choice.trials)).trial
     parts = [
         f"# Comparison with {comparison.reference}",
-        f"{_basis('Strengths are chosen', tried, comparison.tuning_seeds)} "
-        f"{_basis('Methods are judged', reference, reference.seeds)} Differences are "
-        "means over paired seeds, method minus reference, with 95 % intervals: "
-        f"bootstrap, below {FEWEST_TO_RESAMPLE} seeds Student's t. They are not "
-        "widened for the number of methods: of 20 that are like the reference, about "
-        "one seems better or worse by chance.",
+        f"{_basis('Settings are chosen', tried, comparison.tuning_seeds)} "
+        f"{_basis('Methods are evaluated', reference, reference.seeds)} "
+        "Differences are means over paired seeds, method minus reference, with "
+        "95 % intervals: bootstrap, or Student's t for fewer than "
+        f"{FEWEST_TO_RESAMPLE} seeds. They are not corrected for the number of "
+        "methods: of 20 methods that equal the reference, about one will appear better "
+        "or worse by chance.",
     ]
     if comparison.warnings:
         parts.append("\n".join(f"* {warning}" for warning in comparison.warnings))
@@ -74,7 +75,7 @@ def markdown(comparison: Comparison) -> str:
             f"## {title}, {unit}: {direction} is better",
             verdict_table(comparison, score),
         ]
-    parts += ["## Strengths", choice_table(comparison.choices)]
+    parts += ["## Hyperparameters", choice_table(comparison.choices)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -83,11 +84,11 @@ def verdict_table(comparison: Comparison, score: Score) -> str:
     choices = {choice.method: choice for choice in comparison.choices}
     rows = []
     for verdict in comparison.verdicts[score.name]:
-        pair, trial = verdict.paired, comparison.judged[verdict.method]
+        pair, trial = verdict.paired, comparison.evaluated[verdict.method]
         lost = f", {verdict.num_lost} diverged" if verdict.num_lost else ""
         row = {
             "method": verdict.method,
-            "strength": _setting(choices[verdict.method]),
+            "hyperparameters": _setting(choices[verdict.method]),
             "seeds": f"{verdict.num_seeds}{lost}",
             "mean": _number(verdict.mean, trial),
             "interquartile mean": _number(verdict.interquartile_mean, trial),
@@ -123,8 +124,8 @@ def choice_table(choices: Sequence[Choice]) -> str:
             }
         )
     return (
-        f"{format_table(rows)}\n\n{EDGE} at the edge of what was tried; {UNEQUAL} not "
-        "the number of trials of most methods."
+        f"{format_table(rows)}\n\n{EDGE} at the edge of the values tried; {UNEQUAL} "
+        "another number of trials than most methods."
     )
 
 
@@ -135,7 +136,7 @@ def verdicts_csv(comparison: Comparison) -> str:
         {
             "score": score.name,
             "method": verdict.method,
-            "strength": _parameters(choices[verdict.method].trial),
+            "hyperparameters": _parameters(choices[verdict.method].trial),
             "trials": len(choices[verdict.method].trials),
             "at_edge": " ".join(choices[verdict.method].at_edge),
             "seeds": verdict.num_seeds,
@@ -156,7 +157,7 @@ def trials_csv(choices: Sequence[Choice]) -> str:
     rows = [
         {
             "method": choice.method,
-            "strength": _parameters(trial),
+            "hyperparameters": _parameters(trial),
             "mean": choice.scores[index],
             "diverged": choice.num_lost[index],
             "chosen": index == choice.best,
@@ -236,13 +237,13 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
     setting lies at the edge of its grid has a mark.
 
     Args:
-      comparison: with at least one method beside the reference.
+      comparison: with at least one method besides the reference.
       path: the file to write.
 
     Returns:
       The path.
     """
-    reference = comparison.judged[comparison.reference]
+    reference = comparison.evaluated[comparison.reference]
     order = [
         verdict.method
         for verdict in comparison.verdicts[SCORES[0].name]
@@ -280,7 +281,7 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
         "intervals"
     )
     if at_edge:
-        title += f" ({EDGE} best strength at the edge of its grid)"
+        title += f" ({EDGE} best value at the edge of its grid)"
     figure.suptitle(title, fontsize="medium")
     return plots.save(figure, path)
 
@@ -293,7 +294,7 @@ def draw_curves(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
     """
     settings = [
         ({"case": method}, _with_lost(trial))
-        for method, trial in comparison.judged.items()
+        for method, trial in comparison.evaluated.items()
     ]
     return plots.draw_settings(settings, path)
 
@@ -320,7 +321,7 @@ def _draw_interval(axis: Any, row: int, ends: np.ndarray, method: str) -> None:
 def _with_lost(trial: Trial) -> xr.Dataset:
     name = statistics.score_name(trial.results)
     scores = trial.scores(trial.seeds)
-    # No mean is infinite: errors of the other seeds alone would look too well.
+    # No mean is infinite: errors of the other seeds alone would look too good.
     scores[:, np.isinf(scores).any(axis=0)] = np.nan
     results = trial.results.sel(seed=trial.seeds)
     return results.assign({name: (("seed", "task"), scores)})

@@ -2,61 +2,50 @@
 
 Members of a family differ in color and marker, families in their dashes, so that lines
 can be told apart by color-blind readers, in print without color, and when methods of
-several families share a panel. Backprop is gray, continual backprop black.
+several families share a panel. Backprop is gray, continual backprop black. A family can
+have any number of members: after seven, the colors repeat with new dashes and markers.
+
+A method is given its family where it is declared, in experiments/learning.
 
 Source of the colors: Okabe and Ito, "Color Universal Design", 2008, but for their
 yellow, which is too pale for a line; in its place the wine of Paul Tol's "muted".
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 import itertools
 from typing import Any, NamedTuple
 import zlib
 
 REFERENCES = "references"
+PAPER = "methods of the paper"
+REGULARIZERS = "regularizers and optimizers"
+RESETS = "resets of units and weights"
+LAYERS = "layers"
+EVENTS = "events"
+CONTROLS = "controls"
 OTHERS = "others"
 
-FAMILIES = {
-    REFERENCES: ("backprop", "continual_backprop"),
-    "methods of the paper": (
-        *("l2", "shrink_and_perturb", "dropout", "online_norm", "adam"),
-        "continual_backprop_adam",
-    ),
-    "regularizers and optimizers": (
-        *("l2_init", "spectral_regularization", "weight_clipping"),
-        *("normalize_and_project", "upgd", "upgd_nonprotecting", "adam_equal_betas"),
-    ),
-    "resets of units and weights": (
-        *("redo", "self_normalized_resets", "selective_weight_reinitialization"),
-    ),
-    "layers": (
-        *("layer_norm", "rms_norm", "crelu", "deep_fourier"),
-        *("batch_norm", "backprop_batches"),  # These two on mini-batches.
-    ),
-    "events": ("shrink_and_perturb_events", "fire", "hare_and_tortoise"),
-    "controls": (
-        *("random_replacement", "inverted_replacement", "head_reset", "full_reset"),
-        "optimizer_reset",
-    ),
-    OTHERS: (),
+Dashes = str | tuple[float, tuple[float, ...]]  # As matplotlib's `linestyle`.
+
+# Of the first members of each family, in points: on, off, on, off ...
+_DASHES: dict[str, Dashes] = {
+    REFERENCES: "-",
+    PAPER: "-",
+    REGULARIZERS: (0, (5, 2)),
+    RESETS: (0, (6, 1.5, 1.2, 1.5)),
+    LAYERS: (0, (1.5, 1.2)),
+    EVENTS: (0, (6, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    CONTROLS: (0, (1.5, 3)),
+    OTHERS: (0, (10, 3)),
 }
-"""Methods by what they do, at most seven in a family; the references are in all."""
+FAMILIES = tuple(_DASHES)
+"""The families in the order of legends; the references are in all panels."""
 
 _BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _PURPLE, _ORANGE, _SKY, _WINE = "#CC79A7", "#E69F00", "#56B4E9", "#882255"
 _COLORS = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _WINE)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-# Of each family, in points: on, off, on, off ...
-_DASHES: dict[str, Any] = dict(
-    zip(
-        FAMILIES,
-        (
-            *("-", "-", (0, (5, 2)), (0, (6, 1.5, 1.2, 1.5)), (0, (1.5, 1.2))),
-            *((0, (6, 1.2, 1.2, 1.2, 1.2, 1.2)), (0, (1.5, 3)), (0, (10, 3))),
-        ),
-        strict=True,
-    )
-)
+_GRAY, _BLACK = "#707070", "#000000"
 
 
 # Words of names that are not written in lower case.
@@ -69,35 +58,71 @@ _WRITTEN = {
 class MethodStyle(NamedTuple):
     """How a method is drawn."""
 
-    family: str  # A key of `FAMILIES`.
+    family: str  # One of `FAMILIES`.
     color: str
-    dashes: Any  # As matplotlib's `linestyle`.
-    marker: str
+    dashes: Dashes
+    marker: Any  # As matplotlib's `marker`.
 
     def line(self) -> dict[str, Any]:
         """Returns the arguments of matplotlib's `plot`, but for the marker."""
         return {"color": self.color, "linestyle": self.dashes}
 
 
-def _all_styles() -> dict[str, MethodStyle]:
-    styles = {
-        name: MethodStyle(family, color, _DASHES[family], marker)
-        for family, names in FAMILIES.items()
-        for name, color, marker in zip(names, _COLORS, _MARKERS, strict=False)
-    }
-    gray = {"backprop": ("#707070", "<"), "continual_backprop": ("#000000", ">")}
-    return styles | {
-        name: styles[name]._replace(color=color, marker=marker)
-        for name, (color, marker) in gray.items()
-    }
+_STYLES: dict[str, MethodStyle] = {}
 
 
-_STYLES = _all_styles()
-_FREE = [
-    MethodStyle(OTHERS, color, dashes, marker)
-    for dashes in dict.fromkeys(_DASHES.values())
-    for color, marker in zip(_COLORS, _MARKERS, strict=True)
-]
+def add_method(name: str, family: str) -> None:
+    """Gives a method the next look of its family; looks never run out.
+
+    Args:
+      name: of the method; one that is known keeps its look.
+      family: one of `FAMILIES`.
+
+    Raises:
+      ValueError: unknown family.
+    """
+    if family not in FAMILIES:
+        raise ValueError(
+            f"{name!r} is declared in the family {family!r}; choose one of "
+            f"{list(FAMILIES)}, from experiments/reporting/styles.py."
+        )
+    number = len(members(family))
+    if family == OTHERS:
+        number += len(_COLORS)  # The first are for names that nobody has declared.
+    _STYLES.setdefault(name, _nth_style(family, number))
+
+
+def members(family: str) -> list[str]:
+    """Returns the methods of a family in the order of their declarations."""
+    return [name for name, style in _STYLES.items() if style.family == family]
+
+
+def _nth_style(family: str, number: int) -> MethodStyle:
+    """Returns a look that no other number and no other family has."""
+    if family == REFERENCES and number < 2:
+        color, marker = ((_GRAY, "<"), (_BLACK, ">"))[number]
+        return MethodStyle(family, color, _DASHES[family], marker)
+    turn, place = divmod(number, len(_COLORS))
+    if family == REFERENCES:
+        turn += 1  # The first colors, solid, are the paper's methods'.
+    if turn == 0:
+        return MethodStyle(family, _COLORS[place], _DASHES[family], _MARKERS[place])
+    # Dots of a length that no first dashes have, one more in each turn.
+    dashes = _DASHES[family]
+    first = dashes[1] if isinstance(dashes, tuple) else (9, 1)
+    # A star of as many points as no other of the family has, or a polygon.
+    marker = (4 + number, 1, 0)
+    if family == REFERENCES:
+        first, marker = (12, 1), (4 + number, 0, 0)
+    return MethodStyle(family, _COLORS[place], (0, first + (0.7, 1) * turn), marker)
+
+
+def _free_styles() -> Iterator[MethodStyle]:
+    """Yields looks for lines that have none of their own, without end."""
+    for turn in itertools.count():
+        for family in FAMILIES[1:]:
+            for place in range(len(_COLORS)):
+                yield _nth_style(family, turn * len(_COLORS) + place)
 
 
 def method_style(name: str) -> MethodStyle:
@@ -109,20 +134,24 @@ def method_style(name: str) -> MethodStyle:
         Any other name has a style of the family "others", which follows from its
         letters; names may share one, see `distinct_styles`.
     """
-    words = name.split("_")
-    for end in range(len(words), 0, -1):
-        style = _STYLES.get("_".join(words[:end]))
-        if style is not None:
-            return style
-    letters = zlib.crc32(name.encode())
-    return _FREE[letters % len(_COLORS)]._replace(dashes=_DASHES[OTHERS])
+    method = _method_of(name)
+    if method is not None:
+        return _STYLES[method]
+    return _nth_style(OTHERS, zlib.crc32(name.encode()) % len(_COLORS))
 
 
 def position(name: str) -> int:
-    """Returns where a method stands in legends: as in `FAMILIES`, others behind."""
-    style = method_style(name)
-    looks = [_look(one) for one in _STYLES.values()]
-    return looks.index(_look(style)) if style.family != OTHERS else len(looks)
+    """Returns where a method stands in legends: by family, undeclared ones behind."""
+    order = [method for family in FAMILIES for method in members(family)]
+    method = _method_of(name)
+    return len(order) if method is None else order.index(method)
+
+
+def _method_of(case: str) -> str | None:
+    """Returns the declared method that a case is drawn as."""
+    words = case.split("_")
+    begins = ("_".join(words[:end]) for end in range(len(words), 0, -1))
+    return next((name for name in begins if name in _STYLES), None)
 
 
 def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
@@ -133,16 +162,13 @@ def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
 
     Returns:
       For each label the style of its method. A line of another method, or of one that
-      a line before it shows, has a style that is free; these repeat once all are used.
+      a line before it shows, has a style that is free.
     """
-    owners: dict[tuple[str, Any], str] = {}
+    owners: dict[tuple[str, Dashes], str] = {}
     for label, case in cases.items():
-        style = method_style(case)
-        if style.family != OTHERS:
-            owners.setdefault(_look(style), label)
-    free = itertools.cycle(
-        [style for style in _FREE if _look(style) not in owners] or _FREE
-    )
+        if _method_of(case) is not None:
+            owners.setdefault(_look(method_style(case)), label)
+    free = (style for style in _free_styles() if _look(style) not in owners)
     styles = {}
     for label, case in cases.items():
         style = method_style(case)
@@ -156,5 +182,5 @@ def in_words(name: str) -> str:
     return " ".join(_WRITTEN.get(word, word) for word in name.split("_"))
 
 
-def _look(style: MethodStyle) -> tuple[str, Any]:
+def _look(style: MethodStyle) -> tuple[str, Dashes]:
     return style.color, style.dashes

@@ -25,7 +25,7 @@ _NOT_COMPARED = {
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
     "timed_task",
-    *("tensorboard", "data_dir"),
+    *("tensorboard", "wandb", "data_dir"),
 }
 
 
@@ -262,6 +262,6 @@ def _check_tasks(trials: Sequence[Trial]) -> None:
             ]
             raise ValueError(
                 f"Trials of different lengths cannot be compared ({'; '.join(shown)}). "
-                "Finish the shorter run, or, if it is there to choose strengths, give "
+                "Finish the shorter run, or, if it is there to choose settings, pass "
                 "it as --tuning_run."
             )

@@ -1,1 +1,5 @@
-"""What carries out a run: command line, lanes, devices, checkpoints, run folder."""
+"""Carries out a run: config, cases, lanes, devices, checkpoints, command line."""
+
+from experiments.run.from_python import run_config
+
+__all__ = ["run_config"]

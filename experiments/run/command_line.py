@@ -1,6 +1,6 @@
 """The command line that all problems share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import contextlib
 import errno
 import os
@@ -12,11 +12,19 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
+from experiments.learning import variants  # noqa: F401  Gives methods looks.
 from experiments.learning.problem import Problem
 from experiments.reporting import files
 from experiments.run import distributed, runner, storage
-from experiments.run.config import check_has_effect, define_config_flag, overridden
+from experiments.run.config import (
+    check_has_effect,
+    define_config_flag,
+    keep_cases,
+    overridden,
+)
 from experiments.run.folder import CONFIG_FILE
+from experiments.run.help import HELP_FLAGS, help_text
+from experiments.run.hooks import HookError, load_hook
 from experiments.run.machine import keep_compiled_programs, use_all_cores
 from experiments.run.messages import say
 from experiments.run.provenance import CODE_FILE
@@ -26,21 +34,32 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
     Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
-    `overrides.define_config_flag` describes, `--workdir=DIR`, `--overwrite`,
-    `--allow_changed_code`; on several hosts `--distributed`, where JAX cannot find the
-    processes by itself with `--address`, `--num_processes` and `--process_index`.
+    `config.define_config_flag` describes, `--cases=NAME,NAME`, `--workdir=DIR`,
+    `--overwrite`, `--allow_changed_code`, `--hook=MODULE:FUNCTION`, `--profile`; on
+    several hosts `--distributed`, where JAX cannot find the processes by itself with
+    `--address`, `--num_processes` and `--process_index`.
 
     Args:
       name: of the problem; runs go to `runs/NAME/PRESET` by default.
       make_problem: builds the problem from the config of a case.
     """
     config = define_config_flag()
+    flags.DEFINE_list("cases", [], "Cases of the config to run; default all.")
     workdir = flags.DEFINE_string(
         "workdir", None, f"Run folder; default runs/{name}/PRESET."
     )
     overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
     allow_changed_code = flags.DEFINE_bool(
         "allow_changed_code", False, "Go on with a run that other code has begun."
+    )
+    hooks = flags.DEFINE_multi_string(
+        "hook",
+        [],
+        "MODULE:FUNCTION to call after each task with an "
+        "experiments.run.hooks.TaskResult",
+    )
+    profile = flags.DEFINE_bool(
+        "profile", False, "Write a profile of the second task to RUN/profile."
     )
     join = flags.DEFINE_bool(
         "distributed", False, "Join other processes, found by JAX or by these flags:"
@@ -68,12 +87,31 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
                     make_problem,
                     overwrite.value,
                     allow_changed_code.value,
+                    hooks.value,
+                    profile.value,
                 )
             )
         except KeyboardInterrupt:
             _end_at_once()
 
-    app.run(main, flags_parser=parse_flags)
+    def parse(arguments: list[str]) -> list[str]:
+        if any(argument in HELP_FLAGS for argument in arguments):
+            _print_help(arguments)
+            sys.exit(0)
+        return parse_flags(arguments)
+
+    app.run(main, flags_parser=parse)
+
+
+def _print_help(arguments: list[str]) -> None:
+    """Prints the help of the program, with the fields of the config that it names."""
+    rest = [argument for argument in arguments if argument not in HELP_FLAGS]
+    config = None
+    if any(argument.startswith("--config=") for argument in rest):
+        parse_flags(rest)
+        config = flags.FLAGS.config
+    about = sys.modules["__main__"].__doc__ or ""
+    print(help_text(about, __name__, config))
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
@@ -86,6 +124,8 @@ def parse_flags(arguments: list[str]) -> list[str]:
             sys.exit(2)
     try:
         rest = flags.FLAGS(arguments)
+        if "cases" in flags.FLAGS and flags.FLAGS.cases:
+            keep_cases(flags.FLAGS.config, flags.FLAGS.cases)
         for path in overridden(arguments):
             match path:
                 case (str(field),):
@@ -113,6 +153,8 @@ def train(
     make_problem: Callable[[Any], Problem],
     overwrite: bool = False,
     allow_changed_code: bool = False,
+    hooks: Sequence[str] = (),
+    profile: bool = False,
 ) -> int:
     """Runs a config, prints its table and draws its figures.
 
@@ -122,6 +164,8 @@ def train(
       make_problem: builds a problem from the config of a case.
       overwrite: see `runner.run`.
       allow_changed_code: see `runner.run`.
+      hooks: see `hooks.load_hook`.
+      profile: see `runner.run`.
 
     Returns:
       The exit status: 0, or 1 after a message that says what is wrong.
@@ -136,8 +180,10 @@ def train(
             make_problem,
             overwrite=overwrite,
             allow_changed_code=allow_changed_code,
+            hooks=[load_hook(path) for path in hooks],
+            profile=profile,
         )
-    except (ValueError, OSError, ImportError, runner.Interrupted) as error:
+    except (ValueError, OSError, ImportError, runner.Interrupted, HookError) as error:
         return _failed(error, folder)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
@@ -166,7 +212,8 @@ def train(
 def _failed(error: Exception, folder: pathlib.Path) -> int:
     """Prints what has failed and what helps; returns the exit status."""
     remedy = ""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause = error.__cause__ if isinstance(error, HookError) else error
+    if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = (
             f"\nMake room for {folder}: then the same command goes on from the last "
             "checkpoint."

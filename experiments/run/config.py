@@ -247,6 +247,23 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
     return cases
 
 
+def keep_cases(config: ConfigDict, names: Sequence[str]) -> None:
+    """Leaves only the named cases in a config.
+
+    Raises:
+      ConfigError: it has no such case.
+    """
+    for name in names:
+        if name not in config.cases:
+            raise ConfigError(
+                f"--cases: the config has no case {name!r}: "
+                f"{did_you_mean(name, list(config.cases))}"
+            )
+    with config.unlocked():
+        for name in [name for name in config.cases if name not in names]:
+            del config.cases[name]
+
+
 def check_has_effect(config: ConfigDict, field: str, case: str | None = None) -> None:
     """Raises ConfigError if setting a field does nothing.
 
@@ -315,12 +332,12 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
     """
     parameters = hyperparameters_of(case.to_dict())
     # A method that is an optimizer itself says why it takes nothing of the other.
-    known = parameters | optimizer_hyperparameters(case.optimizer)
+    known = parameters | optimizer_hyperparameters(case.optimizer, case)
     for field, values in sweep.items():
         if values and field not in known:
             raise ConfigError(
-                f"config.cases.{name}.sweep holds {field!r}, which its method does not "
-                f"take: {did_you_mean(field, list(parameters), list_all=True)}"
+                f"config.cases.{name}.sweep holds {field!r}, which it does not take: "
+                f" {did_you_mean(field, list(parameters), list_all=True)}"
             )
     shared = {
         field: values

@@ -13,7 +13,8 @@ from typing import TextIO
 
 from experiments.reporting import files
 from experiments.run import provenance
-from experiments.run.logs import TENSORBOARD_FOLDER
+from experiments.run.hooks import TENSORBOARD_FOLDER
+from experiments.run.profiles import PROFILE_FOLDER
 from experiments.run.provenance import CODE_FILE, VERSION_FIELD
 from experiments.run.storage import CHECKPOINTS_FOLDER, RECORDS_FILE
 
@@ -196,6 +197,7 @@ def written_by_runs() -> re.Pattern[str]:
         rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
         rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
         rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
+        rf"{PROFILE_FOLDER}/[^/]+/plugins/profile/.+",
     )
     return re.compile("|".join(patterns))
 

@@ -33,7 +33,7 @@ _NUMERICS_FIELD = "numerics"  # Of a written config, see `environment`.
 # Fields that say how a run is carried out and leave its results as they are.
 _NOT_RESULTS = (
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "timed_task"),
-    *("tensorboard", "tasks_per_bin"),
+    *("tensorboard", "wandb", "tasks_per_bin"),
     "probe",  # Of earlier versions, `timed_task` today.
 )
 # Every task follows from the key and its number, so a run can be made longer.

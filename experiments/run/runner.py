@@ -10,7 +10,7 @@ import pathlib
 import platform
 import sys
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,18 +19,17 @@ from tqdm import tqdm
 import cbp_jax
 from experiments.learning.problem import Problem
 from experiments.learning.replacement_log import ReplacementLog
-from experiments.run import distributed, logs, provenance, storage
+from experiments.run import distributed, provenance, storage
 from experiments.run.blocks import choose_block
 from experiments.run.cases import Case, CompiledCase, prepare_cases
 from experiments.run.config import complete
 from experiments.run.folder import RunFolderError, open_folder
+from experiments.run.hooks import Hook, Hooks, hooks_of
 from experiments.run.logs import LogFile
 from experiments.run.messages import say
+from experiments.run.profiles import profiled_task
 from experiments.run.signals import SaveClock, StopRequest, stop_signals
 from experiments.run.storage import Checkpointer
-
-if TYPE_CHECKING:
-    import xarray as xr
 
 # Between writes of unfinished results, and as a multiple of the time that one takes.
 _LEAST_SECONDS = 10
@@ -48,22 +47,26 @@ def run(
     *,
     overwrite: bool = False,
     allow_changed_code: bool = False,
-) -> "xr.Dataset":
+    hooks: Sequence[Hook] = (),
+    profile: bool = False,
+) -> Any:
     """Trains all cases, or goes on where a killed or shorter run of the config stopped.
 
     Args:
       config: the run's config.
       folder: the run folder; holds `results.nc`, from the first checkpoints on,
-        `config.json`, `code.json`, `checkpoints/`, and what `config.replacement_log`
-        and `config.tensorboard` switch on. With several processes it must be the same
-        folder for all.
+        `config.json`, `code.json`, `checkpoints/`, and what `config.replacement_log`,
+        `config.tensorboard` and `profile` switch on. With several processes it must be
+        the same folder for all.
       make_problem: builds a problem from the config of a case.
       overwrite: delete the run that the folder holds and start anew.
       allow_changed_code: go on with a run that other code has begun; the results name
         both.
+      hooks: called after each task, beside those that the config switches on.
+      profile: write a profile of the second task of each case, see `profiles`.
 
     Returns:
-      The results, see `run_results.case_dataset`.
+      The results, an `xarray.Dataset`, see `run_results.case_dataset`.
 
     Raises:
       ValueError: a config that cannot be run.
@@ -71,6 +74,7 @@ def run(
         that is not over, or something else.
       CheckpointError: a checkpoint cannot be written, and the last one is whole; or all
         of a case are damaged.
+      HookError: a hook raised an exception; the results up to there are saved.
       Interrupted: a signal asked the run to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1,
         SIGUSR2 or SIGXCPU); the same call goes on from there. Signals are not taken in
         other threads than the main one.
@@ -79,15 +83,16 @@ def run(
     """
     config = complete(config)
     cases = prepare_cases(config, make_problem)
-    if config.tensorboard:
-        logs.check_installed()
+    all_hooks = [*hooks, *hooks_of(config, folder)]
     code = provenance.current_code(make_problem)
     as_json = provenance.to_json(config)
     with (
         stop_signals() as stop,
         _opened(folder, as_json, overwrite, code, allow_changed_code),
     ):
-        one_run = _Run(config, folder, cases, make_problem, stop)
+        one_run = _Run(
+            config, folder, cases, make_problem, stop, Hooks(all_hooks), profile
+        )
         try:
             return one_run.run()
         finally:
@@ -120,12 +125,16 @@ class _Run:
         cases: list[Case],
         make_problem: Callable[[Any], Problem],
         stop: StopRequest,
+        hooks: Hooks,
+        profile: bool,
     ):
         self._config = config
         self._folder = folder
         self._cases = cases
         self._make_problem = make_problem
         self._stop = stop
+        self._hooks = hooks
+        self._profile = profile
         self._log_file = None
         if any(case.config.replacement_log for case in cases):
             swept = (name for case in cases for name in case.grid.coordinates)
@@ -139,10 +148,11 @@ class _Run:
         self._results_due = time.monotonic() + _LEAST_SECONDS
 
     def close(self) -> None:
+        self._hooks.close()
         for checkpointer in self._checkpointers.values():
             checkpointer.close()
 
-    def run(self) -> "xr.Dataset":
+    def run(self) -> Any:
         self._restore()
         done = [
             self._tasks_done(case) * case.updates_per_task_all_lanes
@@ -178,44 +188,47 @@ class _Run:
             state = compiled.start(self._saved_states.pop(case.name, None))
         if distributed.any_process(bool(self._stop)):
             raise Interrupted(_goes_on(f"before task {first_task}", case))
-        with self._tensorboard_writer(case, first_task) as writer:
-            for task in range(first_task, case.config.num_tasks):
-                start = time.perf_counter()
-                with self._stop.at_once(), clock.task():
-                    state, metrics, log = compiled.run_task(state, task)
-                if task > first_task:
-                    progress.timed_seconds += time.perf_counter() - start
-                    progress.timed_steps += case.updates_per_task_all_lanes
-                progress.add(metrics)
-                self._write(case, task, metrics, log, writer)
-                _show(bar, metrics)
-                bar.update(case.updates_per_task_all_lanes)
-                must_stop = distributed.any_process(bool(self._stop))
-                is_last = task + 1 == case.config.num_tasks
-                is_due = (task + 1) % self._config.checkpoint_every == 0
-                if (
-                    must_stop
-                    or is_last
-                    or is_due
-                    or distributed.any_process(clock.is_due())
-                ):
-                    with clock.save():
-                        self._save(case, compiled.fetch(state))
-                    self._save_unfinished_results(at_once=must_stop or is_last)
-                if must_stop:
-                    raise Interrupted(_goes_on(f"after task {task}", case))
+        # The first task compiles, so the second tells more.
+        profiled = min(first_task + 1, case.config.num_tasks - 1)
+        for task in range(first_task, case.config.num_tasks):
+            is_profiled = self._profile and task == profiled
+            start = time.perf_counter()
+            with (
+                profiled_task(self._folder, case.name, task, is_profiled),
+                self._stop.at_once(),
+                clock.task(),
+            ):
+                state, metrics, log = compiled.run_task(state, task)
+            if task > first_task and not is_profiled:
+                progress.timed_seconds += time.perf_counter() - start
+                progress.timed_steps += case.updates_per_task_all_lanes
+            progress.add(metrics)
+            self._write_log(case, task, log)
+            hook_error = self._hooks.call(case, task, metrics)
+            _show(bar, metrics)
+            bar.update(case.updates_per_task_all_lanes)
+            must_stop = distributed.any_process(
+                bool(self._stop) or hook_error is not None
+            )
+            is_last = task + 1 == case.config.num_tasks
+            is_due = (task + 1) % self._config.checkpoint_every == 0
+            if (
+                must_stop
+                or is_last
+                or is_due
+                or distributed.any_process(clock.is_due())
+            ):
+                with clock.save():
+                    self._save(case, compiled.fetch(state))
+                self._save_unfinished_results(at_once=must_stop or is_last)
+            if hook_error is not None:
+                self._save_results()  # Also after the last task of a run.
+                raise hook_error
+            if must_stop:
+                raise Interrupted(_goes_on(f"after task {task}", case))
 
-    def _write(
-        self,
-        case: Case,
-        task: int,
-        metrics: dict[str, np.ndarray],
-        log: ReplacementLog | None,
-        writer: logs.TensorBoardWriter | None,
-    ) -> None:
-        """Writes what is kept of a task beside the progress."""
-        if writer is not None:
-            writer.add(task, metrics)
+    def _write_log(self, case: Case, task: int, log: ReplacementLog | None) -> None:
+        """Writes the replacements of a task."""
         if log is not None and distributed.is_first():
             hidden = case.problem.learner.layers[:-1]
             lost = self._log_file.append(
@@ -227,17 +240,6 @@ class _Run:
                     "the log; raise config.replacement_log.",
                     sys.stdout,
                 )
-
-    @contextlib.contextmanager
-    def _tensorboard_writer(
-        self, case: Case, first_task: int
-    ) -> Iterator[logs.TensorBoardWriter | None]:
-        if not (self._config.tensorboard and distributed.is_first()):
-            yield None
-            return
-        writer = logs.TensorBoardWriter(self._folder, case, first_task)
-        with contextlib.closing(writer):
-            yield writer
 
     def _save(self, case: Case, state: dict[str, np.ndarray]) -> None:
         progress = self._progress[case.name]
@@ -291,8 +293,8 @@ class _Run:
         end = time.monotonic()
         self._results_due = end + max(_LEAST_SECONDS, _TIMES_A_WRITE * (end - start))
 
-    def _save_results(self) -> "xr.Dataset":
-        """Labels what is done so far, and writes it."""
+    def _save_results(self) -> Any:
+        """Labels what is done so far, and writes it; returns an `xarray.Dataset`."""
         # Not before there are results: it imports xarray and pandas, which take long.
         from experiments.reporting import run_results
 

@@ -15,7 +15,7 @@ from jax import lax
 import jax.numpy as jnp
 
 from experiments.learning.checks import check_choice, check_positive
-from experiments.learning.keys import STREAM
+from experiments.learning.stream_problem import Deferred
 from experiments.streams.linear_threshold import draw_network, network_outputs
 
 WORD_BITS = 32
@@ -27,6 +27,28 @@ class Examples(NamedTuple):
 
     words: jax.Array  # uint32 [T]
     targets: jax.Array  # float32 [T]
+
+
+def make_stream(config: Any) -> Callable[[jax.Array, jax.Array, Any], Deferred]:
+    """Returns the stream of a config.
+
+    Returns:
+      `(key, task, data) -> Deferred`. Its inputs are the bits but the constant one,
+      float32 `[T, M - 1]`, and its targets float32 `[T]`.
+
+    Raises:
+      ValueError: a field that cannot be.
+    """
+    check_stream(config)
+
+    def read(examples: Examples) -> tuple[jax.Array, jax.Array]:
+        return unpack(examples.words, config.num_bits - 1), examples.targets
+
+    def sample(key: jax.Array, task: jax.Array, data: Any) -> Deferred:
+        del data
+        return Deferred(draw_task(config, key, task), read)
+
+    return sample
 
 
 def check_stream(config: Any) -> None:
@@ -51,18 +73,17 @@ def check_stream(config: Any) -> None:
         )
 
 
-def draw_task(config: Any, lane_key: jax.Array, task: jax.Array) -> Examples:
+def draw_task(config: Any, key: jax.Array, task: jax.Array) -> Examples:
     """Draws the examples of a bin of a lane.
 
     Args:
       config: the fields of the stream, and `examples_per_task`.
-      lane_key: the lane's key; the same for every method.
+      key: of the lane's stream; the same for every method and bin.
       task: number of the bin, int32 scalar.
 
     Returns:
       The examples; all lanes of one seed see the same.
     """
-    key = jax.random.fold_in(lane_key, STREAM)
     target_key, slow_key, fast_key = jax.random.split(key, 3)
     network = draw_network(
         target_key, config.num_bits, config.target_units, config.target_beta

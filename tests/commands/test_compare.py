@@ -1,11 +1,8 @@
-"""The command that compares runs, from the shell."""
-
-import pathlib
-import subprocess
-import sys
+"""The command that compares runs."""
 
 from made_up_runs import level, make_run
 import numpy as np
+from programs import run_program
 import pytest
 
 from experiments.reporting import comparison, files, run_results
@@ -20,15 +17,6 @@ METHODS = {
 }
 
 
-def run_command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.compare", *map(str, arguments)],
-        cwd=pathlib.Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-    )
-
-
 @pytest.fixture
 def run(tmp_path):
     folder = tmp_path / "run"
@@ -38,7 +26,7 @@ def run(tmp_path):
 
 
 def test_it_prints_and_writes_the_comparison(run):
-    finished = run_command(run, "--tuning_seeds=1")
+    finished = run_program("compare", run, "--tuning_seeds=1")
     assert (finished.returncode, finished.stderr) == (0, "")
     folder = run / files.COMPARISON_FOLDER
     names = files.COMPARISON_FILES
@@ -58,8 +46,8 @@ def test_it_prints_and_writes_the_comparison(run):
         assert folder_module.written_by_runs().fullmatch(path)
 
 
-def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
-    finished = run_command(f"--tuning_run={run}")
+def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_evaluate(run):
+    finished = run_program("compare", f"--tuning_run={run}")
     assert finished.returncode == 0
     assert "--config.cases.l2.sweep.weight_decay='(0.1,)'" in finished.stdout
     assert not (run / files.COMPARISON_FOLDER).exists()
@@ -69,13 +57,11 @@ def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_judge(run):
     ("arguments", "message"),
     [
         ([], "Name at least one run folder"),
-        (["RUN"], "l2 has 2 strengths and no seeds to choose one by"),
+        (["RUN"], "l2 has 2 settings and no seeds to choose one with"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(run, arguments, message):
-    finished = run_command(
-        *(argument.replace("RUN", str(run)) for argument in arguments)
-    )
+    arguments = [argument.replace("RUN", str(run)) for argument in arguments]
+    finished = run_program("compare", *arguments)
     assert finished.returncode == 1
     assert message in finished.stdout + finished.stderr
-    assert "Traceback" not in finished.stderr

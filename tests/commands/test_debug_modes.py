@@ -15,6 +15,7 @@ from experiments import (
 from experiments.run import cases, runner
 from experiments.run.config import complete
 
+ONE = {"continual_backprop": {"method": "continual_backprop"}}
 REDO = {"redo": {"method": "redo", "redo_threshold": 0.9, "redo_every": 10}}
 PROBLEMS = {
     "permuted_mnist": (tiny_digits, permuted_mnist),
@@ -39,13 +40,13 @@ def flags():
 def test_a_run_has_no_fault(name, tmp_path):
     """Some measures are not taken in the second task, and none of them of the head."""
     make_config, module = PROBLEMS[name]
-    config = make_config()
+    config = make_config(cases=ONE)
     if config.rank_every:
         config.rank_every = 2
     with flags():
         found = runner.run(config, tmp_path, module.make_problem)
     assert found.loss.notnull().all()
-    hidden = found.sel(layer="dense_0", case=list(config.cases)[0])
+    hidden = found.sel(layer="dense_0", case="continual_backprop")
     assert hidden.effective_rank.notnull().all("seed").values.tolist() == [
         config.rank_every > 0,
         False,
@@ -60,7 +61,7 @@ def test_a_run_has_no_fault(name, tmp_path):
 @EACH
 def test_no_tracer_leaks(name):
     make_config, module = PROBLEMS[name]
-    config = complete(make_config())
+    config = complete(make_config(cases=ONE))
     with jax.checking_leaks():
         cases.prepare_cases(config, module.make_problem)
 
@@ -76,6 +77,6 @@ def test_a_log_without_utilities_has_no_fault(tmp_path):
 
 
 def test_a_fault_in_a_run_is_found(tmp_path):
-    config = tiny_digits(step_size=1e30)
+    config = tiny_digits(cases={"backprop": {"method": "backprop"}}, step_size=1e30)
     with flags(), pytest.raises(FloatingPointError):
         runner.run(config, tmp_path, permuted_mnist.make_problem)

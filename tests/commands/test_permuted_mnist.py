@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny_runs import one_lane
+from tiny_runs import one_lane, stream_key
 
 from cbp_jax import metrics, networks
 from configs import pmnist
@@ -15,9 +15,8 @@ from experiments.streams import permuted_images
 
 
 def draw(config, seed, task, num_pixels=64, num_images=30):
-    key = jax.random.key(jnp.uint32(seed))
     pixels, order = permuted_images.draw_task(
-        config, key, jnp.int32(task), num_pixels, num_images
+        config, stream_key(seed), jnp.int32(task), num_pixels, num_images
     )
     return np.asarray(pixels), np.asarray(order)
 

@@ -14,11 +14,14 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
+from experiments.learning import methods
 from experiments.learning.methods import (
     HYPERPARAMETERS,
     METHODS,
     OPTIMIZER_HYPERPARAMETERS,
 )
+from experiments.learning.networks import make_mlp
+from experiments.reporting import styles
 from experiments.run.config import complete, make_cases
 
 IMAGES = jax.random.uniform(jax.random.key(1), (60, 1, 64))
@@ -87,6 +90,86 @@ def test_off_is_backprop_bit_for_bit(name):
     }
     _, states = train(make(name, **off))
     tiny.assert_equal(states.params, backprop())
+
+
+@pytest.fixture
+def declared():
+    """Lets a test declare methods, which are forgotten after it."""
+    tables = methods._METHODS, methods._HYPERPARAMETERS, styles._STYLES
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
+
+
+def declare_half_steps():
+    """Declares a method that halves all updates, and sees to no off value itself."""
+    number = methods.Hyperparameter(0.5, methods.FRACTION, 1.0, "factor", (0.5, 0.25))
+
+    @methods.method(
+        "half_steps",
+        family=styles.REGULARIZERS,
+        hyperparameters={"step_factor": number},
+    )
+    def build(given):
+        factor = given.hyperparameters.step_factor
+        assert isinstance(factor, jax.Array), "built though it is off"
+        return given.then(optax.scale(factor))
+
+
+def test_one_declaration_makes_a_method_a_case_a_look_and_a_sweep(declared):
+    declare_half_steps()
+    sizes = {"step_sizes": (0.1,), "adam_step_sizes": (0.01,)}
+    cases = method_configs.newer_methods(adam_step_size=0.01)
+    swept = method_configs.with_values_to_try(cases, **sizes)
+    assert swept["half_steps"] == {
+        "method": "half_steps",
+        "sweep": {"step_factor": (0.5, 0.25)},
+    }
+    assert styles.method_style("half_steps").family == styles.REGULARIZERS
+    halved = train(make("half_steps", step_size=0.1))[1].params
+    plain = train(make("backprop", step_size=0.05))[1].params
+    tiny.assert_close(halved, plain)
+    off = train(make("half_steps", step_factor=1.0))[1]
+    tiny.assert_equal(off.params, backprop())
+
+
+def test_a_method_that_is_off_has_the_state_of_the_optimizer_alone():
+    off = make("continual_backprop", replacement_rate=0.0)
+    plain, off, swept = (
+        permuted_mnist.make_problem(config).learner.init(*one_lane(config))
+        for config in (
+            make("backprop"),
+            off,
+            make("continual_backprop", sweep={"replacement_rate": (0.0, 0.1)}),
+        )
+    )
+    assert jax.tree.structure(off) == jax.tree.structure(plain)
+    assert jax.tree.structure(off) != jax.tree.structure(swept)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"family": "regularisers"}, "choose one of .*'regularizers and optimizers'"),
+        (
+            {"hyperparameters": {"decay_rate": HYPERPARAMETERS["redo_every"]}},
+            "'decay_rate' is declared twice",
+        ),
+        (
+            {"hyperparameters": {"rate": HYPERPARAMETERS["shrink"]._replace(off=2.0)}},
+            r"config.rate must be in \[0, 1\], got 2.0",
+        ),
+        ({"name": "redo"}, "already a method 'redo'; choose another name"),
+    ],
+)
+def test_a_wrong_declaration_says_what_to_write(fields, message, declared):
+    name = {"name": "mine"} | fields
+    with pytest.raises(ValueError, match=message):
+        methods.method(name.pop("name"), **name)(lambda given: given.base)
+    assert "mine" not in METHODS
+    assert "rate" not in HYPERPARAMETERS
 
 
 def test_methods_without_an_off_value_are_known():
@@ -191,7 +274,7 @@ def test_hare_and_tortoise_predicts_with_the_tortoise():
     learner = permuted_mnist.make_problem(config).learner
     _, states = train(config)
     state = tiny.at(states, 20)
-    (_, event), network = state.optimizer_state, permuted_mnist.make_mlp(config, 10)
+    (_, event), network = state.optimizer_state, make_mlp(config, 10)
     wanted, _ = network.apply({"params": event.slow}, IMAGES[0])
     np.testing.assert_array_equal(learner.predict(state, IMAGES[0]), wanted)
     hare, _ = network.apply({"params": state.params}, IMAGES[0])
@@ -257,7 +340,7 @@ def test_mini_batches_average_their_gradients():
     state = problem.learner.init(hyperparameters, key)
     images, labels = IMAGES[:4, 0], LABELS[:4, 0]
     after, _, _ = problem.learner.step(hyperparameters, state, images, labels)
-    network = permuted_mnist.make_mlp(config, 10)
+    network = make_mlp(config, 10)
 
     def loss(params):
         logits, _ = network.apply({"params": params}, images)

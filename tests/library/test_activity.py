@@ -79,10 +79,10 @@ def test_fractions_of_nan_are_nan_and_work_under_jit_and_vmap(fraction):
     [
         (
             lambda h: metrics.dead_units(h[0]),
-            r"\[..., samples, units\], got shape \(5,\)",
+            r"has shape \(5,\), expected \[..., samples, units\]",
         ),
         (lambda h: metrics.dormant_units(h, 1.5), r"threshold must be in \[0, 1\]"),
-        (lambda h: metrics.saturated_units(h, 1, -1), "low must be below high, got 1"),
+        (lambda h: metrics.saturated_units(h, 1, -1), "below high, got low=1 "),
         (lambda h: metrics.stable_rank(h, 99), r"threshold must be in \[0, 1\)"),
         (lambda h: metrics.approximate_rank(h, 1), r"threshold must be in \[0, 1\)"),
     ],

@@ -233,13 +233,13 @@ def test_a_convolution_over_time_may_feed_one_and_a_dense_layer(layout):
         ({"up": (4, 2, 3), "down": (2, 3, 5)}, {}, "'up' has shape (4, 2, 3), but 2"),
         ({"up": (4, 6), "down": (6, 2, 3)}, {}, "'down' has shape (6, 2, 3), but 2"),
         ({"up": (3, 3, 3, 4, 6), "down": (6, 2)}, {}, "spatial_axes"),
-        ({"up": (3, 4, 6), "down": (2, 6, 2)}, {"stack_axes": 1}, "begin with (3,)"),
+        ({"up": (3, 4, 6), "down": (2, 6, 2)}, {"stack_axes": 1}, "start with (3,)"),
         (
             {"up": (4, 2, 3), "down": (3, 2, 5)},
             {"unit_axes": 2},
             "units of shape (3, 2)",
         ),
-        ({"up": (4, 6), "down": (6, 2)}, {"output_axes": (1, 1)}, "output_axes (1, 1)"),
+        ({"up": (4, 6), "down": (6, 2)}, {"output_axes": (1, 1)}, "leaves, got (1, 1)"),
     ],
 )
 def test_axes_that_are_not_declared_are_refused(shapes, options, words):

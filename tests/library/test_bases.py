@@ -1,7 +1,5 @@
 """Which optimizers can be the base, and what is wrong with the others."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,10 +78,13 @@ def every_other_call():
             ("optax.conditionally_mask(continual_backprop(",),
         ),
         (contrib.sam(optax.sgd(0.1), optax.sgd(0.1)), ("sam", "opaque_mode=True")),
-        (every_other_call(), ("of 100 updates in a trial 50 were not 0", "MultiSteps")),
+        (
+            every_other_call(),
+            ("in a trial, 50 of 100 updates were not 0", "MultiSteps"),
+        ),
         (
             optax.sgd(lambda count: jnp.where(count % 4 == 3, 0.1, 0.0)),
-            ("of 100 updates in a trial 25 were not 0",),
+            ("in a trial, 25 of 100 updates were not 0",),
         ),
     ],
     ids=lambda value: None,
@@ -107,7 +108,7 @@ def test_it_is_refused_wherever_the_state_is_initialized(where):
         "vmap": lambda: jax.vmap(init)(jnp.ones(2)),
         "eval_shape": lambda: jax.eval_shape(init, 0.1),
     }
-    with pytest.raises(ValueError, match="only now and then"):
+    with pytest.raises(ValueError, match="not change the params at every call"):
         calls[where]()
 
 
@@ -164,17 +165,11 @@ REFUSED = {"acprop": ("nu",), "adopt_without_clipping": ("nu",)}
 NUM_UPDATES, NUM_AFTER = 300, 5
 
 
-# There is much to compile here and next to nothing to run.
-fast_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
-
-
 def lengths_of_steps(base, keep):
     """Longest entries of the steps of all units, and of a unit that was reset."""
     base = optax.with_extra_args_support(base)
 
-    @fast_jit
+    @jax.jit
     def step(params, state, grads):
         numbers = {"value": jnp.float32(1), "obj_fn": optax.tree.sum}
         updates, state = base.update(grads, state, params, **numbers)
@@ -219,7 +214,7 @@ def test_no_step_of_a_reborn_unit_is_ten_times_too_long(name):
 def test_a_base_that_divides_by_a_newborn_moment_is_refused(name, wrap):
     base = wrap(optimizer(name))
     message = message_of(base)
-    assert "divides by a moment that is 0 in a reborn unit" in message
+    assert "divides by a moment that is 0 in a reset unit" in message
     assert "keep_state=('nu',)" in message
     make(base, keep_state=("nu",)).init(PARAMS)
     make(base, moments="keep").init(PARAMS)
@@ -274,7 +269,7 @@ def test_line_searches_learn_while_units_are_replaced(name, moments):
     tx = make(LINE_SEARCHES[name], replacement_rate=0.05, moments=moments)
     value_and_grad = optax.value_and_grad_from_state(loss_fn)
 
-    @fast_jit
+    @jax.jit
     def step(params, state):
         value, grad = value_and_grad(params, INPUTS, state=state.base_state)
         wanted = jax.value_and_grad(loss_fn)(params, INPUTS)
@@ -315,7 +310,7 @@ def test_a_line_search_in_front_of_replace_units_takes_features_for_the_loss():
     options = {"key": tiny.FAST_KEY, "initializer": tiny.rows_initializer}
     tx = optax.chain(optax.lbfgs(), cbp_jax.replace_units(UNITS, **options))
 
-    @fast_jit
+    @jax.jit
     def step(params, state):
         value, grad = jax.value_and_grad(loss_fn)(params, INPUTS)
         updates, _ = tx.update(
@@ -340,7 +335,7 @@ def test_a_base_that_takes_no_extra_arguments_but_its_own():
 
     base = optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)
     tx = make(base)
-    updates, _ = fast_jit(
+    updates, _ = jax.jit(
         lambda state: tx.update(PARAMS, state, PARAMS, features=FEATURES, scale=2.0)
     )(tx.init(PARAMS))
     tiny.assert_equal(updates, jax.tree.map(lambda leaf: 2 * leaf, PARAMS))

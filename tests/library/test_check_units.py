@@ -170,7 +170,7 @@ WRONG = {
         flattened_otherwise,
         OTHERWISE,
         MAP,
-        "'conv': reordering .* Its 16 positions are flattened in the order",
+        "'conv': reordering .* Its 16 positions are flattened in an order",
     ),
 }
 
@@ -191,7 +191,7 @@ def test_wrong_names_are_caught_with_a_cure(case):
         (lambda a, b: {"a": a[:, ::-1], "b": b}, "'a': its feature .* does not follow"),
         (lambda a, b: {"a": b, "b": b}, "'a': its feature has shape"),
         (lambda a, b: {"a": a.T, "b": b}, "'a': its feature has shape"),
-        (lambda a, b: {"b": b}, "gives no feature for .'a'."),
+        (lambda a, b: {"b": b}, "returned no array for .'a'."),
         (lambda a, b: {"a": a - 1, "b": b}, "'a' .* after the nonlinearity"),
     ],
     ids=["reordered", "another group", "transposed", "missing", "other values"],

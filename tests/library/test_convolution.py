@@ -150,9 +150,9 @@ def test_auto_chooses_by_backend(monkeypatch):
     [
         ({"dimension_numbers": ("NCHW", "OIHW", "NCHW")}, "NHWC"),
         ({"dimension_numbers": None}, "got dimension_numbers=None"),
-        ({"feature_group_count": 3}, "got 3 of features"),
-        ({"batch_group_count": 2}, "2 of the batch"),
-        ({"lhs_dilation": (1, 2)}, r"cannot dilate its images, got \(1, 2\)"),
+        ({"feature_group_count": 3}, "got feature_group_count=3"),
+        ({"batch_group_count": 2}, "batch_group_count=2"),
+        ({"lhs_dilation": (1, 2)}, r"got lhs_dilation=\(1, 2\)"),
     ],
 )
 def test_what_patches_cannot_do_is_named(options, message):

@@ -195,9 +195,14 @@ def test_every_measure_of_features(features, no_fault):
             rank(features, method=method)
 
 
-@pytest.mark.parametrize("normalization", ["none", *layers.NORMALIZATIONS])
-@pytest.mark.parametrize("activation", ["relu", "crelu"])
-def test_no_layer_promotes_or_leaks(normalization, activation):
+@pytest.mark.parametrize(
+    ("activation", "normalization"),
+    [
+        *(("crelu", name) for name in ("none", *layers.NORMALIZATIONS)),
+        *(("relu", name) for name in ("batch", "online")),
+    ],
+)
+def test_no_layer_promotes_or_leaks(activation, normalization):
     """Of images, too; pairs of outputs are of the multilayer perceptron alone."""
     network = networks.MLP((3,), 2, activation, normalization)
     inputs = jnp.linspace(-1, 1, 20).reshape(5, 4)

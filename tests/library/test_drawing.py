@@ -98,8 +98,11 @@ def test_a_marked_initializer_is_asked_for_single_units():
 @pytest.mark.parametrize(
     ("initializer", "words"),
     [
-        (lambda shape, dtype: jnp.ones(shape, dtype), "as lambda key, shape, dtype"),
-        (lambda key, shape, dtype: jnp.ones(shape[:-1], dtype), r"gives shape \(3,\)"),
+        (lambda shape, dtype: jnp.ones(shape, dtype), ": lambda key, shape, dtype"),
+        (
+            lambda key, shape, dtype: jnp.ones(shape[:-1], dtype),
+            r"returned shape \(3,\)",
+        ),
     ],
 )
 def test_an_initializer_that_cannot_draw_the_kernel_is_refused(initializer, words):

@@ -93,7 +93,7 @@ def test_errors():
     with pytest.raises(ValueError, match=r"decay must be in \[0, 1\], got 1.5"):
         hare_and_tortoise(every(1), decay=1.5)
     tx = hare_and_tortoise(every(1))
-    with pytest.raises(ValueError, match="holds 0 states of hare_and_tortoise"):
+    with pytest.raises(ValueError, match="contains 0 states of hare_and_tortoise"):
         slow_params(optax.adam(0.1).init(PARAMS))
-    with pytest.raises(ValueError, match="holds 2 states of hare_and_tortoise"):
+    with pytest.raises(ValueError, match="contains 2 states of hare_and_tortoise"):
         slow_params((tx.init(PARAMS), tx.init(PARAMS)))

@@ -115,7 +115,7 @@ def test_what_the_caller_drops_does_not_count():
         return with_statistics(params, x)[0]
 
     assert infer_units(apply, nets.CHAIN, X) == infer_units(nets.chain, nets.CHAIN, X)
-    with pytest.raises(ValueError, match="a: left out, since its units go into sort"):
+    with pytest.raises(ValueError, match="a: left out because its units go into sort"):
         infer_units(with_statistics, nets.CHAIN, X)
 
 
@@ -128,7 +128,7 @@ def test_a_transformers_mlp_is_found_and_its_attention_left_out():
     with pytest.raises(ValueError) as error:
         infer_units(nets.transformer, nets.TRANSFORMER, nets.TOKENS)
     text = str(error.value)
-    assert "attention/query, attention/key: left out, since its units are" in text
+    assert "attention/query, attention/key: left out because its units are" in text
     assert "as in attention" in text
     assert "attention/query (4, 2, 2)" in text  # Whose axes keep the stream unnamed.
     assert "leave=('table', 'attention/out', 'down'" in text
@@ -149,7 +149,7 @@ def test_the_units_print_readably_and_survive_a_copy():
         "a:\n  incoming: a\n  bias: a_bias\n  outgoing: b\n"
         "  outgoing_bias: b_bias\n  layout: io\n"
     )
-    assert second.endswith("head: left out, since its outputs are the network's.")
+    assert second.endswith("head: left out because its outputs are the network's.")
     assert copy.deepcopy(units).left_out == units.left_out
 
 

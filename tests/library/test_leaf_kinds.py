@@ -181,7 +181,7 @@ def test_the_state_of_equinox_needs_newborn_statistics():
         [leaf if jnp.shape(leaf) == () else leaf + 7 for leaf in leaves]
     )
     replaced = {"conv": jnp.array([3])}
-    with pytest.raises(ValueError, match="does not tell .* Pass newborn"):
+    with pytest.raises(ValueError, match="does not reveal .* Pass newborn"):
         cbp_jax.reset_statistics(old, [group], replaced)
     new = jax.tree.leaves(cbp_jax.reset_statistics(old, [group], replaced, newborn))
     for index in indices:

@@ -201,7 +201,7 @@ def test_batch_normalization_of_single_examples_is_refused(network):
     def train(variables):
         return network.apply(variables, inputs[:1], train=True, mutable=["batch_stats"])
 
-    with pytest.raises(ValueError, match="needs a batch of more than one example"):
+    with pytest.raises(ValueError, match="needs more than one example"):
         jax.eval_shape(train, variables)
 
 

@@ -2,6 +2,7 @@
 
 import functools
 
+from full_optimization import full_jit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +24,6 @@ import cbp_jax
 from cbp_jax._trees import reset_moments
 from cbp_jax._units import resolve_units
 
-# There is much to compile here and next to nothing to run.
-fast_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 NAMES = pytest.mark.parametrize("name", CASES)
 
 
@@ -53,14 +50,14 @@ def step_of(name, off=False):
 
 
 @functools.cache
-def jitted_step(name, off=False):
-    return fast_jit(step_of(name, off), donate_argnums=1)
+def jitted_step(name, off=False, jit=jax.jit):
+    return jit(step_of(name, off), donate_argnums=1)
 
 
-def run(name, numbers=None, key=tiny.KEY, params=PARAMS, off=False):
+def run(name, numbers=None, key=tiny.KEY, params=PARAMS, off=False, jit=jax.jit):
     """Params, updates and state after each step; the state is donated to the next."""
     numbers = as_arrays(CASES[name].numbers) if numbers is None else numbers
-    step, history = jitted_step(name, off), []
+    step, history = jitted_step(name, off, jit), []
     state = make(name, numbers, key).init(params)
     for index in range(NUM_STEPS):
         grads = tiny.at(GRADS, index)
@@ -76,9 +73,9 @@ def plain_run(name):
 
 
 @functools.cache
-def run_base(base):
-    """Updates at each step of one of the two base optimizers."""
-    step, params, state, history = fast_jit(base.update), PARAMS, base.init(PARAMS), []
+def run_base(base, jit=jax.jit):
+    """Updates at each step of one of the base optimizers."""
+    step, params, state, history = jit(base.update), PARAMS, base.init(PARAMS), []
     for index in range(NUM_STEPS):
         updates, state = step(tiny.at(GRADS, index), state, params)
         params = optax.apply_updates(params, updates)
@@ -93,14 +90,21 @@ def test_the_state_can_be_stored_by_any_library(name):
         assert np.asarray(leaf).dtype.kind in "biuf"
 
 
-@NAMES
-def test_off_is_the_base_optimizer_bit_for_bit(name):
+FUSED = ("l2_init", "shrink_and_perturb", "fire")
+
+
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    [*((name, jax.jit) for name in CASES), *((name, full_jit) for name in FUSED)],
+)
+def test_off_is_the_base_optimizer_bit_for_bit(name, jit):
+    """For one of each place also with all of XLA's optimizations."""
     case = CASES[name]
     off = case.numbers | case.off
     numbers = as_arrays({option: off[option] for option in case.numbers})
-    wanted = run_base(case.base)
+    wanted = run_base(case.base, jit)
     # Numbers alone need no program of their own.
-    history = run(name, numbers, off=off.keys() != case.numbers.keys())
+    history = run(name, numbers, off=off.keys() != case.numbers.keys(), jit=jit)
     for step, (_, updates, _) in enumerate(history):
         tiny.assert_equal(updates, wanted[step])
     with pytest.raises(AssertionError):
@@ -124,7 +128,7 @@ def test_lanes_are_solo_runs(name):
     state = jax.vmap(lambda *lane: make(name, *lane[1:]).init(lane[0]))(
         params, numbers, keys
     )
-    step = fast_jit(jax.vmap(step_of(name), in_axes=(0, 0, None, 0, 0)))
+    step = jax.jit(jax.vmap(step_of(name), in_axes=(0, 0, None, 0, 0)))
     for index in range(NUM_STEPS):
         params, _, state = step(params, state, tiny.at(GRADS, index), numbers, keys)
         for lane in lanes:
@@ -197,7 +201,7 @@ def test_structure_is_kept_under_injection_and_multi_steps(name):
 def test_injection_and_multi_steps_act_once_for_two_gradients(name):
     tx = wrapped(name)
     params, state = PARAMS, tx.init(PARAMS)
-    step = fast_jit(functools.partial(take_step, tx))
+    step = jax.jit(functools.partial(take_step, tx))
     for index in range(NUM_STEPS):
         before, grads = params, tiny.at(GRADS, index)
         params, _, state = step(params, state, grads)
@@ -245,5 +249,5 @@ def test_it_can_be_the_base_of_continual_backprop(name):
 @NAMES
 def test_the_error_without_params_says_what_to_write(name):
     tx = make(name)
-    with pytest.raises(ValueError, match=r"needs the params: call update\(updates, st"):
+    with pytest.raises(ValueError, match=r"update got none. Call update\(updates, st"):
         tx.update(PARAMS, tx.init(PARAMS))

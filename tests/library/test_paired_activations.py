@@ -156,5 +156,5 @@ def test_measures_judge_a_unit_by_both_outputs():
 def test_a_convolutional_network_has_none():
     shapes = jax.ShapeDtypeStruct((2, 6, 6, 1), jnp.float32)
     network = ConvNet(2, "crelu", (4,), (3,), ())
-    with pytest.raises(ValueError, match="ConvNet has no activation 'crelu'"):
+    with pytest.raises(ValueError, match="ConvNet got activation 'crelu'"):
         jax.eval_shape(network.init, tiny.FAST_KEY, shapes)

@@ -176,7 +176,9 @@ def test_multi_steps_belong_around_and_not_inside():
     inside = cbp_jax.continual_backprop(
         optax.MultiSteps(optax.sgd(0.1), 2), LAYERS, key=tiny.FAST_KEY
     )
-    with pytest.raises(ValueError, match=r"Put MultiSteps around: optax.MultiSteps\("):
+    with pytest.raises(
+        ValueError, match=r"continual backprop instead: optax.MultiSteps\("
+    ):
         inside.init(PARAMS)
     around = optax.MultiSteps(make(1.0), 2)
     state = around.init(PARAMS)
@@ -244,8 +246,11 @@ def test_a_raw_key_is_as_good_as_a_typed_one():
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        (0, r"a PRNG key, as jax\.random\.key\(seed\), got 0"),
-        (jax.random.split(jax.random.key(0), 3), r"a single.*got.*\(3,\): build.*vmap"),
+        (0, r"a PRNG key, got 0\. Use jax\.random\.key\(seed\)"),
+        (
+            jax.random.split(jax.random.key(0), 3),
+            r"a single.*got.*\(3,\)\. Build.*vmap",
+        ),
         (np.zeros((3, 2), np.uint32), r"a single PRNG key, got.*\(3,\)"),
     ],
 )

@@ -47,7 +47,7 @@ SORRY = {
     "joined": (
         lambda p, x: jnp.concatenate([hidden_of(p, x), x], -1) @ p["head"],
         {**A, "head": (7, 2)},
-        "head reads them joined",
+        "head reads its units concatenated",
         "a",
     ),
     "reordered": (
@@ -59,7 +59,7 @@ SORRY = {
     "bias in another order": (
         lambda p, x: relu(x @ p["a"] + p["bias"][::-1]) @ p["head"],
         {**A, "bias": (4,), **HEAD},
-        "bias meets its units in another order",
+        "bias is combined with its units in another order",
         "a",
     ),
     "flattened in another order": (
@@ -67,7 +67,7 @@ SORRY = {
             nets.convolve(x, p["a"]).transpose(0, 3, 1, 2).reshape(2, -1) @ p["head"]
         ),
         {"a": (3, 3, 2, 4), "head": (64, 2)},
-        "flattened in another order",
+        "flattened in which order",
         "a",
     ),
     "tied": (
@@ -97,7 +97,7 @@ SORRY = {
     "low rank": (
         lambda p, x: relu(x @ (p["a"] + p["left"] @ p["right"])) @ p["head"],
         {**A, "left": (3, 1), "right": (1, 4), **HEAD},
-        "lost sight of",
+        "could not follow",
         "a",
     ),
     "experts": (
@@ -111,7 +111,7 @@ SORRY = {
     "one plus scale": (
         lambda p, x: (hidden_of(p, x) * (1 + p["scale"])) @ p["head"],
         {**A, "scale": (4,), **HEAD},
-        "scale, plus something, multiplies",
+        "is added to scale before it multiplies",
         "a",
     ),
 }
@@ -145,5 +145,5 @@ def test_no_kernel_is_passed_over():
 
 def test_a_kernel_that_apply_does_not_use_is_said():
     params = {**nets.CHAIN, "forgotten": jnp.ones((3, 4))}
-    with pytest.raises(ValueError, match="forgotten: left out, since no product"):
+    with pytest.raises(ValueError, match="forgotten: left out because no product"):
         infer_units(nets.chain, params, X)

@@ -1,7 +1,5 @@
 """What an update leads a param to comes out exact, whatever dtype the update has."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +12,6 @@ import cbp_jax
 from cbp_jax import optimizers
 from cbp_jax.optimizers._fire import orthogonalize
 
-# There is much to compile here and next to nothing to run.
-fast_jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 PAIRS = pytest.mark.parametrize(
     "param_dtype, update_dtype",
     [
@@ -68,7 +62,7 @@ def test_reset_units_and_transferred_means(param_dtype, update_dtype):
         )
         features = tiny.at(tiny.make_features(), 0)
 
-        @fast_jit
+        @jax.jit
         def step(params, grads):
             updates, state = tx.update(
                 grads, tx.init(params), params, features=features
@@ -214,7 +208,7 @@ def test_all_that_leads_params_to_a_value(param_dtype, update_dtype):
         updates = jax.tree.map(lambda leaf: leaf[::-1] / 64, make_params(update_dtype))
         cases = transforms(params)
 
-        @fast_jit
+        @jax.jit
         def run(params, updates):
             results = {}
             for name, (tx, _) in cases.items():

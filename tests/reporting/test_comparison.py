@@ -1,4 +1,4 @@
-"""Methods compared: what is chosen, on which seeds, and who is judged how."""
+"""Methods compared: what is chosen, on which seeds, and how they are evaluated."""
 
 from made_up_runs import TASKS, diverging, level, make_run
 import numpy as np
@@ -33,7 +33,7 @@ def verdict(compared, method, score="all_tasks"):
     return {one.method: one for one in compared.verdicts[score]}[method]
 
 
-def test_the_best_strength_is_chosen_and_judged_on_the_other_seeds():
+def test_the_best_setting_is_chosen_and_evaluated_on_the_other_seeds():
     made = methods()
     compared = compare(make_run(made, range(8)))
     chosen = {one.method: one.trial.setting for one in compared.choices}
@@ -68,7 +68,7 @@ def test_an_error_is_better_the_smaller_it_is():
     assert verdict(compared, "bad").paired.verdict == "better"
 
 
-def test_seeds_that_chose_never_judge():
+def test_seeds_that_chose_never_evaluate():
     made = methods()
     before = compare(make_run(made, range(8)))
     for curves in (curve for one in made.values() for curve in one.values()):
@@ -164,7 +164,7 @@ def test_points_that_only_other_cases_have_are_no_trials():
     assert compared.choices[2].scores[1] == 0
 
 
-def test_a_best_strength_at_the_edge_of_its_grid_is_marked():
+def test_a_best_setting_at_the_edge_of_its_grid_is_marked():
     compared = compare(make_run(methods(), range(8)))
     assert [one.at_edge for one in compared.choices] == [[], [], ["weight_decay"]]
     assert any("edge of the grid: bad (" in warning for warning in compared.warnings)
@@ -176,18 +176,18 @@ def test_unequal_tuning_is_named():
     assert not any("Unequal" in warning for warning in compared.warnings)
     compared = compare(make_run(methods(), range(8)))
     (warning,) = [one for one in compared.warnings if "Unequal" in one]
-    assert "most methods tried 3 strengths, but backprop 1." in warning
+    assert "most methods tried 3 settings, but backprop 1." in warning
     assert comparison.usual_trials(compared.choices) == 3
 
 
 @pytest.mark.parametrize(
     ("num_seeds", "tuning_seeds", "message"),
     [
-        (4, 3, "^1 seed is left to judge backprop, .* at least 5"),
+        (4, 3, "^1 seed is left to evaluate backprop, .* at least 5"),
         (3, 3, "^No seed is left"),
         (8, 9, "--tuning_seeds=9 of 8 seeds"),
-        (8, 0, "good has 3 strengths and no seeds .*--tuning_seeds=N"),
-        (8, None, "good has 3 strengths and no seeds"),
+        (8, 0, "good has 3 settings and no seeds .*--tuning_seeds=N"),
+        (8, None, "good has 3 settings and no seeds"),
     ],
 )
 def test_too_few_seeds_are_refused(num_seeds, tuning_seeds, message):
@@ -201,9 +201,9 @@ def test_too_few_seeds_are_refused(num_seeds, tuning_seeds, message):
 
 def test_few_seeds_are_warned_of():
     run = make_run(methods(), range(8))
-    assert not any("seeds judge" in one for one in compare(run).warnings)
+    assert not any("evaluation seeds" in one for one in compare(run).warnings)
     few = compare(run, tuning_seeds=4).warnings
-    assert any(one.startswith("Only 4 seeds judge") for one in few)
+    assert any(one.startswith("Only 4 evaluation seeds") for one in few)
     single = compare(run, tuning_seeds=1).warnings
     assert any("on a single seed" in one for one in single)
 

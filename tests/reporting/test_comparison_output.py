@@ -48,7 +48,7 @@ def test_markdown_and_csv_say_the_same():
         "Mean over all tasks, accuracy %: more is better",
         "Last tenth of the tasks, accuracy %: more is better",
         "Lost from the best task to the last tenth, accuracy %: less is better",
-        "Strengths",
+        "Hyperparameters",
     ]
     rows = pd.read_csv(io.StringIO(verdicts_csv(outcome)), keep_default_na=False)
     assert len(rows) == 9
@@ -79,7 +79,7 @@ def test_the_csv_holds_the_verdicts_to_nine_digits():
     rows = pd.read_csv(io.StringIO(verdicts_csv(outcome)), keep_default_na=False)
     row = rows[(rows.score == "all_tasks") & (rows.method == "l2")].iloc[0]
     verdict = outcome.verdicts["all_tasks"][0]
-    assert row["strength"] == "weight_decay 0.2"
+    assert row["hyperparameters"] == "weight_decay 0.2"
     assert (row["trials"], row["at_edge"], row["seeds"]) == (2, "weight_decay", 6)
     for field in ("difference", "low", "high", "won"):
         assert row[field] == pytest.approx(getattr(verdict.paired, field), rel=1e-8)
@@ -92,20 +92,20 @@ def test_the_csv_holds_the_verdicts_to_nine_digits():
     np.testing.assert_allclose(trials["mean"][1:3], [0.58, 0.6 + 0.03 * 1.01])
 
 
-def test_the_text_says_who_judged_what_was_marked_and_what_is_doubtful():
+def test_the_text_says_who_evaluated_what_was_marked_and_what_is_doubtful():
     text = markdown(compared())
-    assert "Strengths are chosen on 2 seeds (0, 1) and 20 tasks." in text
-    assert "Methods are judged on 6 seeds (2 to 7) and 20 tasks." in text
+    assert "Settings are chosen on 2 seeds (0, 1) and 20 tasks." in text
+    assert "Methods are evaluated on 6 seeds (2 to 7) and 20 tasks." in text
     assert "| weight_decay 0.2 † |" in text
-    assert "* Unequal tuning: most methods tried 2 strengths, but backprop 1." in text
-    settings = read_tables(text)["Strengths"]
+    assert "* Unequal tuning: most methods tried 2 settings, but backprop 1." in text
+    settings = read_tables(text)["Hyperparameters"]
     assert list(settings["trials"]) == ["1*", "2", "2"]
     assert list(settings["tried"]) == ["", *["weight_decay 0.1, 0.2"] * 2]
     alone = comparison.compare(
         [make_run({m: {0: level(LEVELS)} for m in ("backprop", "l2")}, range(8))],
         *((), None, "backprop", 0),
     )
-    assert "Strengths are chosen on no seeds." in markdown(alone)
+    assert "Settings are chosen on no seeds." in markdown(alone)
 
 
 def test_errors_that_diverged_are_written_as_infinite():
@@ -119,7 +119,7 @@ def test_errors_that_diverged_are_written_as_infinite():
     assert "* Seeds that diverged: adam 1 of 6. A seed that diverged has" in text
 
 
-def test_flags_leave_a_run_the_chosen_strengths():
+def test_flags_leave_a_run_the_chosen_settings():
     choices = compared().choices
     assert flags(choices) == [
         "--config.cases.l2.sweep.weight_decay='(0.2,)'",
@@ -150,7 +150,7 @@ def test_differences_are_drawn_in_order_with_their_intervals(drawn, tmp_path):
     assert "← better" in first.get_xlabel()
 
 
-def test_curves_of_the_chosen_strengths_count_what_diverged(drawn, tmp_path):
+def test_curves_of_the_chosen_settings_count_what_diverged(drawn, tmp_path):
     broken = {0.1: diverging(level(0.7 + LEVELS), 4, 10)}
     comparison_output.draw_curves(compared(broken=broken), tmp_path)
     accuracy, dead_units = drawn[0].axes

@@ -193,7 +193,7 @@ def test_many_methods_are_drawn_by_family_with_the_references_in_each(drawn, tmp
     assert rank == (20.0, 20.0, 20.0)  # The mean of 2 of 10 and 4 of 20, in percent.
 
 
-def test_few_methods_with_many_strengths_have_a_row_each(drawn, tmp_path):
+def test_few_methods_with_many_settings_have_a_row_each(drawn, tmp_path):
     dataset = make_methods("backprop", "l2", weight_decay=np.arange(5) / 10)
     # A point of the grid at which one case was not run.
     dataset["examples"] = dataset.examples.where(

@@ -2,14 +2,14 @@
 
 import itertools
 
-from matplotlib import colors
+from matplotlib import colors, pyplot
 import numpy as np
 import pytest
 
-import configs.methods
+from experiments.learning.variants import variants
 from experiments.reporting import styles
 
-METHODS = [name for names in styles.FAMILIES.values() for name in names]
+METHODS = [*variants()]
 
 # What people without one kind of cones see, for linear RGB. Source: Machado, Oliveira
 # and Fernandes, "A physiologically-based model for simulation of color vision
@@ -65,19 +65,11 @@ def test_every_method_has_a_look_of_its_own():
     assert len(set(looks)) == len(looks)
 
 
-def test_every_method_that_a_config_runs_is_in_a_family():
-    cases = (
-        configs.methods.paper_methods(adam_step_size=0.1)
-        | configs.methods.newer_methods(adam_step_size=0.1)
-        | configs.methods.batch_methods(batch_size=10, step_size=0.1)
-    )
-    assert cases.keys() <= set(METHODS)
-
-
 @pytest.mark.parametrize("sight", SIGHT)
 def test_colors_and_markers_of_a_panel_can_be_told_apart(sight):
-    references = styles.FAMILIES[styles.REFERENCES]
-    for members in styles.FAMILIES.values():
+    references = styles.members(styles.REFERENCES)
+    for family in styles.FAMILIES:
+        members = styles.members(family)
         panel = {name: styles.method_style(name) for name in (*references, *members)}
         assert len({style.marker for style in panel.values()}) == len(panel)
         for one, other in itertools.combinations(panel.values(), 2):
@@ -114,3 +106,44 @@ def test_lines_of_a_panel_keep_their_look_where_they_can():
     assert found["1000"].family == styles.REFERENCES
     many = styles.distinct_styles({str(number): "backprop" for number in range(100)})
     assert len(many) == 100
+
+
+@pytest.fixture
+def declared(monkeypatch):
+    """Lets a test declare methods, which are forgotten after it."""
+    monkeypatch.setattr(styles, "_STYLES", dict(styles._STYLES))
+
+
+def test_looks_never_run_out(declared):
+    for number in range(50):
+        for family in styles.FAMILIES:
+            styles.add_method(f"{family} {number}", family)
+    looks = {
+        (style.color, str(style.dashes))
+        for family in styles.FAMILIES
+        for style in map(styles.method_style, styles.members(family))
+    }
+    assert len(looks) == len(METHODS) + 50 * len(styles.FAMILIES)
+    for family in styles.FAMILIES:
+        panel = {*styles.members(styles.REFERENCES), *styles.members(family)}
+        markers = {styles.method_style(name).marker for name in panel}
+        assert len(markers) == len(panel)
+    figure, axis = pyplot.subplots()
+    style = styles.method_style("controls 49")
+    axis.plot([0, 1], [0, 1], marker=style.marker, **style.line())
+    figure.canvas.draw()
+    pyplot.close(figure)
+
+
+def test_a_new_method_leaves_the_looks_of_others_as_they_are(declared):
+    before = {name: styles.method_style(name) for name in METHODS}
+    styles.add_method("mine", styles.EVENTS)
+    assert {name: styles.method_style(name) for name in METHODS} == before
+    assert styles.method_style("mine_0.1").family == styles.EVENTS
+    assert styles.position("hare_and_tortoise") < styles.position("mine")
+    assert styles.position("mine") < styles.position("head_reset")
+
+
+def test_an_unknown_family_is_named_with_the_choices():
+    with pytest.raises(ValueError, match=r"'mine'.*'evnts'; choose one of .*'events'"):
+        styles.add_method("mine", "evnts")

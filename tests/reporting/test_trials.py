@@ -28,7 +28,7 @@ def rows(methods, rows):
     }
 
 
-def test_seeds_and_strengths_of_several_runs_unite():
+def test_seeds_and_settings_of_several_runs_unite():
     methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0.1, 0.2, 0.3)}
     weak = {"l2": {0.1: methods["l2"].pop(0.1)}, "adam": settings(0.3, 0.5)}
     runs = [
@@ -59,31 +59,33 @@ def test_of_a_seed_that_two_runs_have_the_first_is_taken():
     np.testing.assert_allclose(trial.scores([0, 1, 2])[:, 0], [0.5, 0.6, 0.8])
 
 
-def test_a_tuning_run_chooses_and_another_one_judges():
+def test_a_tuning_run_chooses_and_another_one_evaluates():
     methods = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1, 0.2)}
     tuning = make_run(rows(methods, [0, 1]), [0, 1], "tuning", num_tasks=5)
     tuning = tuning._replace(dataset=tuning.dataset.isel(task=slice(5)))
-    # The judging run has no sweep, but the case's own value; its seed 1 has chosen.
+    # The evaluation run has no sweep, but the case's own value; its seed 1 has chosen.
     chosen = {"backprop": {0.0: level(0.5 + LEVELS)}, "l2": {0.0: level(0.6 + LEVELS)}}
-    judging = make_run(
-        chosen, range(1, 7), "judging", cases={"l2": {"weight_decay": 0.2}}
+    evaluation = make_run(
+        chosen, range(1, 7), "evaluation", cases={"l2": {"weight_decay": 0.2}}
     )
-    judging = judging._replace(dataset=judging.dataset.isel(weight_decay=0, drop=True))
-    compared = compare([judging], [tuning])
+    evaluation = evaluation._replace(
+        dataset=evaluation.dataset.isel(weight_decay=0, drop=True)
+    )
+    compared = compare([evaluation], [tuning])
     assert compared.tuning_seeds == [0, 1]
     assert compared.choices[1].trial.setting == {"weight_decay": 0.2}
-    assert compared.judged["l2"].seeds == [2, 3, 4, 5, 6]
+    assert compared.evaluated["l2"].seeds == [2, 3, 4, 5, 6]
     assert compared.verdicts["all_tasks"][0].mean == pytest.approx(
         0.6 + LEVELS[1:].mean()
     )
     # With the first seed alone, the other one is fresh.
-    assert compare([judging], [tuning], 1).judged["l2"].seeds == list(range(1, 7))
+    assert compare([evaluation], [tuning], 1).evaluated["l2"].seeds == list(range(1, 7))
     # A method that tried one setting need not be in the tuning run.
     alone = make_run({"l2": rows(methods, [0, 1])["l2"]}, [0, 1], "tuning")
-    assert [len(one.trials) for one in compare([judging], [alone]).choices] == [1, 2]
+    assert [len(one.trials) for one in compare([evaluation], [alone]).choices] == [1, 2]
 
 
-def test_a_chosen_strength_that_was_not_run_is_named():
+def test_a_chosen_setting_that_was_not_run_is_named():
     methods = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1, 0.2)}
     weak = {"backprop": settings(0.5, 0), "l2": settings(0.45, 0.1)}
     with pytest.raises(
@@ -92,11 +94,11 @@ def test_a_chosen_strength_that_was_not_run_is_named():
         compare([make_run(weak, range(6, 12))], [make_run(methods, range(6))])
 
 
-def test_a_strength_without_some_tuning_seeds_is_named():
+def test_a_setting_without_some_tuning_seeds_is_named():
     methods = {"backprop": settings(0.5, 0), "l2": settings(0.4, 0.1)}
     later = {"l2": settings(0.4, 0.2)}
     runs = [make_run(methods, range(6)), make_run(later, range(1, 7))]
-    pattern = r"l2 \(weight_decay 0.2\) was not run with the seeds 0, by which"
+    pattern = r"l2 \(weight_decay 0.2\) was not run with seeds 0, but these"
     with pytest.raises(ValueError, match=pattern):
         compare(runs, tuning_seeds=2)
 
@@ -118,15 +120,15 @@ def test_the_best_of_a_grid_of_two_hyper_parameters_has_an_edge_for_each():
     assert choice.at_edge == ["weight_decay"]
 
 
-def test_methods_are_judged_on_the_seeds_that_they_share_with_the_reference():
+def test_methods_are_evaluated_on_the_seeds_that_they_share_with_the_reference():
     run = make_run({"backprop": settings(0.5, 0)}, range(6))
     other = make_run({"l2": settings(0.45, 0)}, range(2, 8))
     compared = compare([run, other], tuning_seeds=0)
-    assert compared.judged["l2"].seeds == [2, 3, 4, 5]
+    assert compared.evaluated["l2"].seeds == [2, 3, 4, 5]
     (l2,) = [one for one in compared.verdicts["all_tasks"] if one.method == "l2"]
     difference = 0.45 + LEVELS[:4] - 0.5 - LEVELS[2:]
     assert l2.paired.difference == pytest.approx(difference.mean())
-    fewer = "Judged on fewer seeds than backprop (6): l2 4."
+    fewer = "Evaluated on fewer seeds than backprop (6): l2 4."
     assert fewer in compared.warnings
 
 

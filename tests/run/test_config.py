@@ -3,7 +3,12 @@ from tiny_runs import tiny_digits
 
 from experiments.learning.checks import ConfigError
 from experiments.run import provenance
-from experiments.run.config import check_has_effect, complete, make_cases
+from experiments.run.config import (
+    check_has_effect,
+    complete,
+    keep_cases,
+    make_cases,
+)
 
 
 def test_cases_apply_their_overrides_and_leave_the_rest():
@@ -12,6 +17,29 @@ def test_cases_apply_their_overrides_and_leave_the_rest():
     assert list(cases) == ["plain", "wide"]
     assert cases["wide"].hidden_units == 7
     assert cases["plain"].hidden_units == config.hidden_units == 5
+
+
+def test_cases_that_are_not_named_are_left_out():
+    config = tiny_digits()
+    keep_cases(config, ["backprop"])
+    assert list(config.cases) == ["backprop"]
+    with pytest.raises(ConfigError, match="no case 'bckprop': did you mean 'backprop'"):
+        keep_cases(config, ["bckprop"])
+
+
+def test_a_linear_model_takes_no_dropout():
+    """Its lanes would be trained several times alike."""
+    linear = {"method": "backprop", "hidden_layers": 0}
+    config = tiny_digits(cases={"plain": {"method": "backprop"}, "linear": linear})
+    config.sweep.dropout_rate = (0.1, 0.2)
+    cases = make_cases(config)
+    assert cases["plain"].sweep.dropout_rate == (0.1, 0.2)
+    assert "dropout_rate" not in cases["linear"].sweep
+    with pytest.raises(ConfigError, match=r"'linear' does not take it"):
+        check_has_effect(config, "dropout_rate", "linear")
+    config.cases.linear.sweep = {"dropout_rate": (0.1, 0.2)}
+    with pytest.raises(ConfigError, match=r"linear\.sweep holds 'dropout_rate', which"):
+        make_cases(config)
 
 
 def test_a_misspelt_override_names_the_field_it_may_mean():

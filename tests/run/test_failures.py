@@ -14,6 +14,7 @@ import xarray as xr
 
 from experiments.reporting import run_results
 
+pytestmark = pytest.mark.slow
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = (
     "--config=configs/pmnist.py:smoke",

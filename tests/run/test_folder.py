@@ -34,6 +34,7 @@ WRITTEN = (
     "figures/learning.png",
     "figures/survival.png",
     "tensorboard/backprop, step_size 0.1/events.out.tfevents.1790000000.host",
+    "profile/backprop/plugins/profile/2026_11_30_12_00_00/perfetto_trace.json.gz",
 )
 
 
@@ -97,6 +98,7 @@ def test_without_overwrite_all_is_kept(run):
         "checkpoints/backprop/4_kept/default/data",
         "checkpoints/2026_best/weights.npz",
         "tensorboard/notes.txt",
+        "profile/notes.txt",
         "nested/config.json",
     ],
 )
@@ -200,6 +202,7 @@ def test_a_second_run_is_told_who_holds_the_folder(run):
     open_and_close(run)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_taken_over(tmp_path):
     code = (
         "import os, pathlib, sys; from experiments.run.folder import hold_lock\n"

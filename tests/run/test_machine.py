@@ -74,6 +74,7 @@ print(len(jax.devices()), {p["num_threads"] for p in pools if p["user_api"] == "
 OWN = ("XLA_FLAGS", "JAX_NUM_CPU_DEVICES", *machine._LAPACK_THREADS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("chosen", "expected"),
     [

@@ -59,6 +59,7 @@ def test_a_problem_without_a_file_has_the_sources_of_the_rest():
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("git"), reason="git is not installed")
 def test_the_commit_and_whether_files_differ_from_it(tmp_path):
     def git(*arguments):

@@ -72,6 +72,7 @@ def locking():
     return context(use_ocdbt=True).spec.to_json().get("file_io_locking")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     sys.platform != "linux" or not shutil.which("gcc"), reason="needs Linux and gcc"
 )

@@ -7,7 +7,7 @@ from tiny_runs import tiny_digits
 
 from experiments import permuted_mnist
 from experiments.run import cases
-from experiments.run.logs import TensorBoardWriter
+from experiments.run.hooks import Hooks, TensorBoard
 
 
 def read_scalars(folder):
@@ -29,12 +29,13 @@ def test_events_hold_means_over_seeds_of_each_setting_and_layer(tmp_path):
     config = tiny_digits(cases={"backprop": {"method": "backprop"}})
     config.sweep.step_size = (0.1, 0.25)
     (case,) = cases.prepare_cases(config, permuted_mnist.make_problem)
-    writer = TensorBoardWriter(tmp_path, case, first_task=0)
+    hooks = Hooks([TensorBoard(tmp_path)])
     accuracy = np.array([0.1, 0.3, 0.5, np.nan])
     dead = np.array([[0.2, np.nan], [0.4, np.nan], [0.6, np.nan], [0.8, np.nan]])
-    writer.add(7, {"accuracy": accuracy, "dead_units": dead})
-    writer.add(8, {"accuracy_by_epoch": accuracy[:, np.newaxis] + [0.0, 0.25, 0.5]})
-    writer.close()
+    by_epoch = accuracy[:, np.newaxis] + [0.0, 0.25, 0.5]
+    assert hooks.call(case, 7, {"accuracy": accuracy, "dead_units": dead}) is None
+    assert hooks.call(case, 8, {"accuracy_by_epoch": by_epoch}) is None
+    hooks.close()
     folder = tmp_path / "tensorboard"
     assert read_scalars(folder / "backprop, step_size 0.1") == [
         ("accuracy", 7, pytest.approx(0.2)),

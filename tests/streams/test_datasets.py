@@ -167,6 +167,7 @@ def test_digits_have_no_test_split():
         datasets.load("digits", split="test")
 
 
+@pytest.mark.slow
 def test_importing_the_module_imports_no_heavy_package():
     heavy = {"jax", "sklearn", "tensorflow", "tensorflow_datasets", "PIL"}
     code = (

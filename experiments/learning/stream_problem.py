@@ -1,0 +1,187 @@
+"""The problem of a stream of examples: one update on each, or on each mini-batch.
+
+Shapes: T examples of a task, B batch, N batches of a task.
+"""
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import jax
+from jax import lax
+import jax.numpy as jnp
+
+from cbp_jax import metrics
+from experiments.learning.checks import (
+    check_batch_size,
+    check_choice,
+    check_measured_examples,
+)
+from experiments.learning.keys import STREAM
+from experiments.learning.learner import LearnerState, cross_entropy, make_learner
+from experiments.learning.measures import layer_measures, task_measures
+from experiments.learning.networks import make_network
+from experiments.learning.problem import Problem
+
+
+class Deferred(NamedTuple):
+    """Examples whose inputs would take too much memory if all were made at once.
+
+    Attributes:
+      items: pytree of arrays `[T, ...]` from which examples are made.
+      read: `items -> (inputs, targets)`, of any number of items: `[B, ...]` to inputs
+        `[B, *input_shape]` and targets `[B]`.
+    """
+
+    items: Any
+    read: Callable[[Any], tuple[jax.Array, jax.Array]]
+
+
+Examples = tuple[jax.Array, jax.Array] | Deferred
+"""Inputs `[T, *input_shape]` and targets `[T, ...]`, or what makes them."""
+
+
+def make_stream_problem(
+    config: Any,
+    sample: Callable[[jax.Array, jax.Array, Any], Examples],
+    *,
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    loss: str,
+    data: Any = MappingProxyType({}),
+    examples_per_change: int | None = None,
+) -> Problem:
+    """Builds the problem of a stream that a learner sees example by example.
+
+    Args:
+      config: the case's config, with the fields of configs/common.py.
+      sample: `(key, task, data) -> examples`, a pure function that draws a task. `key`
+        is that of a seed's stream, the same for every task and method: what changes
+        with the task is drawn from `jax.random.fold_in(key, task)`. `task` is an int32
+        scalar. Classes are int32 `[T]`, targets of a regression float32, `[T]` or
+        `[T, num_outputs]`.
+      input_shape: of one input: `(size,)` for an MLP, `(height, width, channels)` for a
+        convolutional network.
+      num_outputs: classes, or numbers to predict.
+      loss: a key of `LOSSES`.
+      data: pytree of NumPy arrays that all lanes share, such as the images.
+      examples_per_change: after how many examples the stream changes, told to methods
+        that act then; None for those of a task.
+
+    Returns:
+      The problem. Its metrics per task are the online score, `accuracy` (fraction) or
+      `error` (mean squared error), and `loss` (cross-entropy in nats, or the squared
+      error), both of predictions before the update; and per layer `layer_measures` of
+      the task's first examples, before it, and `task_measures`.
+
+    Raises:
+      ValueError: a field out of range, or an unknown loss.
+    """
+    if loss not in LOSSES:
+        raise ValueError(f"loss must be one of {list(LOSSES)}, got {loss!r}.")
+    loss_fn, score = LOSSES[loss]
+    check_choice("rank_method", config.rank_method, metrics.METHODS)
+    check_measured_examples(config)
+    check_batch_size(config, "examples_per_task")
+    examples_per_change = examples_per_change or config.examples_per_task
+    updates_per_task = config.examples_per_task // config.batch_size
+    learner = make_learner(
+        config,
+        make_network(config, input_shape, num_outputs),
+        input_shape,
+        loss_fn,
+        updates_per_task=examples_per_change // config.batch_size,
+    )
+
+    def run_task(
+        hyperparameters: Any,
+        state: LearnerState,
+        lane_key: jax.Array,
+        task: jax.Array,
+        data: Any,
+    ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        with jax.named_scope("stream"):
+            examples = sample(jax.random.fold_in(lane_key, STREAM), task, data)
+        if not isinstance(examples, Deferred):
+            examples = Deferred(examples, lambda pair: pair)
+        items, read = examples
+        first = jax.tree.map(lambda leaf: leaf[: config.measured_examples], items)
+        with jax.named_scope("measures"):
+            measures = layer_measures(
+                config, learner, hyperparameters, state, *read(first), task
+            )
+
+        def step(
+            state: LearnerState, batch: Any
+        ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
+            with jax.named_scope("stream"):
+                inputs, targets = read(batch)
+            state, outputs, loss = learner.step(hyperparameters, state, inputs, targets)
+            return state, (score.of_batch(outputs, targets, loss), loss)
+
+        batches = jax.tree.map(
+            lambda leaf: leaf.reshape(
+                updates_per_task, config.batch_size, *leaf.shape[1:]
+            ),
+            items,
+        )
+        new_state, (scores, losses) = lax.scan(step, state, batches)
+        return new_state, measures | {
+            score.name: score.of_task(scores),
+            "loss": jnp.mean(losses),
+        } | task_measures(learner, state, new_state)
+
+    return Problem(
+        learner=learner,
+        data=dict(data) if isinstance(data, Mapping) else data,
+        run_task=run_task,
+        updates_per_task=updates_per_task,
+        examples_per_task=config.examples_per_task,
+    )
+
+
+class _Score(NamedTuple):
+    """An online score.
+
+    Attributes:
+      name: of the metric.
+      of_batch: `(outputs, targets, loss) -> array` of an update.
+      of_task: the score of a task from those of its updates, `[N, ...]`.
+    """
+
+    name: str
+    of_batch: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+    of_task: Callable[[jax.Array], jax.Array]
+
+
+def _is_correct(outputs: jax.Array, labels: jax.Array, loss: jax.Array) -> jax.Array:
+    del loss
+    return jnp.argmax(outputs, axis=-1) == labels
+
+
+def _fraction(is_correct: jax.Array) -> jax.Array:
+    # A count is exact, in any order of the sum.
+    number = jnp.sum(is_correct).astype(jnp.float32)
+    return number / jnp.float32(is_correct.size)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """Mean squared error, without a factor 1/2.
+
+    Args:
+      outputs: `[B, num_outputs]`.
+      targets: like the outputs, or `[B]` if there is one.
+    """
+    return jnp.mean((outputs.reshape(targets.shape) - targets) ** 2)
+
+
+LOSSES: Mapping[str, tuple[Callable[..., jax.Array], _Score]] = MappingProxyType(
+    {
+        "cross_entropy": (cross_entropy, _Score("accuracy", _is_correct, _fraction)),
+        "squared_error": (
+            squared_error,
+            _Score("error", lambda outputs, targets, loss: loss, jnp.mean),
+        ),
+    }
+)
+"""What a learner minimizes, and its online score, by name."""
