@@ -14,7 +14,7 @@ import tiny
 from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
 
 import cbp_jax
-from cbp_jax import metrics, networks
+from cbp_jax import _resets, metrics, networks
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
 from experiments.run.config import complete, make_cases
 
@@ -91,10 +91,14 @@ def test_lanes_draw_orthogonal_kernels_by_the_library_of_their_platform():
         ({"draw": "always"}, set()),
         # A whole kernel is too much to draw every time.
         ({"initializer": tiny.rows_initializer}, {"cpu", "cuda", "tpu"}),
+        ({"small": 10}, {"cpu", "cuda", "tpu"}),
     ],
 )
-def test_a_conditional_is_only_where_it_saves_time(options, where):
-    update = update_by(**({"initializer": None} | options))
+def test_a_conditional_is_only_where_it_saves_time(options, where, monkeypatch):
+    monkeypatch.setattr(_resets, "_SMALL", options.get("small", 1000))
+    options = {"initializer": None} | options
+    options.pop("small", None)
+    update = update_by(**options)
     programs = lower(jax.vmap(update, in_axes=(0, 0, None)), KEYS, jnp.ones(2), PARAMS)
     # What is chosen by platform is a case as well, but of a constant.
     case = r'(%\w+) = stablehlo.convert .*<i1>\) -> .*\n.* = "stablehlo.case"\(\1\)'
