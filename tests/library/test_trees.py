@@ -128,3 +128,13 @@ def test_a_replaced_channel_between_convolutions_is_silent(convnet):
     np.testing.assert_allclose(
         state.units["conv_0"].mean_activation[~reborn], 0.01 * mean[~reborn], rtol=1e-4
     )
+
+
+def test_a_kernel_between_two_groups_is_reset_for_the_units_of_both():
+    params = tiny.make_params()
+    replaced = {"dense_0": jnp.array([1, 4]), "dense_1": jnp.array([0, 5])}
+    reset = tiny.by_path(cbp_jax.reset_units(params, tiny.UNITS, replaced))
+    old, entries = tiny.by_path(params), tiny.entries_of(replaced)
+    for path, leaf in reset.items():
+        wanted = np.where(entries[path], 0, old[path])
+        np.testing.assert_array_equal(leaf, wanted, err_msg=path)
