@@ -9,7 +9,7 @@ import pytest
 from experiments.timing import table
 from experiments.timing.table import Timing
 
-README = pathlib.Path(__file__).parents[2] / "experiments" / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "benchmark.md"
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def test_the_file_has_the_documented_columns_and_nothing_for_what_is_not_known(r
     assert float(cells["us_per_lane_step"]) == pytest.approx(6)
     assert (cells["lanes"], cells["memory_bytes"]) == ("7", "3000000")
     assert (cells["ratio_to_torch"], cells["compile_seconds"]) == ("", "")
-    page = README.read_text()
+    page = PAGE.read_text()
     for column, description in table.COLUMNS.items():
         assert f"| `{column}`" in page
         assert f"| {description} " in page
