@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, str] = {
     "ratio_high": "its upper quartile",
     "ratio_to_floor": "time divided by the hand-written loop's, same round",
     "ratio_to_torch": "time divided by a PyTorch update of one lane, same round",
-    "ratio_to_projection": "time divided by the projected time; known accelerators only",
+    "ratio_to_projection": "time divided by the projected time; accelerators only",
     "bandwidth_share": "share of the bandwidth: three reads, one write of weights",
     "data_share": "share of the timed task that is not updates: stream, tests",
     "measures_share": "share of a run's task that its measures take",
