@@ -88,6 +88,7 @@ def continual_backprop(
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
     axis_name: AxisName | None = None,
+    draw: str = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by the replacement of mature units of low utility.
 
@@ -175,6 +176,12 @@ def continual_backprop(
         split and the params are replicated. Mean activations and utilities are averaged
         over it, so that all replicas reset the same units. The gradients
         must have been averaged. Under `jax.jit` sharded arrays need nothing.
+      draw: when fresh weights are drawn. "when_due" draws them at updates that replace
+        a unit, behind a conditional; "always" draws and mostly drops them, without one;
+        "auto" is "always" on a GPU or TPU, which a conditional holds up, where the
+        params are at most 2**20 numbers, at most 8 units of a group are replaced in a
+        step and the initializer is marked by `unit_by_unit`, and else "when_due". All
+        give the same numbers.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with state `ContinualBackpropState`.
@@ -303,6 +310,7 @@ def continual_backprop(
         moments=moments,
         keep_state=keep_state,
         transfer_mean=transfer_mean,
+        draw=draw,
     )
 
     def init_checked(params: PyTree) -> ContinualBackpropState:

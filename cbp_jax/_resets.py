@@ -40,11 +40,23 @@ from cbp_jax._units import (
     as_groups,
     resolve_units,
 )
-from cbp_jax._xla import cond_any_lane, in_auto_mode, one_by_one_on_cpu
+from cbp_jax._xla import (
+    cond_any_lane,
+    first_minima,
+    in_auto_mode,
+    next_key_if,
+    one_by_one_on_cpu,
+)
 from cbp_jax.initializers import draws_unit_by_unit, kaiming_uniform
 
 # Purposes of the random numbers derived from the state's key.
 _NEXT_KEY, _FRESH_WEIGHTS, _THIS_UPDATE = range(3)
+
+# So few fresh columns of a group, in so small params, an accelerator draws faster than
+# it finds out whether any unit is due. Of larger params the time is that of memory: on
+# an H100, without a conditional XLA sums the outgoing magnitudes of 3 x 2,000 units
+# apart from the backward pass, which moves a fifth more bytes.
+_FEW, _SMALL = 8, 2**20
 
 
 class Measurements(NamedTuple):
@@ -120,6 +132,7 @@ def reset_by_rule(
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
     between_reset: str = "fresh",
+    draw: str = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
 
@@ -159,6 +172,7 @@ def reset_by_rule(
         update. "fresh" redraws it if the group of its reader comes later in `units`, as
         in continual backprop's code, which resets one layer after another; with "zero",
         all incoming weights are drawn first and all outgoing ones zeroed then.
+      draw: see `continual_backprop`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with state `UnitResetState`. Its update
@@ -180,6 +194,7 @@ def reset_by_rule(
         moments = "reset"
     check_choice("moments", moments, ("reset", "keep"))
     check_choice("between_reset", between_reset, ("fresh", "zero"))
+    check_choice("draw", draw, ("auto", "when_due", "always"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
     accepted = _bases.accepted(base_optimizer, ("features", "unit_ages"))
 
@@ -271,74 +286,89 @@ def reset_by_rule(
         for index, group in enumerate(groups):
             unit_state = state.units[group.name]
             unit_state = unit_state._replace(age=optax.safe_increment(unit_state.age))
-            measured = Measurements(
-                activation=_activations(
-                    group, activations[group.name], _state_dtype(group, leaves)
-                ),
-                incoming_magnitude=_mean_magnitude(group, group.incoming, new_leaves)[
-                    ..., 0, :
-                ],
-                outgoing_magnitude=_mean_magnitude(group, group.outgoing, new_leaves),
-                age=unit_state.age,
-                count=jnp.broadcast_to(state.count, group.stack),
-                key=_slice_keys(jax.random.fold_in(update_key, index), group.stack),
-            )
-            choose = _over_stack(rules[group.name].update, group)
-            unit_states[group.name], choices[group.name] = choose(unit_state, measured)
-            _check_choice(group, choices[group.name], transfer_mean)
+            with jax.named_scope("measure"):
+                measured = Measurements(
+                    activation=_activations(
+                        group, activations[group.name], _state_dtype(group, leaves)
+                    ),
+                    incoming_magnitude=_mean_magnitude(
+                        group, group.incoming, new_leaves
+                    )[..., 0, :],
+                    outgoing_magnitude=_mean_magnitude(
+                        group, group.outgoing, new_leaves
+                    ),
+                    age=unit_state.age,
+                    count=jnp.broadcast_to(state.count, group.stack),
+                    key=_slice_keys(jax.random.fold_in(update_key, index), group.stack),
+                )
+            with jax.named_scope("choose"):
+                choose = _over_stack(rules[group.name].update, group)
+                unit_state, choice = choose(unit_state, measured)
+            _check_choice(group, choice, transfer_mean)
+            unit_states[group.name], choices[group.name] = unit_state, choice
 
-        # Draw fresh weights, only when any unit is due.
+        # Draw fresh weights, on a CPU only when any unit is due.
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not group.group.frozen]
-        drawn, rng_key, num_replaced = _draw_if_due(
-            groups, rules, initializer, choices, rng_key, state.num_replaced, leaves
-        )
+        with jax.named_scope("draw"):
+            drawn, rng_key, num_replaced = _draw_if_due(
+                *(groups, rules, initializer, choices, rng_key, state.num_replaced),
+                *(leaves, draw),
+            )
 
         # Write them into the updates.
         update_leaves = treedef.flatten_up_to(updates)
         entries = []  # To reset: axes, mask, value.
-        for group in live:
-            found = drawn[group.name]
-            if transfer_mean:
-                update_leaves = _transfer_means(
-                    group,
-                    jnp.where(found.mask, choices[group.name].mean_activation, 0),
-                    new_leaves,
-                    update_leaves,
+        with jax.named_scope("write"):
+            for group in live:
+                found = drawn[group.name]
+                if transfer_mean:
+                    update_leaves = _transfer_means(
+                        group,
+                        jnp.where(found.mask, choices[group.name].mean_activation, 0),
+                        new_leaves,
+                        update_leaves,
+                    )
+                fresh = _lay_columns(group, rules[group.name], found)
+                values = group.values(fresh)
+                for axes, value in zip(group.all_axes, values, strict=True):
+                    entries.append((axes, found.mask, value))
+                unit_states[group.name] = _reborn(
+                    unit_states[group.name], newborn(group, leaves), found.mask
                 )
-            fresh = _lay_columns(group, rules[group.name], found)
-            for axes, value in zip(group.all_axes, group.values(fresh), strict=True):
-                entries.append((axes, found.mask, value))
-            unit_states[group.name] = _reborn(
-                unit_states[group.name], newborn(group, leaves), found.mask
-            )
-        if between_reset == "zero":
-            # Outgoing weights last, whatever their group.
-            entries.sort(key=lambda entry: bool(entry[0].outputs))
-        for axes, mask, value in entries:
-            old = leaves[axes.leaf]
-            # A select is fused into the update and costs no pass over memory; a scatter
-            # would have to write the updates out first.
-            update_leaves[axes.leaf] = lead_to(
-                jnp.asarray(value, old.dtype),
-                axes.spread(mask),
-                update_leaves[axes.leaf],
-                old,
-            )
-        updates = treedef.unflatten(update_leaves)
+            if between_reset == "zero":
+                # Outgoing weights last, whatever their group.
+                entries.sort(key=lambda entry: bool(entry[0].outputs))
+            for axes, mask, value in entries:
+                old = leaves[axes.leaf]
+                # A select is fused into the update and costs no pass over memory; a
+                # scatter would have to write the updates out first.
+                update_leaves[axes.leaf] = lead_to(
+                    jnp.asarray(value, old.dtype),
+                    axes.spread(mask),
+                    update_leaves[axes.leaf],
+                    old,
+                )
+            updates = treedef.unflatten(update_leaves)
 
         # Reset the moments.
         masks = [(group, drawn[group.name].mask) for group in live]
-        base_state = _trees.forget_loss(state.base_state, masks)
-        if moments == "reset":
-            base_state = _trees.reset_moments(
-                base_optimizer,
-                base_state,
-                optax.apply_updates(params, updates),
-                masks,
-                keep_state,
-            )
+        with jax.named_scope("moments"):
+            base_state = _trees.forget_loss(state.base_state, masks)
+            if moments == "reset":
+                base_state = _trees.reset_moments(
+                    base_optimizer,
+                    base_state,
+                    optax.apply_updates(params, updates),
+                    masks,
+                    keep_state,
+                    alone={
+                        group.name: drawn[group.name].units[0]
+                        for group in live
+                        if not group.stack and _most(rules[group.name], group) == 1
+                    },
+                )
         return updates, UnitResetState(
             base_state=base_state,
             units=unit_states,
@@ -469,8 +499,9 @@ def _draw_if_due(
     rng_key: jax.Array,
     num_replaced: Mapping[str, jax.Array],
     leaves: Sequence[jax.Array],
+    draw: str,
 ) -> tuple[dict[str, _Drawn], jax.Array, dict[str, jax.Array]]:
-    """Turns choices into units and fresh weights, if any unit is due.
+    """Turns choices into units and fresh weights, if any unit is due or in any case.
 
     Args:
       groups: all groups.
@@ -480,6 +511,7 @@ def _draw_if_due(
       rng_key: the state's key.
       num_replaced: number of units reset before, by group name.
       leaves: the params, flattened; only shapes and dtypes matter.
+      draw: see `continual_backprop`.
 
     Returns:
       What is drawn for each group that is not frozen; the next key, which is the old
@@ -499,26 +531,22 @@ def _draw_if_due(
 
     def work(operand: PyTree) -> PyTree:
         scores, due, rng_key, num_replaced = operand
+        units = _find_units(scores, due, bounds)
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
         drawn, num_replaced = {}, dict(num_replaced)
         for index, group in live.items():
             name = group.name
             draw_slice = functools.partial(
-                _draw_slice,
-                group,
-                group.group.initializer or initializer,
-                shapes,
-                bounds[name],
+                _draw_slice, group, group.group.initializer or initializer, shapes
             )
             drawn[name] = _over_stack(draw_slice, group)(
-                scores[name],
-                due[name],
+                units[name],
                 _slice_keys(jax.random.fold_in(fresh_key, index), group.stack),
             )
-            number = jnp.sum(drawn[name].mask, axis=-1, dtype=jnp.int32)
-            num_replaced[name] += number
+            is_used = units[name] < group.num_units
+            num_replaced[name] += jnp.sum(is_used, axis=-1, dtype=jnp.int32)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
-        return drawn, jnp.where(_any_due(due), next_key, rng_key), num_replaced
+        return drawn, next_key_if(_any_due(due), next_key, rng_key), num_replaced
 
     def skip(operand: PyTree) -> PyTree:
         _, _, rng_key, num_replaced = operand
@@ -531,27 +559,64 @@ def _draw_if_due(
     scores = {group.name: choices[group.name].score for group in live.values()}
     due = {group.name: choices[group.name].number for group in live.values()}
     operand = scores, due, rng_key, dict(num_replaced)
-    return cond_any_lane(_any_due(due), work, skip, operand)
+    is_little = sum(leaf.size for leaf in leaves) <= _SMALL and all(
+        bounds[group.name] <= _FEW
+        and draws_unit_by_unit(group.group.initializer or initializer)
+        for group in live.values()
+    )
+    if draw == "always":
+        return work(operand)
+    only_on_cpu = draw == "auto" and is_little
+    return cond_any_lane(_any_due(due), work, skip, operand, only_on_cpu=only_on_cpu)
+
+
+def _find_units(
+    scores: Mapping[str, jax.Array],
+    due: Mapping[str, jax.Array],
+    bounds: Mapping[str, int],
+) -> dict[str, jax.Array]:
+    """Finds the units of lowest score of each group.
+
+    Of equal scores the lowest index comes first; inf and NaN are never among them.
+
+    Args:
+      scores: floating [*S, N].
+      due: how many units to find, int32 [*S].
+      bounds: K.
+
+    Returns:
+      Indices int32 [*S, K], N where unused.
+    """
+    scores = {
+        name: jnp.where(jnp.isnan(score), jnp.inf, score)
+        for name, score in scores.items()
+    }
+    alone = [name for name in scores if bounds[name] == 1]
+    minima = dict(
+        zip(alone, first_minima([scores[name] for name in alone]), strict=True)
+    )
+    found = {}
+    for name, score in scores.items():
+        if name in minima:
+            value, units = (array[..., None] for array in minima[name])
+        else:
+            negative, units = lax.top_k(-score, bounds[name])
+            value = -negative
+        slots = lax.broadcasted_iota(jnp.int32, units.shape, units.ndim - 1)
+        is_used = (slots < due[name][..., None]) & (value < jnp.inf)
+        found[name] = jnp.where(is_used, units.astype(jnp.int32), score.shape[-1])
+    return found
 
 
 def _draw_slice(
     group: ResolvedGroup,
     initializer: Initializer,
     shapes: Sequence[tuple[tuple[int, ...], DTypeLike]],
-    most: int,
-    score: jax.Array,
-    number: jax.Array,
+    units: jax.Array,
     key: jax.Array,
 ) -> _Drawn:
-    """Finds the units of lowest score [N] of one slice, and draws their weights.
-
-    Of equal scores the lowest index comes first; inf and NaN are never among them.
-    """
-    score = jnp.where(jnp.isnan(score), jnp.inf, score)
-    negative, units = lax.top_k(-score, most)
-    is_used = jnp.arange(most, dtype=jnp.int32) < number
-    is_used &= negative > -jnp.inf
-    units = jnp.where(is_used, units.astype(jnp.int32), group.num_units)
+    """Draws the weights of the units [K] of one slice."""
+    most = units.size
     columns = []
     for index, axes in enumerate(group.incoming):
         shape, dtype = shapes[axes.leaf]

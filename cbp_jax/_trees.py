@@ -5,6 +5,7 @@ Shapes: N units of a group, S stack axes, K largest number of units reset in one
 
 from collections.abc import Mapping, Sequence
 import functools
+from types import MappingProxyType
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from cbp_jax._units import (
     path_string,
     resolve_units,
 )
+from cbp_jax._xla import replace_rows
 
 _LINE_SEARCHES = (
     optax.ScaleByBacktrackingLinesearchState,
@@ -214,6 +216,7 @@ def reset_moments(
     new_params: PyTree,
     masks: Masks,
     keep: Sequence[str] = (),
+    alone: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> PyTree:
     """Sets the optimizer state of reset units to its initial values.
 
@@ -233,6 +236,8 @@ def reset_moments(
       new_params: the params after the reset.
       masks: which units of which groups are reset.
       keep: names of fields of the state that are left as they are.
+      alone: of groups without stack axes of which at most one unit is reset, its index,
+        int32 scalar, N for none.
 
     Returns:
       A state like `base_state`.
@@ -256,9 +261,35 @@ def reset_moments(
         mask = spread[owner] if is_like_param else None
         if mask is None:
             return leaf
-        return jnp.where(mask, fresh.astype(leaf.dtype), leaf)
+        fresh = fresh.astype(leaf.dtype)
+        rows = _rows(masks, owner, alone)
+        if rows is None or leaf.ndim < 2:
+            return jnp.where(mask, fresh, leaf)
+        return replace_rows(leaf, fresh, mask, rows)
 
     return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
+
+
+def _rows(
+    masks: Masks, leaf: int, alone: Mapping[str, jax.Array]
+) -> dict[int, jax.Array] | None:
+    """Returns by axis of a leaf the one entry to reset along it, None for other resets.
+
+    Args:
+      masks: which units of which groups are reset.
+      leaf: its index among the leaves of the params.
+      alone: see `reset_moments`.
+    """
+    rows = {}
+    for group, _ in masks:
+        for axes in group.all_axes:
+            if axes.leaf != leaf:
+                continue
+            (axis, *others) = axes.units
+            if group.name not in alone or axes.positions > 1 or others or axis in rows:
+                return None
+            rows[axis] = alone[group.name]
+    return rows
 
 
 def forget_loss(base_state: PyTree, masks: Masks) -> PyTree:

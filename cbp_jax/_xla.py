@@ -4,6 +4,10 @@
   0.11. `test_a_vmapped_cond_would_always_run_the_work` fails once it does not.
 * `sum_magnitudes`: jaxlib 0.10 and 0.11 add up slowly on a CPU. That is speed only:
   compare with `jnp.sum` in its place by `python -m experiments.benchmark`.
+* `replace_rows`: jaxlib 0.10 makes a select of a select, a pass over memory, also where
+  a few entries change. That is speed only.
+* `first_minima`, `computed_once`, `next_key_if`: jaxlib 0.10 makes more kernels for a
+  GPU of what is plainly written. That is speed only: compile for a GPU, and count.
 * `one_by_one_on_cpu`: jaxlib 0.10 can hang in batched LAPACK calls on a CPU, 0.11.2
   does not. It can go with the support of 0.10.
 * `in_auto_mode`: on a mesh of explicit axes every operation would have to name its
@@ -15,7 +19,7 @@
 XLA's on a CPU, and describes them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 import math
 
 import jax
@@ -33,6 +37,8 @@ def cond_any_lane(
     work: Callable[[PyTree], PyTree],
     skip: Callable[[PyTree], PyTree],
     operand: PyTree,
+    *,
+    only_on_cpu: bool = False,
 ) -> PyTree:
     """Returns `work(operand)` if the predicate is true in any lane, or `skip(operand)`.
 
@@ -45,15 +51,24 @@ def cond_any_lane(
         predicate is false. Neither function may close over traced arrays.
       skip: the cheap branch.
       operand: pytree of arrays, the functions' only argument.
+      only_on_cpu: all other platforms do the work every time, without a conditional.
 
     Returns:
       A pytree of arrays, of the same structure, shapes and dtypes from both functions.
     """
 
+    def choose(predicate: jax.Array, operand: PyTree) -> PyTree:
+        return lax.cond(predicate, *_varying_alike(work, skip, operand), operand)
+
+    def always(predicate: jax.Array, operand: PyTree) -> PyTree:
+        del predicate
+        return work(operand)
+
     @custom_vmap
     def conditional(predicate: jax.Array, operand: PyTree) -> PyTree:
-        branches = _varying_alike(work, skip, operand)
-        return lax.cond(predicate, *branches, operand)
+        if not only_on_cpu:
+            return choose(predicate, operand)
+        return lax.platform_dependent(predicate, operand, cpu=choose, default=always)
 
     @conditional.def_vmap
     def _(
@@ -69,7 +84,10 @@ def cond_any_lane(
         )
         if predicate_is_batched:
             predicate = jnp.any(predicate)
-        out = cond_any_lane(predicate, jax.vmap(work), jax.vmap(skip), operand)
+        lanes_work, lanes_skip = jax.vmap(work), jax.vmap(skip)
+        out = cond_any_lane(
+            predicate, lanes_work, lanes_skip, operand, only_on_cpu=only_on_cpu
+        )
         return out, jax.tree.map(lambda _: True, out)
 
     return conditional(predicate, operand)
@@ -182,10 +200,9 @@ def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
     """Adds up groups of neighbors along an axis.
 
     There are no fewer groups than shards that the axis may have: no group may have to
-    be added up over shards. Inside `jax.shard_map` XLA shards nothing.
+    be added up over shards.
     """
-    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
-    most_shards = 1 if is_manual else jax.device_count()
+    most_shards = jax.device_count() if _may_be_sharded() else 1
     shape = magnitudes.shape
     numbers = (2,) if axis == magnitudes.ndim - 1 else _NEIGHBORS
     for number in numbers:
@@ -196,6 +213,12 @@ def _add_neighbors(magnitudes: jax.Array, axis: int) -> jax.Array:
     return magnitudes
 
 
+def _may_be_sharded() -> bool:
+    """Whether XLA may have sharded an array; inside `jax.shard_map` it does not."""
+    is_manual = jax.sharding.get_abstract_mesh().are_all_axes_manual
+    return jax.device_count() > 1 and not is_manual
+
+
 def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array:
     """Sums nonnegative numbers in a way that XLA does not recognize as a sum."""
     zero = np.zeros((), magnitudes.dtype)
@@ -204,8 +227,127 @@ def _add_unrecognized(magnitudes: jax.Array, axes: tuple[int, ...]) -> jax.Array
     )
 
 
+def first_minima(arrays: Sequence[jax.Array]) -> list[tuple[jax.Array, jax.Array]]:
+    """Finds the minimum of each array along its last axis, and where it comes first.
+
+    XLA for GPUs makes a kernel of each `jnp.argmin`; one reduction of several arrays is
+    one kernel, to which it adds the sums over the same axis.
+
+    Args:
+      arrays: floating `[..., N]`, without NaN.
+
+    Returns:
+      For each array its minima `[...]` and their indices, int32.
+    """
+
+    def smaller(old: tuple, new: tuple) -> tuple:
+        kept = []
+        for place in range(0, len(old), 2):
+            (value, index), (other, at) = old[place : place + 2], new[place : place + 2]
+            is_other = (other < value) | ((other == value) & (at < index))
+            kept += [
+                lax.select(is_other, other, value),
+                lax.select(is_other, at, index),
+            ]
+        return tuple(kept)
+
+    kinds = [(array.shape, array.dtype) for array in arrays]
+    found = {}
+    for kind in dict.fromkeys(kinds):
+        alike = [n for n in range(len(arrays)) if kinds[n] == kind]
+        shape, dtype = kind
+        axis = len(shape) - 1
+        indices = lax.broadcasted_iota(jnp.int32, shape, axis)
+        operands = [operand for n in alike for operand in (arrays[n], indices)]
+        ends = [np.asarray(np.inf, dtype), np.asarray(shape[axis], np.int32)]
+        out = lax.reduce(operands, ends * len(alike), smaller, (axis,))
+        found |= dict(zip(alike, zip(out[::2], out[1::2], strict=True), strict=True))
+    return [found[n] for n in range(len(arrays))]
+
+
+def replace_rows(
+    array: jax.Array, new: jax.Array, mask: jax.Array, rows: Mapping[int, jax.Array]
+) -> jax.Array:
+    """Takes the entries of a mask from another array: `jnp.where(mask, new, array)`.
+
+    The mask covers at most one row along each of some axes. A CPU rewrites these in
+    place, instead of passing over the whole array; of lanes or shards it would make
+    loops, and a GPU kernels of their own.
+
+    Args:
+      array: any array.
+      new: of the same shape and dtype.
+      mask: bool, broadcasts to it.
+      rows: by axis the index of the row in the mask, int32 scalar, or one past the last
+        for none.
+    """
+
+    def select(array: jax.Array, new: jax.Array, *others: jax.Array) -> jax.Array:
+        return jnp.where(others[0], new, array)
+
+    def rewrite(array: jax.Array, new: jax.Array, *others: jax.Array) -> jax.Array:
+        _, *indices = others
+        for axis, index in zip(rows, indices, strict=True):
+            # Unsigned, since a negative index would have to be looked for.
+            place = jnp.minimum(index, array.shape[axis] - 1).astype(jnp.uint32)
+            old_row, new_row = (
+                lax.dynamic_index_in_dim(each, place, axis) for each in (array, new)
+            )
+            row = jnp.where(index < array.shape[axis], new_row, old_row)
+            array = lax.dynamic_update_index_in_dim(array, row, place, axis)
+        return array
+
+    @custom_vmap
+    def replace(*arguments: jax.Array) -> jax.Array:
+        if _may_be_sharded():
+            return select(*arguments)
+        return lax.platform_dependent(*arguments, cpu=rewrite, default=select)
+
+    @replace.def_vmap
+    def _(
+        lanes: int, is_batched: list[bool], *arguments: jax.Array
+    ) -> tuple[jax.Array, bool]:
+        axes = [0 if batched else None for batched in is_batched]
+        return jax.vmap(select, axes, axis_size=lanes)(*arguments), True
+
+    replace_differentiably = jax.custom_jvp(replace)
+
+    @replace_differentiably.defjvp
+    def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+        array, new, *others = primals
+
+        def select_from(array: jax.Array, new: jax.Array) -> jax.Array:
+            return select(array, new, *others)
+
+        return jax.jvp(select_from, (array, new), tangents[:2])
+
+    return replace_differentiably(array, new, mask, *rows.values())
+
+
+def computed_once(array: jax.Array) -> jax.Array:
+    """Returns the array, which XLA then does not compute anew wherever it is used.
+
+    XLA for GPUs likes to fuse what leads to a small array into all that reads it, be it
+    a power for each weight. If a loop carries what it leads from, that is copied then,
+    because it is still read when its next value is written.
+    """
+    return lax.optimization_barrier(array)
+
+
+def next_key_if(is_due: jax.Array, next_key: jax.Array, key: jax.Array) -> jax.Array:
+    """Returns the next key where it is due, else the key itself, typed scalars.
+
+    XLA for GPUs would derive the next key as it selects. Since that mixes the words of
+    the old one, it could not write to the same place, and a loop would copy the key.
+    """
+    words = [computed_once(word) for word in jax.random.key_data(next_key)]
+    bits = jnp.where(is_due, jnp.stack(words), jax.random.key_data(key))
+    return jax.random.wrap_key_data(bits, impl=jax.random.key_impl(key))
+
+
 def one_by_one_on_cpu(
     decompose: Callable[[jax.Array], jax.Array],
+    on_tpu: Callable[[jax.Array], jax.Array] | None = None,
 ) -> Callable[[jax.Array], jax.Array]:
     """Keeps a CPU from decomposing several matrices in one call under `vmap`.
 
@@ -217,13 +359,19 @@ def one_by_one_on_cpu(
     programs are slower.
 
     Derivatives are those of `decompose`; they still take a batch in one call.
+
+    Args:
+      decompose: of a matrix.
+      on_tpu: what does the same on a TPU, None for `decompose`.
     """
     # The lambda hides arguments that are not arrays.
     on_cpu = sequential_vmap(lambda matrix: decompose(matrix))
 
     @jax.custom_jvp
     def values(matrix: jax.Array) -> jax.Array:
-        return lax.platform_dependent(matrix, cpu=on_cpu, default=decompose)
+        return lax.platform_dependent(
+            matrix, cpu=on_cpu, tpu=on_tpu or decompose, default=decompose
+        )
 
     @values.defjvp
     def _(primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:

@@ -5,13 +5,17 @@ r"""Times training; docs/benchmark.md says how to read the numbers.
     python -m experiments.benchmark PROBLEM --config=configs/pmnist.py:methods \
         [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7] \
         [--parts=data] [--parts=measures]
+    python -m experiments.benchmark [PROBLEM --config=...] --compile_for=h100
 
 A preset of configs/benchmark.py times its groups, each a network and a number of lanes.
 The second form times the methods of any config against each other, with the lanes that
 a run of it would have; PROBLEM is the name of a program, such as permuted_mnist.
+
+The third times nothing: it compiles the tasks of either for an accelerator that need
+not be here, counts what an update does there, and projects how long a run would take.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 import contextlib
 import csv
 from functools import partial
@@ -32,9 +36,12 @@ from tqdm import tqdm
 
 from experiments.learning.checks import ConfigError
 from experiments.run import command_line
-from experiments.run.cases import prepare_cases
-from experiments.run.config import complete, define_config_flag
-from experiments.timing import programs, torch_loop
+from experiments.run.cases import Case, prepare_cases
+from experiments.run.config import complete, define_config_flag, make_cases, make_grid
+from experiments.timing import ahead_of_time, compiled_table, programs, torch_loop
+from experiments.timing.compiled_programs import update_work
+from experiments.timing.devices import DEVICES, of_kind
+from experiments.timing.projections import ASSUMED, Assumptions, project
 from experiments.timing.rounds import take_turns
 from experiments.timing.table import (
     COLUMNS,
@@ -62,7 +69,11 @@ def _main(arguments: Sequence[str]) -> None:
             "Name both one problem, such as permuted_mnist, and its --config, or "
             "neither."
         )
-    command_line.use_all_cores()
+    if _COMPILE_FOR.value:
+        # Nothing runs, and a plugin for a GPU that is not here would complain.
+        jax.config.update("jax_platforms", "cpu")
+    else:
+        command_line.use_all_cores()
     try:
         if _AGAINST.value:
             torch_loop.check_installed()
@@ -79,29 +90,48 @@ def _run_preset(name: str) -> None:
     # Configs are not part of the package.
     presets = importlib.import_module("configs.benchmark")
     groups = choose(presets.get_config(name).groups, _ONLY.value)
+    if _COMPILE_FOR.value:
+        _compile_groups(groups)
+        return
     if name == "accelerator" and jax.default_backend() == "cpu":
         print(
             "JAX sees no accelerator here, only a CPU, which will not get far. On an "
             "NVIDIA GPU: pip install '.[cuda]'.",
             file=sys.stderr,
         )
-    with tempfile.TemporaryDirectory() as folder:
-        of_mnist = [group for group in groups if group.problem == "permuted_mnist"]
-        for group in of_mnist:
-            group.config.data_dir = folder
-        if of_mnist:
-            write_images(pathlib.Path(folder))
+    with _made_up_images(groups):
         _run_groups(name, groups, _MINUTES.value or _PRESET_MINUTES)
 
 
+@contextlib.contextmanager
+def _made_up_images(groups: Sequence[ConfigDict]) -> Iterator[None]:
+    """Lets groups that name no folder of MNIST's read random images in its place."""
+    wanting = [
+        group.config
+        for group in groups
+        if group.config.get("dataset") == "mnist" and not group.config.data_dir
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        for config in wanting:
+            config.data_dir = folder
+        if wanting:
+            write_images(pathlib.Path(folder))
+        yield
+
+
 def _run_config(problem: str, config: ConfigDict) -> None:
+    if _COMPILE_FOR.value:
+        group = ConfigDict({"problem": problem, "config": config})
+        group.network = _network_name(config)
+        _compile_groups([group])
+        return
     if _REFERENCE.value not in config.cases:
         raise ConfigError(
             f"--reference must be one of the config's cases {sorted(config.cases)}, "
             f"got {_REFERENCE.value!r}."
         )
     group = ConfigDict({"problem": problem, "config": config})
-    group.network = f"{config.hidden_layers} x {config.hidden_units:,}"
+    group.network = _network_name(config)
     group.steps, group.parts = _STEPS.value, _PARTS.value
     _run_groups(problem, [group], _MINUTES.value or math.inf)
 
@@ -114,7 +144,99 @@ def _run_groups(name: str, groups: Sequence[ConfigDict], minutes: float) -> None
         reference=_REFERENCE.value,
         rounds=_ROUNDS.value,
         against_torch=_AGAINST.value is not None,
+        assumptions=_assumptions(),
     )
+
+
+def _network_name(config: ConfigDict) -> str:
+    return f"{config.hidden_layers} x {config.hidden_units:,}"
+
+
+def _assumptions() -> Assumptions:
+    return Assumptions(
+        1e-6 * _LAUNCH.value,
+        1e-6 * _CONDITIONAL.value,
+        _BANDWIDTH_SHARE.value,
+        _BRANCH_SHARE.value,
+    )
+
+
+def _compile_groups(groups: Sequence[ConfigDict]) -> None:
+    with _made_up_images(groups):
+        compile_groups(
+            groups,
+            _COMPILE_FOR.value,
+            _assumptions(),
+            number=_DEVICES.value,
+            path=pathlib.Path(_CSV.value) if _CSV.value else None,
+            programs_folder=pathlib.Path(_HLO.value) if _HLO.value else None,
+        )
+
+
+def compile_groups(
+    groups: Sequence[ConfigDict],
+    name: str,
+    assumptions: Assumptions,
+    *,
+    number: int = 1,
+    path: pathlib.Path | None = None,
+    programs_folder: pathlib.Path | None = None,
+) -> None:
+    """Compiles all cases of groups for an accelerator and prints what they do there.
+
+    Args:
+      groups: see `time_group`.
+      name: of the accelerator, a key of `DEVICES`.
+      assumptions: for the projected times.
+      number: of accelerators, which the lanes are spread over.
+      path: of a CSV file of all numbers, or None.
+      programs_folder: where to put the HLO text of the programs, or None.
+
+    Raises:
+      ImportError: a package is missing.
+      ValueError: a config that cannot be run, or too many accelerators.
+    """
+    device = DEVICES[name]
+    devices = ahead_of_time.describe(device, number)
+    rows = []
+    for group in groups:
+        for case in _cases_of(group):
+            tqdm.write(f"{title(group)}: {case.name}", file=sys.stderr)
+            task = ahead_of_time.compile_to_fit(case, device, devices)
+            if programs_folder is not None:
+                programs_folder.mkdir(parents=True, exist_ok=True)
+                file_name = f"{name}, {title(group)}, {case.name}.txt"
+                (programs_folder / file_name).write_text(task.text)
+            row = compiled_table.make_row(
+                case, group.network, task, device, assumptions
+            )
+            row |= {"problem": group.problem, "device": f"{number} x {name}"}
+            rows.append(row)
+            if path is not None:
+                _write_rows(path, rows)
+    print(compiled_table.make_table(rows))
+    print(
+        f"Compiled for {number} x {device.kind} by JAX {jax.__version__}; nothing ran "
+        f"there. The times are projected and assume {assumptions}; streams, measures "
+        "and arithmetic are not counted."
+    )
+
+
+def _write_rows(path: pathlib.Path, rows: Sequence[Row]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(map(csv_cells, rows))
+
+
+def _cases_of(group: ConfigDict) -> list[Case]:
+    """Builds the cases of a group, whose lanes need not fit into this machine."""
+    make_problem = _make_problem_of(group.problem)
+    return [
+        Case(name, config, make_grid(config), make_problem(config))
+        for name, config in make_cases(complete(group.config)).items()
+    ]
 
 
 def run_groups(
@@ -163,6 +285,8 @@ def run_groups(
             f"{found[0]['device']}, JAX {found[0]['jax']}; medians (middle half) over "
             "rounds that take turns."
         )
+    if any(math.isfinite(row["ratio_to_projection"]) for row in found):
+        print(f"Projections assume {options.get('assumptions', ASSUMED)}.")
     print(f"Written: {path}")
 
 
@@ -206,6 +330,7 @@ def time_group(
     reference: str,
     rounds: int,
     against_torch: bool = False,
+    assumptions: Assumptions = ASSUMED,
     end: float = math.inf,
 ) -> dict[str, Timing]:
     """Times all cases of a config against each other, and what they are compared with.
@@ -217,6 +342,7 @@ def time_group(
       reference: the case that bandwidth, floor and PyTorch take their shapes from.
       rounds: see `take_turns`.
       against_torch: whether to time PyTorch.
+      assumptions: of the projected times, which accelerators are compared with.
       end: see `take_turns`.
 
     Returns:
@@ -267,6 +393,9 @@ def time_group(
         timing = Timing(
             lanes,
             update,
+            projected_seconds=_projected_seconds(program, lanes, assumptions)
+            if name != TORCH
+            else math.nan,
             bandwidth_share=float(np.median(moved / bandwidth)),
             compile_seconds=program.compile_seconds,
             memory_bytes=program.memory_bytes,
@@ -280,6 +409,18 @@ def time_group(
             timing = timing._replace(measures_share=np.median(measures / task))
         timings[name] = timing
     return timings
+
+
+def _projected_seconds(
+    program: programs.Program, lanes: int, assumptions: Assumptions
+) -> float:
+    """Projects the time of an update of a lane, NaN on a machine that is not known."""
+    device = of_kind(jax.devices()[0].device_kind)
+    if device is None:
+        return math.nan
+    text = program.compiled.as_text()
+    work = update_work(text, program.updates // lanes)
+    return project(work, device, assumptions).seconds / lanes
 
 
 def build(
@@ -329,5 +470,26 @@ if __name__ == "__main__":
     _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that each is timed.", 1)
     _PARTS = flags.DEFINE_multi_enum(
         "parts", [], [DATA, MEASURES], "Part of a run whose share is wanted."
+    )
+    _COMPILE_FOR = flags.DEFINE_enum(
+        "compile_for", None, list(DEVICES), "Compile for this, and time nothing."
+    )
+    _DEVICES = flags.DEFINE_integer("devices", 1, "How many of it.", 1)
+    _HLO = flags.DEFINE_string("hlo", None, "Folder for the compiled programs.")
+    _LAUNCH = flags.DEFINE_float(
+        *("launch_us", 1e6 * ASSUMED.launch_seconds),
+        *("Assumed time of a launch on a GPU, µs.", 0.0),
+    )
+    _CONDITIONAL = flags.DEFINE_float(
+        *("conditional_us", 1e6 * ASSUMED.conditional_seconds),
+        *("Assumed time of a conditional on a GPU, µs.", 0.0),
+    )
+    _BANDWIDTH_SHARE = flags.DEFINE_float(
+        *("bandwidth_share", ASSUMED.bandwidth_share),
+        *("Assumed share of the bandwidth that kernels reach.", 0.01, 1.0),
+    )
+    _BRANCH_SHARE = flags.DEFINE_float(
+        *("branch_share", ASSUMED.branch_share),
+        *("Assumed share of conditionals that take the longer branch.", 0.0, 1.0),
     )
     app.run(_main, flags_parser=command_line.parse_flags)

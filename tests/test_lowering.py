@@ -14,7 +14,7 @@ import tiny
 from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
 
 import cbp_jax
-from cbp_jax import metrics, networks
+from cbp_jax import _resets, metrics, networks
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
 from experiments.run.config import complete, make_cases
 
@@ -41,7 +41,7 @@ def calls(program):
     return set(re.findall(r"custom_call @([\w.$]+)", program))
 
 
-def update_by(initializer):
+def update_by(initializer, **options):
     """A whole update; the key and the rate are a lane's own."""
 
     def update(key, rate, params):
@@ -52,6 +52,7 @@ def update_by(initializer):
             max_per_step=2,
             initializer=initializer,
             key=key,
+            **options,
         )
         return tx.update(params, tx.init(params), params, features=FEATURES)
 
@@ -82,6 +83,29 @@ def test_lanes_draw_orthogonal_kernels_by_the_library_of_their_platform():
     assert at_once == {"cpu": False, "cuda": True, "tpu": True}
 
 
+@pytest.mark.parametrize(
+    ("options", "where"),
+    [
+        ({}, {"cpu"}),  # Draws by "auto".
+        ({"draw": "when_due"}, {"cpu", "cuda", "tpu"}),
+        ({"draw": "always"}, set()),
+        # A whole kernel is too much to draw every time.
+        ({"initializer": tiny.rows_initializer}, {"cpu", "cuda", "tpu"}),
+        ({"small": 10}, {"cpu", "cuda", "tpu"}),
+    ],
+)
+def test_a_conditional_is_only_where_it_saves_time(options, where, monkeypatch):
+    monkeypatch.setattr(_resets, "_SMALL", options.get("small", 1000))
+    options = {"initializer": None} | options
+    options.pop("small", None)
+    update = update_by(**options)
+    programs = lower(jax.vmap(update, in_axes=(0, 0, None)), KEYS, jnp.ones(2), PARAMS)
+    # What is chosen by platform is a case as well, but of a constant.
+    case = r'(%\w+) = stablehlo.convert .*<i1>\) -> .*\n.* = "stablehlo.case"\(\1\)'
+    found = {name for name, text in programs.items() if re.search(case, text)}
+    assert found == where
+
+
 def _operands(program, name):
     """The types of the operands of the first call of a function."""
     return re.search(rf"custom_call @{name}\b.*: \((.*?)\) ->", program)[1]
@@ -101,8 +125,26 @@ def test_ranks_of_lanes_are_found_by_the_library_of_their_platform():
         assert not others & calls(program)
 
 
-@pytest.mark.parametrize(("name", "is_used"), [("xla", True), ("patches", False)])
-def test_convolutions_are_computed_as_told(name, is_used):
+def test_ranks_on_a_tpu_need_no_library():
+    """Its own decompositions of wide layers take minutes to compile."""
+
+    def rank(features):
+        return metrics.effective_rank(features, "gram")
+
+    (program,) = lower(rank, jnp.ones((400, 300)), platforms=("tpu",)).values()
+    assert not calls(program)
+    assert len(program) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("name", "used_by"),
+    [
+        ("xla", {"cpu", "cuda", "tpu"}),
+        ("patches", set()),
+        ("auto", {"cuda", "tpu"}),
+    ],
+)
+def test_convolutions_are_computed_as_told_or_by_platform(name, used_by):
     network = networks.ConvNet(
         conv_channels=(2,), conv_sizes=(3,), dense_units=(), convolution=name
     )
@@ -112,8 +154,12 @@ def test_convolutions_are_computed_as_told(name, is_used):
         params = network.init(key, images)
         return jax.grad(lambda params: network.apply(params, images)[0].sum())(params)
 
-    for program in lower(gradient, KEYS[0]).values():
-        assert ("stablehlo.convolution" in program) == is_used
+    programs = lower(gradient, KEYS[0])
+    assert used_by == {
+        platform
+        for platform, program in programs.items()
+        if "stablehlo.convolution" in program
+    }
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from cbp_jax._numbers import as_float, check_range
 from cbp_jax._xla import one_by_one_on_cpu
+from cbp_jax.metrics._tridiagonal import eigenvalues_by_loops
 
 
 def _gram_values(matrix: jax.Array) -> jax.Array:
@@ -25,7 +26,7 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
     return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
 
 
-_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh)
+_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops)
 
 METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {

@@ -107,16 +107,27 @@ def convolution_named(name: str) -> Callable[..., jax.Array]:
     """Returns a function with the arguments of `jax.lax.conv_general_dilated`.
 
     Args:
-      name: a key of `CONVOLUTIONS`, or "auto": "patches" where JAX's default backend is
-        a CPU, "xla" elsewhere.
+      name: a key of `CONVOLUTIONS`, or "auto": "patches" in a program for a CPU, "xla"
+        in one for another platform.
 
     Raises:
       ValueError: unknown name; the message lists the choices.
     """
     check_choice("convolution", name, ("auto", *CONVOLUTIONS))
-    if name == "auto":
-        name = "patches" if jax.default_backend() == "cpu" else "xla"
-    return CONVOLUTIONS[name]
+    return _by_platform if name == "auto" else CONVOLUTIONS[name]
+
+
+def _by_platform(
+    lhs: jax.Array, rhs: jax.Array, *arguments: Any, **options: Any
+) -> jax.Array:
+    """`jax.lax.conv_general_dilated`, by patches where the program is for a CPU."""
+
+    def convolve(name: str) -> Callable[..., jax.Array]:
+        return lambda lhs, rhs: CONVOLUTIONS[name](lhs, rhs, *arguments, **options)
+
+    return lax.platform_dependent(
+        lhs, rhs, cpu=convolve("patches"), default=convolve("xla")
+    )
 
 
 def _patches(

@@ -11,6 +11,7 @@ import optax
 from cbp_jax._numbers import at_least_float32, average_weight, check_params
 from cbp_jax._types import PyTree
 from cbp_jax._units import UnitGroup, resolve_units
+from cbp_jax._xla import computed_once
 
 Mask = PyTree | Callable[[PyTree], PyTree] | None
 
@@ -256,7 +257,7 @@ def _average_weights(
             continue
         for axes in group.all_axes:
             own = weight_of(unit_ages[group.name], dtypes[axes.leaf])
-            own = axes.spread(own)
+            own = axes.spread(computed_once(own))
             weights[axes.leaf] = jnp.minimum(weights[axes.leaf], own)
     return treedef.unflatten(weights)
 

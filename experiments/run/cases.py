@@ -3,7 +3,7 @@
 Shapes: L lanes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 import math
 import time
 from typing import Any, NamedTuple
@@ -161,6 +161,31 @@ class CompiledCase:
     def fetch(self, state: Any) -> dict[str, np.ndarray]:
         """Copies the state of all lanes to the host."""
         return storage.to_dict(self._map.get(self._to_data(state)))
+
+
+def lower_task(
+    case: Case, devices: Sequence[Any], block: int = 0
+) -> jax.stages.Lowered:
+    """Lowers the task of a case for devices that need not be here.
+
+    Args:
+      case: the case.
+      devices: to spread its lanes over, such as those of a
+        `jax.experimental.topologies` description.
+      block: lanes that a device vmaps together, 0 for all that it has.
+
+    Returns:
+      What `CompiledCase` would run on such devices, to be compiled.
+    """
+    lane_map = LaneMap(case.num_lanes, block, devices)
+    lanes = lane_map.like_put(case.grid.lanes)
+    init = jax.vmap(_init_lane(case.config, case.problem))
+    state = lane_map.like_put(jax.eval_shape(init, lanes))
+    run_task = lane_map.jit(
+        _run_lane(case.config, case.problem), num_shared=2, donate=True
+    )
+    shared = lane_map.like_replicated((np.int32(0), case.problem.data))
+    return run_task.lower(state, lanes, *shared)
 
 
 def _wait(tree: Any) -> None:

@@ -56,6 +56,26 @@ class LaneMap:
         sharding = NamedSharding(self._mesh, PartitionSpec())
         return jax.tree.map(lambda leaf: _spread(np.asarray(leaf), sharding), tree)
 
+    def like_put(self, tree: Any) -> Any:
+        """Returns shapes of what `put` would return, for devices that are not here."""
+        spec = PartitionSpec(_AXIS)
+        return jax.tree.map(
+            lambda leaf: self._shape((self._padded, *leaf.shape[1:]), leaf.dtype, spec),
+            tree,
+        )
+
+    def like_replicated(self, tree: Any) -> Any:
+        """Returns shapes of what `replicate` would return."""
+        return jax.tree.map(
+            lambda leaf: self._shape(leaf.shape, leaf.dtype, PartitionSpec()), tree
+        )
+
+    def _shape(
+        self, shape: tuple[int, ...], dtype: Any, spec: PartitionSpec
+    ) -> jax.ShapeDtypeStruct:
+        sharding = NamedSharding(self._mesh, spec)
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
+
     def get(self, tree: Any) -> Any:
         """Fetches arrays [L, ...] as NumPy, without the lanes that filled up."""
         return jax.tree.map(

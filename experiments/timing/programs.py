@@ -58,6 +58,7 @@ class Program:
         began = time.perf_counter()
         compiled = compiles(carry)
         self.compile_seconds = time.perf_counter() - began
+        self.compiled = compiled
         self.memory_bytes = machine.bytes_needed(compiled)
         # The devices of a CPU share its memory.
         devices = jax.local_devices()
@@ -211,6 +212,22 @@ def weight_bytes(case: Case) -> int:
     """
     leaves = jax.tree.leaves(param_shapes(case))
     return 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def least_bytes(case: Case) -> int:
+    """Returns the bytes that an update of all lanes must move if no cache keeps any.
+
+    The params are read forward; then they, the state of the optimizer and what else
+    changes are read and written once, with nothing in between.
+    """
+    lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
+    state = jax.eval_shape(_init(case), lane)._replace(log=None)
+
+    def size(tree: Any) -> int:
+        leaves = jax.tree.leaves(tree)
+        return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
+
+    return case.num_lanes * (size(state.params) + 2 * size(state))
 
 
 def make_batches(

@@ -29,6 +29,7 @@ COLUMNS: Mapping[str, str] = {
     "ratio_high": "its upper quartile",
     "ratio_to_floor": "time over that of the hand-written loop, same round",
     "ratio_to_torch": "time over that of a PyTorch update of one lane, same round",
+    "ratio_to_projection": "time over the projected one; of known accelerators",
     "bandwidth_share": "of the machine's, if weights are read twice, read and written",
     "data_share": "of the timed task, what is not updates: stream, tests",
     "measures_share": "of a run's task, what is measured before it",
@@ -49,6 +50,8 @@ class Timing(NamedTuple):
       lanes: L.
       seconds: wall time of an update of a lane, all lanes running at once, [rounds].
       status: "ok", or why there are no rounds.
+      projected_seconds: what `projections.project` makes of the compiled program, NaN
+        where the machine is none that it knows.
 
     The others are columns, see `COLUMNS`.
     """
@@ -56,6 +59,7 @@ class Timing(NamedTuple):
     lanes: int
     seconds: np.ndarray = np.zeros(0)
     status: str = "ok"
+    projected_seconds: float = math.nan
     bandwidth_share: float = math.nan
     data_share: float = math.nan
     measures_share: float = math.nan
@@ -77,13 +81,14 @@ def make_rows(
     rows = []
     for name, timing in timings.items():
         row = dict.fromkeys(COLUMNS, math.nan) | timing._asdict()
-        seconds = row.pop("seconds")
+        seconds, projected = row.pop("seconds"), row.pop("projected_seconds")
         row |= {"problem": problem, "network": network, "method": name}
         row |= {"rounds": seconds.size, "jax": jax.__version__}
         row["device"] = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
         if seconds.size:
             row["us_per_lane_step"] = 1e6 * np.median(seconds)
             row["lane_steps_per_second"] = 1 / np.median(seconds)
+            row["ratio_to_projection"] = np.median(seconds) / projected
             for column, other in (
                 ("ratio_to_reference", reference),
                 ("ratio_to_floor", FLOOR),
@@ -123,6 +128,7 @@ _READABLE = {
     "rounds": ("rounds", 1, "d"),
     "to floor": ("ratio_to_floor", 1, ".3g"),
     "to torch": ("ratio_to_torch", 1, ".3g"),
+    "to projection": ("ratio_to_projection", 1, ".3g"),
     "updates/s": ("lane_steps_per_second", 1, ",.0f"),
     "bandwidth %": ("bandwidth_share", 100, ".3g"),
     "data %": ("data_share", 100, ".2g"),

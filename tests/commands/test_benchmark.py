@@ -5,6 +5,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import types
 
 import jax
 from ml_collections import ConfigDict
@@ -17,7 +18,9 @@ from configs import benchmark as presets
 from experiments import benchmark
 from experiments.learning.checks import ConfigError
 from experiments.streams import datasets
-from experiments.timing import programs, torch_loop
+from experiments.timing import compiled_programs, programs, torch_loop
+from experiments.timing.devices import DEVICES
+from experiments.timing.projections import Assumptions
 from experiments.timing.table import COLUMNS, Timing
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -176,6 +179,118 @@ def test_times_become_those_of_an_update_of_a_lane_and_shares(monkeypatch):
     np.testing.assert_allclose(timings["floor"].seconds, [1.0] * 3)
     assert timings["floor"].bandwidth_share == pytest.approx(0.25)
     assert np.isnan(timings["floor"].data_share)
+
+
+LOOP = """
+%body (state: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %state = (s32[], f32[2]{0}) parameter(0)
+  %index = s32[] get-tuple-element(%state), index=0
+  %x = f32[2]{0} get-tuple-element(%state), index=1
+  %y = f32[2]{0} negate(%x)
+  ROOT %next = (s32[], f32[2]{0}) tuple(%index, %y)
+}
+
+ENTRY %main (first: (s32[], f32[2])) -> (s32[], f32[2]) {
+  %first = (s32[], f32[2]{0}) parameter(0)
+  ROOT %loop = (s32[], f32[2]{0}) while(%first), condition=%none, body=%body, TRIPS
+}
+""".replace("TRIPS", 'backend_config={"known_trip_count":{"n":"5"}}')
+
+
+def test_on_a_known_accelerator_times_are_compared_with_the_projected_ones(
+    monkeypatch, capsys, tmp_path
+):
+    """Two lanes need one launch of 1 µs for an update, but take 3 µs each."""
+    program = MadeUpProgram(10)
+    program.compiled = types.SimpleNamespace(as_text=lambda: LOOP)
+    for name in ("task_program", "floor_program"):
+        monkeypatch.setattr(programs, name, lambda *arguments: program)
+    monkeypatch.setattr(programs, "bandwidth_program", lambda: None)
+    monkeypatch.setattr(benchmark, "of_kind", lambda kind: DEVICES["h100"])
+    monkeypatch.setattr(
+        benchmark,
+        "take_turns",
+        lambda built, **options: dict.fromkeys(built, np.full(3, 30e-6)),
+    )
+    benchmark.run_groups(
+        [group_of("1 x 5")],
+        tmp_path / "found.csv",
+        minutes=1,
+        reference="backprop",
+        rounds=3,
+        assumptions=Assumptions(launch_seconds=1e-6),
+    )
+    with (tmp_path / "found.csv").open(newline="") as file:
+        ratios = [float(row["ratio_to_projection"]) for row in csv.DictReader(file)]
+    np.testing.assert_allclose(ratios, [3e-6 / 0.5e-6] * 3)
+    printed = capsys.readouterr().out
+    assert "to projection" in printed
+    assert "Projections assume 1 µs for a launch" in printed
+
+
+def test_tasks_compiled_for_an_accelerator_are_counted_and_projected(
+    monkeypatch, capsys, tmp_path
+):
+    """This machine's devices stand in: an H100 runs nothing but launches of 1 ms."""
+    monkeypatch.setattr(
+        benchmark.ahead_of_time, "describe", lambda device, number: jax.devices()
+    )
+    path, folder = tmp_path / "found.csv", tmp_path / "programs"
+    group = group_of("1 x 5")
+    benchmark.compile_groups(
+        [group],
+        "h100",
+        Assumptions(launch_seconds=1e-3, conditional_seconds=0),
+        path=path,
+        programs_folder=folder,
+    )
+    with path.open(newline="") as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows.keys() == {"backprop", "continual_backprop"}
+    updates = group.config.num_tasks * group.config.examples_per_task
+    for name, row in rows.items():
+        text = (
+            folder / f"h100, permuted_mnist, 1 x 5, 2 lanes, {name}.txt"
+        ).read_text()
+        counts = compiled_programs.count(text, group.config.examples_per_task)
+        assert float(row["kernels"]) == pytest.approx(counts.kernels)
+        kernels = counts.kernels + counts.most_in_branches
+        assert float(row["update_seconds"]) == pytest.approx(1e-3 * kernels, rel=1e-5)
+        assert float(row["run_seconds"]) == pytest.approx(
+            updates * float(row["update_seconds"]), rel=1e-5
+        )
+        assert (row["bound"], row["device"], row["lanes"]) == (
+            "launches",
+            "1 x h100",
+            "2",
+        )
+    # Of backprop: 385 weights and biases, the key and what counts updates.
+    params = 4 * (64 * 5 + 5 + 5 * 10 + 10)
+    least = float(rows["backprop"]["least_bytes"])
+    assert 2 * 3 * params <= least <= 2 * (3 * params + 50)
+    printed = capsys.readouterr().out
+    assert "| continual_backprop" in printed
+    assert "Compiled for 1 x H100 by JAX" in printed
+    assert "1000 µs for a launch" in printed
+
+
+def test_lanes_that_do_not_fit_are_taken_in_blocks(monkeypatch):
+    """Ten lanes on two devices, of which each has room for two at once."""
+    asked = []
+
+    def compile_task(case, device, devices, block=0):
+        asked.append(block)
+        return types.SimpleNamespace(lanes_that_fit=2)
+
+    monkeypatch.setattr(benchmark.ahead_of_time, "compile_task", compile_task)
+    case = types.SimpleNamespace(
+        num_lanes=10, config=types.SimpleNamespace(lanes_per_block=0)
+    )
+    benchmark.ahead_of_time.compile_to_fit(case, DEVICES["h100"], range(2))
+    assert asked == [0, 2]
+    case.config.lanes_per_block = 3
+    benchmark.ahead_of_time.compile_to_fit(case, DEVICES["h100"], range(2))
+    assert asked[2:] == [3]
 
 
 def test_what_does_not_fit_is_left_out_and_says_so():

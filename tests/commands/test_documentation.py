@@ -1,6 +1,6 @@
 """What the documentation shows runs, and its links lead somewhere."""
 
-import importlib
+import importlib.util
 import json
 import pathlib
 import re
@@ -37,7 +37,13 @@ def blocks_of(page, language):
     ]
 
 
-PYTHON = [page for page in PAGES if blocks_of(page, "python")]
+# Pages that run experiments have tests of their own.
+PYTHON = [
+    page
+    for page in PAGES
+    if (blocks := blocks_of(page, "python"))
+    and not any("from experiments" in block for block in blocks)
+]
 
 
 def run(page, blocks):
@@ -249,7 +255,8 @@ def parse(monkeypatch):
                 # Examples find their units when they are imported, which takes long.
                 if program.startswith("experiments.examples."):
                     side_by_side.run(None, "", steps=1, seeds=1, rate=0.1, maturity=1)
-                runpy.run_module(program, run_name="__main__")
+                path = importlib.util.find_spec(program).origin
+                runpy.run_path(path, run_name="__main__")
             return parsed.value.args[0]
         finally:
             for name in {*flags.FLAGS} - before:

@@ -127,9 +127,11 @@ def test_reborn_units_have_newborn_moments_and_no_other_moment_changes(name):
         "head/kernel": np.broadcast_to(reborn[:, None], (6, 5)),
         "head/bias": np.zeros(5, bool),
     }
+    # The Newton-Schulz steps of Muon magnify how programs round.
+    atol = 2e-6 if name == "muon" else 1e-7
     new, old = tiny.by_path(params), tiny.by_path(base_params)
     for path, mask in entries.items():
-        assert_untouched(new[path][~mask], old[path][~mask], path)
+        assert_untouched(new[path][~mask], old[path][~mask], path, atol)
         assert (new[path][mask] != old[path][mask]).all(), path
 
     num_reset = 0
@@ -144,14 +146,14 @@ def test_reborn_units_have_newborn_moments_and_no_other_moment_changes(name):
             )
             np.testing.assert_array_equal(leaf[mask], wanted, err_msg=path)
             num_reset += (leaf[mask] != base_leaves[path][mask]).any()
-        assert_untouched(leaf[~mask], base_leaves[path][~mask], path)
+        assert_untouched(leaf[~mask], base_leaves[path][~mask], path, atol)
     # The incoming kernel, the bias and the outgoing kernel, which Adafactor factors.
     assert num_reset >= {"sgd": 0, "adafactor": 2}.get(name, 3)
 
 
-def assert_untouched(actual, wanted, path):
+def assert_untouched(actual, wanted, path, atol=1e-7):
     # Two programs: XLA may round a sum of products in one of them only.
-    np.testing.assert_allclose(actual, wanted, rtol=2e-6, atol=1e-7, err_msg=path)
+    np.testing.assert_allclose(actual, wanted, rtol=2e-6, atol=atol, err_msg=path)
 
 
 @pytest.mark.parametrize(

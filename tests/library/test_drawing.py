@@ -1,5 +1,6 @@
 """Whatever the initializer, reborn units get what it gives them in a whole kernel."""
 
+from full_optimization import full_jit
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -115,3 +116,36 @@ def test_an_initializer_that_cannot_draw_the_kernel_is_refused(initializer, word
         tx.init(params)
     assert "unit group 'group'" in str(raised.value)
     assert "(3, 5)" in str(raised.value)
+
+
+@pytest.mark.parametrize("most", [1, 2])
+def test_weights_drawn_always_are_those_drawn_when_due(most):
+    """Bit for bit, in lanes of which few replace a unit at the same update."""
+    num_steps = 12
+    params, grads = tiny.make_params(), tiny.make_grads(num_steps, tiny.make_params())
+    features = tiny.make_features(num_steps)
+
+    def histories(draw):
+        def lane(key, rate):
+            tx = cbp_jax.continual_backprop(
+                optax.adam(0.1),
+                tiny.UNITS,
+                replacement_rate=rate,
+                max_per_step=most,
+                maturity_threshold=1,
+                key=key,
+                draw=draw,
+            )
+            return tiny.run(tx, params, grads, features)
+
+        # Compiled fast, Adam's step is rounded in another way in each program.
+        return full_jit(jax.vmap(lane))(
+            jax.random.split(tiny.KEY), jnp.array([0.02, most / 5])
+        )
+
+    when_due, always = histories("when_due"), histories("always")
+    tiny.assert_equal(always, when_due)
+    # [lanes, groups]: both lanes replace units, at some updates one of them alone.
+    num_replaced = np.asarray(list(always[1].num_replaced.values()))[..., -1]
+    assert (num_replaced > 0).any(axis=0).all()
+    assert (num_replaced[:, 0] < num_replaced[:, 1]).all()
