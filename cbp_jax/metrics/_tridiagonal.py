@@ -20,24 +20,26 @@ def eigenvalues_by_loops(matrix: jax.Array) -> jax.Array:
       matrix: [N, N] symmetric, float32 or float64.
 
     Returns:
-      [N], off by a few roundings of the largest; NaN throughout where the matrix has
-      a NaN.
+      [N], within a few roundings of the largest eigenvalue; all NaN if the matrix has a
+      NaN.
     """
-    diagonal, beside = _tridiagonal(matrix)
-    found = jax.scipy.linalg.eigh_tridiagonal(diagonal, beside, eigvals_only=True)
-    # Of a matrix of zeros, bisection finds the smallest numbers that there are.
-    return jnp.where(jnp.all(matrix == 0), 0, found)
+    # JAX's own bisection does not pass these checks, which a user may turn on.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        bands = _tridiagonal(matrix)
+        found = jax.scipy.linalg.eigh_tridiagonal(*bands, eigvals_only=True)
+        # For a matrix of zeros, bisection returns the smallest normal numbers.
+        return jnp.where(jnp.all(matrix == 0), 0, found)
 
 
 def _tridiagonal(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the diagonal [N] of a similar matrix, and what is beside it [N - 1]."""
+    """Returns the diagonal [N] and off-diagonal [N - 1] of a similar matrix."""
     size = len(matrix)
     rows = jnp.arange(size)
 
     def reflect(
         index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        matrix, diagonal, beside = carry
+        matrix, diagonal, off_diagonal = carry
         column = lax.dynamic_index_in_dim(matrix, index, axis=1, keepdims=False)
         below = jnp.where(rows > index, column, 0)
         is_next = rows == index + 1
@@ -55,9 +57,9 @@ def _tridiagonal(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
         return (
             matrix,
             diagonal.at[index].set(column[index]),
-            beside.at[index].set(left),
+            off_diagonal.at[index].set(left),
         )
 
     zeros = jnp.zeros(size, matrix.dtype)
-    _, diagonal, beside = lax.fori_loop(0, size, reflect, (matrix, zeros, zeros))
-    return diagonal, beside[:-1]
+    _, diagonal, off_diagonal = lax.fori_loop(0, size, reflect, (matrix, zeros, zeros))
+    return diagonal, off_diagonal[:-1]
