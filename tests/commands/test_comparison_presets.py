@@ -39,6 +39,7 @@ def test_every_method_has_three_trials_of_its_own(name):
     make_problem(made["fire"])  # Raises if its fields do not go together.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_method_of_the_preset_can_be_run(name):
     """The cases of digits are traced, which runs everything but the compiler."""

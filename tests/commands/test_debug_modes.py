@@ -58,6 +58,7 @@ def test_a_run_has_no_fault(name, tmp_path):
     assert found.gradient_norm.sel(layer="head").notnull().all()
 
 
+@pytest.mark.slow
 @EACH
 def test_no_tracer_leaks(name):
     make_config, module = PROBLEMS[name]

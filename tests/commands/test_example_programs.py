@@ -68,6 +68,7 @@ def number_due(num_units, steps):
     return total
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_units_are_replaced_at_the_stated_rate(name):
     steps, tasks, groups = EXAMPLES[name]
@@ -81,6 +82,7 @@ def test_units_are_replaced_at_the_stated_rate(name):
         assert wanted.min() > 1
 
 
+@pytest.mark.slow
 def test_both_see_the_same_stream_and_begin_alike():
     """Until the first unit matures, after the first task, they are one optimizer."""
     steps, tasks, _ = EXAMPLES["transformer"]

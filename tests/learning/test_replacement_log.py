@@ -118,6 +118,7 @@ def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
         assert deaths.sum() + alive.sum() == 2 * 5 * 120
 
 
+@pytest.mark.slow
 def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_path):
     """Backprop takes no replacement rate, so it is trained once."""
     config = log_config(num_tasks=1, replacement_log=50, hidden_layers=1)

@@ -118,6 +118,7 @@ def test_an_initializer_that_cannot_draw_the_kernel_is_refused(initializer, word
     assert "(3, 5)" in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 2])
 def test_weights_drawn_always_are_those_drawn_when_due(most):
     """Bit for bit, in lanes of which few replace a unit at the same update."""

@@ -9,9 +9,7 @@ import cbp_jax
 
 
 class UpdateTest(chex.TestCase):
-    @chex.variants(
-        with_jit=True, without_jit=True, with_device=True, without_device=True
-    )
+    @chex.variants(with_jit=True, without_device=True)
     def test_the_units_of_the_smallest_weights_are_replaced(self):
         params, features = tiny.make_params(), tiny.at(tiny.make_features(), 0)
         tx = cbp_jax.continual_backprop(

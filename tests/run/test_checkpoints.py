@@ -278,6 +278,7 @@ def test_a_kill_between_the_records_and_their_checkpoint_loses_no_more(
     xr.testing.assert_identical(again.drop_vars(TIMES), dataset.drop_vars(TIMES))
 
 
+@pytest.mark.slow
 def test_a_run_of_checkpoints_that_hold_all_metrics_goes_on(whole, tmp_path):
     """Those of version 0.2.0 until November 2026, without a record of the code."""
     dataset, _ = whole

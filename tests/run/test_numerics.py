@@ -85,6 +85,7 @@ def test_a_run_without_a_record_goes_on_where_nothing_is_set(tmp_path):
     assert recorded["jax_enable_x64"] is False
 
 
+@pytest.mark.slow
 def test_a_seed_is_one_stream_whatever_the_default_generator(tmp_path):
     """Alone, begun where JAX's generator is another, it is what it is beside another.
 
@@ -106,6 +107,7 @@ def test_a_seed_is_one_stream_whatever_the_default_generator(tmp_path):
     assert json.loads(alone.attrs["numerics"])["prng_impl"] == "threefry2x32"
 
 
+@pytest.mark.slow
 def test_streams_draw_the_same_in_64_bits():
     draw_images = permuted_images.SAMPLING["with_replacement"]
 

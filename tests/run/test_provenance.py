@@ -83,6 +83,7 @@ def test_the_commit_and_whether_files_differ_from_it(tmp_path):
     assert provenance._git_state(tmp_path / "site-packages") == (None, None)
 
 
+@pytest.mark.slow
 def test_other_code_is_refused_unless_it_is_allowed(tmp_path, monkeypatch):
     config, folder = tiny_digits(num_tasks=1), tmp_path / "run"
     old, new = code_of(a="1", b="1"), code_of(a="1", b="2", c="1")

@@ -62,7 +62,9 @@ def test_a_lane_does_not_depend_on_the_lanes_beside_it(finished, tmp_path):
     )
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 4, 6])
+@pytest.mark.parametrize(
+    "stop_at", [3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 4, 6))]
+)
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, stop_at):
     """Stops by SIGTERM after so many of the eight tasks of both cases."""
     dataset, _ = finished
