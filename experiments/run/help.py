@@ -20,9 +20,9 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "cases": "what is compared: overrides of other fields by name",
         "sweep": "values of hyperparameters to train side by side, in all cases",
         "num_seeds": "learners of each case and setting",
-        "first_seed": "the smallest of their seeds",
+        "first_seed": "the smallest seed of these learners",
         "lanes_per_block": "lanes vmapped together on a device; 0 chooses",
-        "timed_task": "overrides of the short task that is timed to choose it",
+        "timed_task": "overrides of the short task timed to choose lanes_per_block",
         # Learner.
         "method": "a name in experiments/learning/methods.py",
         "optimizer": "sgd or adam",
