@@ -31,7 +31,7 @@ def test_help_names_each_field_once_with_its_value(config):
     assert [name for name, _ in rows] == list(config)
     values = dict(rows)
     assert values["num_tasks"] == str(config.num_tasks)
-    assert "share of eligible units replaced per update, in [0, 1]; 0 is off" in (
+    assert "fraction of eligible units replaced per update, in [0, 1]; 0 is off" in (
         " ".join(text.split())
     )
     assert max(map(len, text.splitlines())) <= 88

@@ -191,4 +191,4 @@ def test_a_run_goes_on_where_unfinished_results_cannot_be_written(
     monkeypatch.setattr(run_results, "save", fail_once)
     dataset = runner.run(tiny_digits(num_tasks=1), tmp_path, MAKE_PROBLEM)
     assert np.isfinite(dataset.accuracy).all()
-    assert "Permission denied. The run goes on" in capsys.readouterr().err
+    assert "Permission denied. The run continues" in capsys.readouterr().err
