@@ -242,7 +242,7 @@ def test_bad_values_are_named_with_what_is_allowed(fields, message):
 
 def test_mistakes_in_the_data_show_before_anything_is_written(tmp_path):
     config = tiny_pairs(dataset="class_files", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="holds no class files"):
+    with pytest.raises(ValueError, match="contains no class files"):
         runner.run(config, tmp_path / "run", MAKE_PROBLEM)
     assert not (tmp_path / "run").exists()
 

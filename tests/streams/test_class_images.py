@@ -81,18 +81,22 @@ def swap(number, images):
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [
-        (IMAGES, {"num_classes": 4}, "classes has 3 classes, but 4 are wanted"),
-        (IMAGES, {"train": 4}, r"0\.npy has 5 images, but 6 are wanted of each class"),
+        (IMAGES, {"num_classes": 4}, "classes has 3 classes, but 4 are needed"),
+        (IMAGES, {"train": 4}, r"0\.npy has 5 images, but 6 per class are needed"),
         (swap(2, IMAGES[2, :4]), {}, r"2\.npy has 4 images, but 5"),
-        (swap(1, IMAGES[1] / 255), {}, r"1\.npy holds float64, but 0\.npy uint8"),
-        (swap(1, IMAGES[1, :, :3]), {}, r"1\.npy holds an array \(5, 3, 6, 3\), but"),
-        (IMAGES[..., :2], {}, r"0\.npy holds an array \(5, 4, 6, 2\); class files"),
-        (IMAGES[:, :, :3], {}, r"\(5, 3, 6, 3\); class files hold \[images, channels"),
-        (IMAGES[..., 0], {}, r"0\.npy holds an array \(5, 4, 6\); class files"),
-        (IMAGES.astype(int), {}, "0.npy holds int64; class files hold uint8 or floats"),
-        (IMAGES / 255 - 0.5, {}, "holds pixels from -0.5 to 0.5; floats must be from"),
-        (IMAGES * 2.0, {}, "holds pixels from 0 to 510; floats must be"),
-        (IMAGES * np.nan, {}, "holds pixels from nan to nan"),
+        (
+            swap(1, IMAGES[1] / 255),
+            {},
+            r"1\.npy has dtype float64, but 0\.npy has uint8",
+        ),
+        (swap(1, IMAGES[1, :, :3]), {}, r"1\.npy has shape \(5, 3, 6, 3\), but"),
+        (IMAGES[..., :2], {}, r"0\.npy has shape \(5, 4, 6, 2\); class files"),
+        (IMAGES[:, :, :3], {}, r"\(5, 3, 6, 3\); class files must be \[images"),
+        (IMAGES[..., 0], {}, r"0\.npy has shape \(5, 4, 6\); class files"),
+        (IMAGES.astype(int), {}, "0.npy has dtype int64; class files must be"),
+        (IMAGES / 255 - 0.5, {}, "has pixels from -0.5 to 0.5; floats must be from"),
+        (IMAGES * 2.0, {}, "has pixels from 0 to 510; floats must be"),
+        (IMAGES * np.nan, {}, "has pixels from nan to nan"),
     ],
 )
 def test_what_is_wrong_with_class_files_is_said(tmp_path, classes, options, message):
@@ -102,7 +106,7 @@ def test_what_is_wrong_with_class_files_is_said(tmp_path, classes, options, mess
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"holds no class files.*--config.data_dir"):
+    with pytest.raises(DatasetError, match=r"contains no class files.*config.data_dir"):
         load(tmp_path)
     with pytest.raises(DatasetError, match="'nowhere' is not a folder"):
         load("nowhere")
