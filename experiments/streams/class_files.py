@@ -76,9 +76,9 @@ def _find_files(folder: Path, num_classes: int) -> list[Path]:
     missing = sorted(set(range(num_classes)) - numbers)
     if missing:
         raise DatasetError(
-            f"{folder} lacks {len(missing)} of the {num_classes} class files, the "
-            f"first being {missing[0]}.npy; copy them there, or set "
-            f"--config.num_classes to {missing[0]}"
+            f"{folder} lacks {len(missing)} of the {num_classes} class files, starting "
+            f"with {missing[0]}.npy; copy them there, or set --config.num_classes to "
+            f"{missing[0]}"
         )
     return [folder / f"{number}.npy" for number in range(num_classes)]
 

@@ -52,6 +52,6 @@ def test_the_command_shows_its_flags_and_the_chosen_config():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Online Permuted MNIST")
-    assert re.search(r"^  hidden_units +7 +units of", done.stdout, re.MULTILINE)
+    assert re.search(r"^  hidden_units +7 +units per", done.stdout, re.MULTILINE)
     for flag in ("--workdir", "--cases", "--hook", "--profile"):
         assert re.search(rf"^  {flag} ", done.stdout, re.MULTILINE)

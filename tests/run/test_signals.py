@@ -237,7 +237,7 @@ def test_the_clock_saves_after_a_long_task_and_tells_what_a_kill_loses(monkeypat
         now[0] += 3
     with clock.task():
         assert "which took 3.0 s the last time. A kill" in clock.outlook()
-        assert "loses this task;" in clock.outlook()
+        assert "loses this task." in clock.outlook()
         now[0] += 25
     # A checkpoint that takes 3 seconds is worth 30 seconds of training.
     assert not clock.is_due()
