@@ -458,7 +458,7 @@ if __name__ == "__main__":
     _MINUTES = flags.DEFINE_float(
         "minutes", None, f"When to stop; {_PRESET_MINUTES:g} for presets.", 0.0
     )
-    _ONLY = flags.DEFINE_string("only", "", "Time only groups whose title has this.")
+    _ONLY = flags.DEFINE_string("only", "", "Time only groups with this in the title.")
     _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also time this.")
     _CSV = flags.DEFINE_string(
         "csv", None, "File of all numbers; runs/benchmark/NAME.csv by default."

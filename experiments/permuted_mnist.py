@@ -1,4 +1,4 @@
-"""Online Permuted MNIST: a stream of images, with new permuted pixels in each task.
+"""Online Permuted MNIST: images whose pixels are permuted differently in each task.
 
     python -m experiments.permuted_mnist --config=configs/pmnist.py
 

@@ -163,7 +163,7 @@ def _check_map(image_shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
         left.append((left[-1] - size + 1) // _POOL)
         if left[-1] < 1:
             raise ConfigError(
-                f"config.conv_sizes {sizes} leave no pixels of images with {pixels} "
+                f"config.conv_sizes {sizes} are too large for images of {pixels} "
                 f"pixels: {' -> '.join(map(str, left))} after each layer and its "
                 "max-pooling. Remove layers or make their kernels smaller."
             )

@@ -190,7 +190,7 @@ class _Run:
             compiled = CompiledCase(case, progress.block)
             state = compiled.start(self._saved_states.pop(case.name, None))
         if distributed.any_process(bool(self._stop)):
-            raise Interrupted(_stopped(f"before task {first_task}", case))
+            raise Interrupted(_goes_on(f"before task {first_task}", case))
         # The first task compiles, so the second is more representative.
         profiled = min(first_task + 1, case.config.num_tasks - 1)
         for task in range(first_task, case.config.num_tasks):
@@ -228,7 +228,7 @@ class _Run:
                 self._save_results()  # Also after the last task of a run.
                 raise hook_error
             if must_stop:
-                raise Interrupted(_stopped(f"after task {task}", case))
+                raise Interrupted(_goes_on(f"after task {task}", case))
 
     def _write_log(self, case: Case, task: int, log: ReplacementLog | None) -> None:
         """Writes the replacements of a task."""
@@ -336,7 +336,7 @@ class _Run:
         return dataset
 
 
-def _stopped(where: str, case: Case) -> str:
+def _goes_on(where: str, case: Case) -> str:
     return (
         f"Stopped {where} of case {case.name!r}. The same command continues from there."
     )
