@@ -8,7 +8,7 @@
 | accelerator | 1 GPU   | 5       | networks of 3 x 100 units with 1 to 4,096 lanes  |
 | smoke       | any     | 1       | tiny networks, to see that the benchmark runs    |
 
-Groups are timed in their order, the most telling first. Each is one network with one
+Groups are timed in order, the most informative first. Each is one network with one
 number of lanes, and times the cases of its config against each other.
 """
 
@@ -48,15 +48,16 @@ def _group(
     """Describes one network with one number of lanes.
 
     A task also draws its stream and measures two examples, which takes about as long as
-    four updates; so `steps` should be many more.
+    four updates, so `steps` should be much larger.
 
     Args:
       problem: name of the program.
-      network: what the tables call it.
-      config: of a run of the problem.
-      lanes: how many learners.
-      steps: updates of each in a timed task; with epochs, as nearly as they allow.
-      parts: "data" and "measures", where their shares are wanted.
+      network: its name in the tables.
+      config: config of a run of the problem.
+      lanes: number of learners.
+      steps: updates per learner in a timed task; with epochs, the closest possible
+        number.
+      parts: "data", "measures" or both, to time their shares.
       **overrides: fields of the config.
     """
     config = ConfigDict(config.to_dict())
@@ -64,7 +65,7 @@ def _group(
     config.cases = _METHODS
     config.sweep = dict.fromkeys(config.sweep, ())
     config.num_seeds = lanes
-    # A short task must be past it, so that units are replaced while time is taken.
+    # Shorter than a timed task, so that units are replaced while it is timed.
     config.maturity_threshold = 5
     return ConfigDict(
         {
@@ -78,7 +79,7 @@ def _group(
 
 
 def _mnist(units: int, lanes: int, steps: int, **more: Any) -> ConfigDict:
-    """A group that draws single images: a short task must not shuffle all of them."""
+    """Draws images one by one, so that a short task need not shuffle all of them."""
     config = pmnist.get_config("paper" if units == 2000 else "small")
     more = {"hidden_units": units, "sampling": "with_replacement"} | more
     layers = more.get("hidden_layers", config.hidden_layers)
@@ -110,7 +111,7 @@ _PARTS = ("data", "measures")
 
 _CPU: _Groups = (
     _mnist(100, lanes=10, steps=500, parts=_PARTS),
-    # Its ranks are those of matrices that take longer than a group may.
+    # Computing ranks of its large matrices would take too long.
     _mnist(2000, lanes=2, steps=40, parts=("data",)),
     _bits(lanes=100, steps=1000, parts=_PARTS),
     _images(lanes=1, steps=10),

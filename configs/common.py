@@ -1,8 +1,8 @@
-"""What the configs of all problems share, and how a preset becomes a config.
+"""The fields that the configs of all problems share, and how presets become configs.
 
 The hyperparameters of a method, their published values and their ranges are declared
 with the method, in experiments/learning/methods.py. A run adds those that its cases
-take and its config leaves out.
+take but its config omits.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,12 @@ from ml_collections import ConfigDict
 _LEARNER = {
     "method": "continual_backprop",  # A name in experiments/learning/methods.py.
     "optimizer": "sgd",  # Or "adam".
-    "noise": "normal",  # Of noise_scale; "signs" of that size cost far less.
+    "noise": "normal",  # Distribution of noise_scale; "signs" are much cheaper.
     "hidden_layers": 1,  # 0 for a linear model.
     "hidden_units": 100,
     "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.
     "normalization": "none",  # Or a name in cbp_jax.layers.NORMALIZATIONS.
-    "batch_size": 1,  # Examples of an update.
+    "batch_size": 1,  # Examples per update.
 }
 
 # Lanes: seeds x sweep, for each case.
@@ -30,8 +30,8 @@ _LANES = {
         "continual_backprop": {"method": "continual_backprop"},
     },
     "sweep": {},  # Values of hyperparameters, for all cases that take them.
-    "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 chooses.
-    "timed_task": {  # Overrides of the short task that is timed to choose it.
+    "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 for automatic.
+    "timed_task": {  # Overrides for the short task that is timed to choose it.
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
@@ -39,14 +39,14 @@ _LANES = {
 }
 
 _OUTPUT = {
-    "measured_examples": 2000,  # First ones of a task, for all measures of features.
+    "measured_examples": 2000,  # First examples of a task, used to measure features.
     "rank_every": 1,  # Tasks between measurements of the ranks; 0 for never.
-    "rank_method": "gram",  # Or "svd", see cbp_jax.metrics.singular_values.
+    "rank_method": "gram",  # Or "svd"; see cbp_jax.metrics.singular_values.
     "replacement_log": 0,  # Replacements logged per lane and task; 0 for no log.
-    "tensorboard": False,  # Write TensorBoard event files, too.
-    "wandb": False,  # Log to Weights & Biases, too.
+    "tensorboard": False,  # Also write TensorBoard event files.
+    "wandb": False,  # Also log to Weights & Biases.
     "checkpoint_every": 10,  # Tasks.
-    "checkpoint_seconds": 20,  # Save after a task that ends so long after the last.
+    "checkpoint_seconds": 20,  # Also save if a task ends this long after the last save.
 }
 
 
@@ -56,13 +56,13 @@ def make_config(
     """Builds the config of a preset.
 
     Args:
-      preset: its name.
-      presets: for each name the fields in which it differs from the problem's.
-      problem: fields of the problem's own, and shared ones in which it differs.
+      preset: name of the preset.
+      presets: for each preset, its overrides of the problem's fields.
+      problem: fields of the problem, and overrides of the shared fields.
 
     Returns:
-      The config, without the hyperparameters whose defaults it leaves as they are; a
-      run adds these.
+      The config, without hyperparameters that have their default values; a run adds
+      these.
 
     Raises:
       ValueError: unknown preset.

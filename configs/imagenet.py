@@ -1,4 +1,4 @@
-"""Continual ImageNet: pairs of image classes to tell apart, one pair after another.
+"""Continual ImageNet: distinguishing pairs of image classes, one pair after another.
 
 Reproduces figure 1 of Dohare et al., "Loss of plasticity in deep continual learning",
 Nature 632, 2024, with the settings of its released code.
@@ -47,7 +47,7 @@ _LINEAR = {
 _PROBLEM = {
     "dataset": "class_files",  # Or a name in experiments/streams/class_pairs.py.
     "data_dir": "",  # Folder of the class files or TFDS sets; "" for that of TFDS.
-    "num_classes": 0,  # To choose pairs from; 0 for all, of textures new ones forever.
+    "num_classes": 0,  # Classes for pairs; 0 for all; textures then are always new.
     "train_per_class": 600,  # Images.
     "test_per_class": 100,  # Images.
     "texture_pixels": 32,  # Height and width of textures.
@@ -57,14 +57,14 @@ _PROBLEM = {
     "conv_channels": (32, 64, 128),
     "conv_sizes": (5, 3, 3),  # Height and width of the kernels.
     "convolution": "auto",  # Or a name in cbp_jax.networks.CONVOLUTIONS.
-    "hidden_layers": 2,  # Dense ones, behind the convolutions.
-    "hidden_units": 128,  # Of each dense layer.
+    "hidden_layers": 2,  # Dense layers after the convolutions.
+    "hidden_units": 128,  # Units per dense layer.
     "step_size": 0.01,
     "momentum": 0.9,
     "replacement_rate": 3e-4,
-    "reset_head_optimizer_state": False,  # At each task, with the head's weights.
-    "test_every_epoch": False,  # Not only after the last.
-    "tasks_per_bin": 50,  # Of the table and the figure of accuracy.
+    "reset_head_optimizer_state": False,  # When a task resets the head's weights.
+    "test_every_epoch": False,  # True tests after each epoch, not only the last.
+    "tasks_per_bin": 50,  # For the table and figure of accuracy.
     "measured_examples": 1000,
     "cases": _BACKPROP | _CONTINUAL_BACKPROP | _LINEAR,
     "timed_task": {"num_epochs": 1, "rank_every": 0},
@@ -87,10 +87,11 @@ _TEXTURES = {
     "tasks_per_bin": 10,
     "measured_examples": 200,
 }
-# Methods that are optimizers themselves have no momentum. It makes steps in a constant
-# direction 1 / (1 - momentum) = 10 times as large: they get ten times the step size.
+# Methods that are themselves optimizers have no momentum, which makes steps in a
+# constant direction 1 / (1 - momentum) = 10 times as large. They get 10 times the step
+# size instead.
 _WITHOUT_MOMENTUM = {"momentum": 0.0, "step_size": 0.7}
-# Activations with two outputs for each unit are none of the convolutional network's.
+# The convolutional network does not support activations with two outputs per unit.
 _NEWER_METHODS = {
     name: case
     | (_WITHOUT_MOMENTUM if METHODS[case["method"]].replaces_optimizer else {})

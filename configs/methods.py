@@ -1,9 +1,9 @@
 """Every method as a case, with its published settings or with values to try.
 
 The cases and their values are declared with the methods, in
-experiments/learning/methods.py and experiments/learning/variants.py. Step sizes belong
-to the problem: those of Adam and of mini-batches, which need others than SGD on single
-examples, are given.
+experiments/learning/methods.py and experiments/learning/variants.py. Step sizes depend
+on the problem; those of Adam and of mini-batches, which differ from that of SGD on
+single examples, are arguments.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def paper_methods(*, adam_step_size: float) -> Cases:
 
 
 def batch_methods(*, batch_size: int, step_size: float) -> Cases:
-    """Returns batch normalization, and backprop on the same mini-batches beside it."""
+    """Returns batch normalization, and backprop on the same mini-batches."""
     batch = {"batch_size": batch_size, "step_size": step_size}
     return {
         name: dict(variant.fields) | batch
@@ -34,7 +34,7 @@ def batch_methods(*, batch_size: int, step_size: float) -> Cases:
 
 
 def newer_methods(*, adam_step_size: float) -> Cases:
-    """Returns the methods of others, and the controls."""
+    """Returns the methods of other papers, and the controls."""
     return {
         name: _case(variant, adam_step_size)
         for name, variant in variants().items()
@@ -45,10 +45,10 @@ def newer_methods(*, adam_step_size: float) -> Cases:
 def with_values_to_try(
     cases: Cases, *, step_sizes: tuple[float, ...], adam_step_sizes: tuple[float, ...]
 ) -> Cases:
-    """Gives each case a sweep of the values to choose its setting from.
+    """Gives each case a sweep of the values from which its setting is chosen.
 
-    They are those that its method declares; a method that declares none is tried with
-    step sizes, three like the others, so that all have the same number of trials.
+    They are the values that its method declares or, if it declares none, the given step
+    sizes: pass three, so that all methods have the same number of trials.
     """
     known = variants()
 

@@ -1,7 +1,7 @@
 """Online Permuted MNIST: backprop loses its plasticity, continual backprop keeps it.
 
 Reproduces figure 2 (top) of Dohare et al., "Loss of plasticity in deep continual
-learning", Nature 632, 2024, and figures 6 to 8 of its preprint arXiv:2306.13812.
+learning", Nature 632, 2024, and figures 6 to 8 of its preprint, arXiv:2306.13812.
 
     python -m experiments.permuted_mnist --config=configs/pmnist.py[:PRESET]
 
@@ -19,15 +19,15 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint arXiv:2306.13812
 `comparison_mnist_tuning` (10 tasks, 2 seeds, 3 strengths) and `comparison_mnist` (100
 tasks, 3 other seeds) compare the paper's methods on MNIST with 3 x 100 units.
 
-Digits are the 1,797 images of 8x8 pixels inside scikit-learn, so the default gives the
-same numbers on every machine and downloads nothing. MNIST is read from its four IDX
-files in `--config.data_dir=FOLDER`, or from TensorFlow Datasets.
+Digits are the 1,797 images of 8x8 pixels in scikit-learn, so the default gives the same
+numbers on every machine and downloads nothing. MNIST is read from its four IDX files in
+`--config.data_dir=FOLDER`, or from TensorFlow Datasets.
 
-Expected accuracy in the last task: by default, backprop 51.1 +- 5.5 % and continual
-backprop 85.1 +- 0.9 %, in 40 seconds on two cores. `small` cut to 31 tasks and 3 seeds,
-backprop 90.3 %, continual backprop 92.8 %, in 13 minutes. `paper`, by the paper's
-figure, backprop 93.7 % and continual backprop about 95 %: 2.9 billion updates of 10
-million weights, which only an accelerator finishes. docs/results has all tables.
+Expected accuracy in the last task: with the default preset, 51.1 +- 5.5 % for backprop
+and 85.1 +- 0.9 % for continual backprop, in 40 seconds on two cores. With `small`, cut
+to 31 tasks and 3 seeds, 90.3 % and 92.8 %, in 13 minutes. With `paper`, according to
+the paper's figure, 93.7 % and about 95 %; its 2.9 billion updates of 10 million weights
+need an accelerator. docs/results has all tables.
 """
 
 from ml_collections import ConfigDict
@@ -96,8 +96,8 @@ _DIGITS = {
 
 _MNIST_METHODS = paper_methods(adam_step_size=1e-4)
 del _MNIST_METHODS["continual_backprop_adam"]  # Not in the paper's figure.
-# The best of the tuning run that docs/results/permuted_mnist.md records; a method that
-# was not in it has its published setting.
+# The best settings of the tuning run in docs/results/permuted_mnist.md; methods that
+# were not in that run have their published settings.
 _MNIST_CHOICES = {
     "backprop": {"step_size": (0.003,)},
     "l2": {"weight_decay": (1e-3,)},

@@ -10,16 +10,16 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 | (none)     | ReLU, tanh, both methods       | 3 M      | 30    | 2 min     |
 | figure_b10 | 6 activations, 3 steps, linear | 3 M      | 100   | 10 min    |
 | cbp        | ReLU, tanh, 6 rates            | 3 M      | 100   | 10 min    |
-| adam       | as figure_b10, by Adam         | 3 M      | 100   | 17 min    |
+| adam       | as figure_b10, with Adam       | 3 M      | 100   | 17 min    |
 | all_bits   | ReLU, tanh, 3 steps, linear    | 1 M      | 100   | 2 min     |
 | methods    | ReLU, every method             | 1 M      | 30    | 20 min    |
 | comparison | ReLU, 31 methods, 3 strengths  | 1 M      | 35    | 12 min    |
 | smoke      | as the default                 | 400      | 2     | seconds   |
 
-Expected squared error, first and last bin at step size 0.01: by default ReLU 0.6 to 1.1
-and tanh 0.35 to 0.9 by backprop; 0.5 to 0.45 and 0.35 to 0.35 by continual backprop. A
-linear model stays at 0.8 to 0.9. docs/results has the tables of all presets, with the
-paper's values.
+Expected squared error from the first to the last bin, at step size 0.01 and with the
+default preset: with backprop, 0.6 to 1.1 for ReLU and 0.35 to 0.9 for tanh; with
+continual backprop, 0.5 to 0.45 and 0.35 to 0.35. A linear model stays at 0.8 to 0.9.
+docs/results has the tables of all presets, with the paper's values.
 """
 
 from ml_collections import ConfigDict
@@ -43,17 +43,17 @@ def get_config(preset: str = "default") -> ConfigDict:
 
 
 _PROBLEM = {
-    "num_tasks": 75,  # Bins to average over.
+    "num_tasks": 75,  # A task is a bin of examples to average over.
     "examples_per_task": 40_000,
     "num_bits": 21,  # The last of them is always 1.
     "slow_bits": 15,
-    "drift": "one",  # Slow bit that flips, or "all" are redrawn.
+    "drift": "one",  # "one" slow bit flips, or "all" are redrawn.
     "drift_every": 10_000,  # Examples.
     "target_units": 100,
-    "target_beta": 0.7,  # Share of bits that makes a unit of the target fire.
+    "target_beta": 0.7,  # Fraction of bits that makes a unit of the target fire.
     "hidden_units": 5,
     "num_seeds": 100,
-    "lanes_per_block": 1000,  # Many, as they are so small.
+    "lanes_per_block": 1000,  # Many, because the networks are tiny.
     "timed_task": {
         "examples_per_task": 2000,
         "measured_examples": 100,

@@ -1,1 +1,1 @@
-"""The programs that run the continual-learning experiments."""
+"""Programs that run the continual-learning experiments."""

@@ -1,4 +1,4 @@
-r"""Times training; docs/benchmark.md says how to read the numbers.
+r"""Times training; docs/benchmark.md explains the numbers.
 
     python -m experiments.benchmark [--preset=cpu|accelerator|smoke] [--minutes=5] \
         [--only='3 x 100'] [--rounds=7] [--against=torch] [--csv=FILE]
@@ -7,12 +7,12 @@ r"""Times training; docs/benchmark.md says how to read the numbers.
         [--parts=data] [--parts=measures]
     python -m experiments.benchmark [PROBLEM --config=...] --compile_for=h100
 
-A preset of configs/benchmark.py times its groups, each a network and a number of lanes.
-The second form times the methods of any config against each other, with the lanes that
-a run of it would have; PROBLEM is the name of a program, such as permuted_mnist.
+The first form times the groups of a preset in configs/benchmark.py, each a network with
+a number of lanes. The second times the methods of any config against each other, with
+the lanes of its runs; PROBLEM is the name of a program, such as permuted_mnist.
 
-The third times nothing: it compiles the tasks of either for an accelerator that need
-not be here, counts what an update does there, and projects how long a run would take.
+The third times nothing. It compiles the tasks of either for an accelerator that need
+not be present, counts the work of an update, and projects how long a run would take.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -55,7 +55,7 @@ from experiments.timing.table import (
 )
 
 DATA, MEASURES = "data", "measures"
-"""Parts of a run whose shares of its time can be measured."""
+"""Parts of a run whose share of the time can be measured."""
 
 _PRESET_MINUTES = 5.0
 _SAMPLE_SECONDS = 0.1
@@ -66,11 +66,10 @@ def _main(arguments: Sequence[str]) -> None:
     problem = arguments[1] if len(arguments) == 2 else None
     if len(arguments) > 2 or (problem is None) != (_CONFIG.value is None):
         raise app.UsageError(
-            "Name both one problem, such as permuted_mnist, and its --config, or "
-            "neither."
+            "Pass both a problem, such as permuted_mnist, and its --config, or neither."
         )
     if _COMPILE_FOR.value:
-        # Nothing runs, and a plugin for a GPU that is not here would complain.
+        # Nothing runs, and the plugin of an absent GPU would print errors.
         jax.config.update("jax_platforms", "cpu")
     else:
         command_line.use_all_cores()
@@ -95,8 +94,8 @@ def _run_preset(name: str) -> None:
         return
     if name == "accelerator" and jax.default_backend() == "cpu":
         print(
-            "JAX sees no accelerator here, only a CPU, which will not get far. On an "
-            "NVIDIA GPU: pip install '.[cuda]'.",
+            "JAX found no accelerator, only a CPU, which is too slow for this preset. "
+            "If there is an NVIDIA GPU, run pip install '.[cuda]'.",
             file=sys.stderr,
         )
     with _made_up_images(groups):
@@ -105,7 +104,7 @@ def _run_preset(name: str) -> None:
 
 @contextlib.contextmanager
 def _made_up_images(groups: Sequence[ConfigDict]) -> Iterator[None]:
-    """Lets groups that name no folder of MNIST's read random images in its place."""
+    """Gives groups without a folder for MNIST random images instead."""
     wanting = [
         group.config
         for group in groups
@@ -182,19 +181,19 @@ def compile_groups(
     path: pathlib.Path | None = None,
     programs_folder: pathlib.Path | None = None,
 ) -> None:
-    """Compiles all cases of groups for an accelerator and prints what they do there.
+    """Compiles all cases of groups for an accelerator and prints their work there.
 
     Args:
       groups: see `time_group`.
-      name: of the accelerator, a key of `DEVICES`.
-      assumptions: for the projected times.
-      number: of accelerators, which the lanes are spread over.
-      path: of a CSV file of all numbers, or None.
-      programs_folder: where to put the HLO text of the programs, or None.
+      name: name of the accelerator, a key of `DEVICES`.
+      assumptions: assumptions of the projected times.
+      number: number of accelerators, over which the lanes are sharded.
+      path: path of a CSV file of all numbers, or None.
+      programs_folder: folder for the HLO text of the programs, or None.
 
     Raises:
       ImportError: a package is missing.
-      ValueError: a config that cannot be run, or too many accelerators.
+      ValueError: the config cannot be run, or there are too many accelerators.
     """
     device = DEVICES[name]
     devices = ahead_of_time.describe(device, number)
@@ -216,9 +215,9 @@ def compile_groups(
                 _write_rows(path, rows)
     print(compiled_table.make_table(rows))
     print(
-        f"Compiled for {number} x {device.kind} by JAX {jax.__version__}; nothing ran "
-        f"there. The times are projected and assume {assumptions}; streams, measures "
-        "and arithmetic are not counted."
+        f"Compiled for {number} x {device.kind} with JAX {jax.__version__}; nothing "
+        f"ran there. The times are projected, assuming {assumptions}; streams, "
+        "measures and arithmetic are not counted."
     )
 
 
@@ -231,7 +230,7 @@ def _write_rows(path: pathlib.Path, rows: Sequence[Row]) -> None:
 
 
 def _cases_of(group: ConfigDict) -> list[Case]:
-    """Builds the cases of a group, whose lanes need not fit into this machine."""
+    """Builds the cases of a group, whose lanes need not fit on this machine."""
     make_problem = _make_problem_of(group.problem)
     return [
         Case(name, config, make_grid(config), make_problem(config))
@@ -247,14 +246,14 @@ def run_groups(
     reference: str,
     **options: Any,
 ) -> None:
-    """Times groups one after the other and prints a table, also after a Ctrl-C.
+    """Times groups in order and prints a table, even after a Ctrl-C.
 
     Args:
       groups: see `time_group`.
-      path: of the CSV file; what it holds is replaced, and grows after each group.
-      minutes: when they are over, no group begins.
-      reference: see `time_group`, like the following.
-      **options: others of `time_group`.
+      path: path of the CSV file, which is overwritten, and written after each group.
+      minutes: no group starts after this time.
+      reference: see `time_group`.
+      **options: other arguments of `time_group`.
     """
     end = time.monotonic() + 60 * minutes
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -271,7 +270,7 @@ def run_groups(
             except ConfigError as error:
                 if len(groups) == 1:
                     raise
-                # All that a preset can lack is memory for its lanes.
+                # The only error of a preset is too little memory for its lanes.
                 tqdm.write(f"{title(group)}: {error}")
                 continue
             rows = make_rows(timings, group.problem, group.network, reference)
@@ -283,7 +282,7 @@ def run_groups(
         print(make_table(found, reference))
         print(
             f"{found[0]['device']}, JAX {found[0]['jax']}; medians (middle half) over "
-            "rounds that take turns."
+            "interleaved rounds."
         )
     if any(math.isfinite(row["ratio_to_projection"]) for row in found):
         print(f"Projections assume {options.get('assumptions', ASSUMED)}.")
@@ -291,12 +290,12 @@ def run_groups(
 
 
 def title(group: ConfigDict) -> str:
-    """Names a group."""
+    """Returns the title of a group."""
     return f"{group.problem}, {group.network}, {group.config.num_seeds} lanes"
 
 
 def choose(groups: Sequence[ConfigDict], part: str) -> list[ConfigDict]:
-    """Returns the groups with that in their titles.
+    """Returns the groups whose titles contain a text.
 
     Raises:
       ConfigError: there is none.
@@ -304,16 +303,14 @@ def choose(groups: Sequence[ConfigDict], part: str) -> list[ConfigDict]:
     chosen = [group for group in groups if part in title(group)]
     if not chosen:
         titles = "; ".join(title(group) for group in groups)
-        raise ConfigError(
-            f"--only={part!r} is part of no group's name; choose from: {titles}."
-        )
+        raise ConfigError(f"--only={part!r} matches no group; choose from: {titles}.")
     return chosen
 
 
 def write_images(folder: pathlib.Path) -> None:
-    """Writes random images as files of MNIST, to time its problem without a download.
+    """Writes random images as MNIST files, to time its problem without a download.
 
-    They are as many as MNIST has, to take the same place in caches.
+    They are as many as in MNIST, so that they use as much of the caches.
     """
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (60_000, 28, 28), np.uint8)
@@ -333,24 +330,25 @@ def time_group(
     assumptions: Assumptions = ASSUMED,
     end: float = math.inf,
 ) -> dict[str, Timing]:
-    """Times all cases of a config against each other, and what they are compared with.
+    """Times all cases of a config against each other and against their baselines.
 
     Args:
-      group: `problem`, the name of a program; `config`, that of a run, whose lanes are
-        timed; `steps`, updates of a learner in a timed task; `parts`, those of `DATA`
-        and `MEASURES` whose shares are wanted.
-      reference: the case that bandwidth, floor and PyTorch take their shapes from.
+      group: `problem`, the name of a program; `config`, the config of a run, whose
+        lanes are timed; `steps`, updates per learner in a timed task; `parts`, `DATA`,
+        `MEASURES` or both, to time their shares.
+      reference: the case whose shapes bandwidth, floor and PyTorch use.
       rounds: see `take_turns`.
       against_torch: whether to time PyTorch.
-      assumptions: of the projected times, which accelerators are compared with.
+      assumptions: assumptions of the projected times, with which times on accelerators
+        are compared.
       end: see `take_turns`.
 
     Returns:
-      By name of the case, `FLOOR` and `TORCH` among them. What does not fit into memory
-      says so.
+      Timings by name of the case, including `FLOOR` and `TORCH`. The status of those
+      that do not fit in memory says so.
 
     Raises:
-      ValueError: a config that cannot be run.
+      ValueError: the config cannot be run.
     """
     make_problem = _make_problem_of(group.problem)
     config = complete(group.config)
@@ -414,7 +412,7 @@ def time_group(
 def _projected_seconds(
     program: programs.Program, lanes: int, assumptions: Assumptions
 ) -> float:
-    """Projects the time of an update of a lane, NaN on a machine that is not known."""
+    """Projects the time of an update of a lane; NaN on an unknown device."""
     device = of_kind(jax.devices()[0].device_kind)
     if device is None:
         return math.nan
@@ -426,7 +424,7 @@ def _projected_seconds(
 def build(
     builders: Mapping[Any, Callable[[], Any]],
 ) -> tuple[dict[Any, Any], dict[Any, str]]:
-    """Builds and runs each program once; returns those that can, and why others not."""
+    """Builds and runs each program once; returns those that ran, and other errors."""
     built, failed = {}, {}
     with tqdm(builders.items(), unit="program", leave=False) as bar:
         for name, builder in bar:
@@ -450,7 +448,7 @@ def _make_problem_of(name: str) -> Callable[[Any], Any]:
         return importlib.import_module(f"experiments.{name}").make_problem
     except (ModuleNotFoundError, AttributeError) as error:
         raise ConfigError(
-            f"{error}: name a program that trains, such as permuted_mnist."
+            f"{error}: name a program with a make_problem, such as permuted_mnist."
         ) from error
 
 
@@ -458,23 +456,23 @@ if __name__ == "__main__":
     _CONFIG = define_config_flag()
     _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
     _MINUTES = flags.DEFINE_float(
-        "minutes", None, f"When to stop; of presets {_PRESET_MINUTES:g}.", 0.0
+        "minutes", None, f"When to stop; {_PRESET_MINUTES:g} for presets.", 0.0
     )
-    _ONLY = flags.DEFINE_string("only", "", "Part of the names of groups to time.")
-    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Time this as well.")
+    _ONLY = flags.DEFINE_string("only", "", "Time only groups with this in the title.")
+    _AGAINST = flags.DEFINE_enum("against", None, ["torch"], "Also time this.")
     _CSV = flags.DEFINE_string(
-        "csv", None, "File of all numbers; default runs/benchmark/NAME.csv."
+        "csv", None, "File of all numbers; runs/benchmark/NAME.csv by default."
     )
     _REFERENCE = flags.DEFINE_string("reference", "backprop", "Case to compare with.")
-    _STEPS = flags.DEFINE_integer("steps", 1000, "Updates of a timed task.", 1)
-    _ROUNDS = flags.DEFINE_integer("rounds", 7, "Times that each is timed.", 1)
+    _STEPS = flags.DEFINE_integer("steps", 1000, "Updates in a timed task.", 1)
+    _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each case is timed.", 1)
     _PARTS = flags.DEFINE_multi_enum(
-        "parts", [], [DATA, MEASURES], "Part of a run whose share is wanted."
+        "parts", [], [DATA, MEASURES], "Part of a run whose share is measured."
     )
     _COMPILE_FOR = flags.DEFINE_enum(
         "compile_for", None, list(DEVICES), "Compile for this, and time nothing."
     )
-    _DEVICES = flags.DEFINE_integer("devices", 1, "How many of it.", 1)
+    _DEVICES = flags.DEFINE_integer("devices", 1, "Number of accelerators.", 1)
     _HLO = flags.DEFINE_string("hlo", None, "Folder for the compiled programs.")
     _LAUNCH = flags.DEFINE_float(
         *("launch_us", 1e6 * ASSUMED.launch_seconds),

@@ -1,17 +1,17 @@
-"""Compares the methods of finished runs, each at the setting that suits it best.
+"""Compares the methods of finished runs, each at its best setting.
 
     python -m experiments.compare RUN ... --tuning_seeds=N [--reference=backprop]
     python -m experiments.compare RUN ... --tuning_run=RUN [--tuning_seeds=N]
     python -m experiments.compare --tuning_run=RUN
 
-A run holds methods (cases), settings (sweeps) and seeds; several runs are pooled. The
+A run has methods (cases), settings (sweeps) and seeds; several runs are pooled. The
 first N seeds choose each method's setting by its mean score over all tasks; the other
 seeds evaluate it. With --tuning_run, the seeds of that run choose, and RUN needs only
-the chosen settings, on other seeds. Without RUN, it prints the choices and the flags to
-run them with.
+the chosen settings, with other seeds. Without RUN, the program prints the choices and
+the flags to run them with.
 
-Tables go to comparison.md, comparison.csv and trials.csv, figures to differences.png
-and curves.png, in RUN/comparison of the first run or in --output.
+It writes the tables comparison.md, comparison.csv and trials.csv and the figures
+differences.png and curves.png to RUN/comparison of the first run, or to --output.
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ import sys
 
 from absl import app, flags
 
-from experiments.learning import variants  # noqa: F401  Gives methods looks.
+from experiments.learning import variants  # noqa: F401  Sets the styles in figures.
 from experiments.reporting import (
     comparison,
     comparison_output,
@@ -33,7 +33,7 @@ from experiments.reporting.trials import Run
 def _main(arguments: Sequence[str]) -> None:
     names = list(arguments[1:])
     if not names and not _TUNING_RUN.value:
-        raise app.UsageError("Name at least one run folder.")
+        raise app.UsageError("Pass at least one run folder.")
     try:
         runs, tuning_runs = (
             [Run(name, run_results.load(name)) for name in group]
@@ -68,12 +68,12 @@ def _print_choices(tuning_runs: Sequence[Run]) -> None:
 
 if __name__ == "__main__":
     _TUNING_RUN = flags.DEFINE_multi_string(
-        "tuning_run", [], "Run whose seeds choose the settings; may be repeated."
+        "tuning_run", [], "Run whose seeds choose the settings; can be repeated."
     )
     _TUNING_SEEDS = flags.DEFINE_integer(
         "tuning_seeds",
         None,
-        "How many of the first seeds choose the settings.",
+        "Number of seeds, from the first, that choose the settings.",
         lower_bound=0,
     )
     _REFERENCE = flags.DEFINE_string(

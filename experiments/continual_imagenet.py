@@ -1,9 +1,9 @@
-"""Continual ImageNet: pairs of image classes to tell apart, one pair after another.
+"""Continual ImageNet: distinguishing pairs of image classes, one pair after another.
 
     python -m experiments.continual_imagenet --config=configs/imagenet.py
 
-Each task trains the network on the images of two classes for some epochs and tests it
-on other images of the two. Between tasks only the head is set back, to 0.
+Each task trains the network on images of two classes for several epochs, and tests it
+on other images of these classes. Between tasks, only the head is reset, to 0.
 """
 
 from typing import Any
@@ -32,17 +32,17 @@ def make_problem(config: Any) -> Problem:
     """Builds the problem of a case's config.
 
     Args:
-      config: as in `configs/imagenet.py`.
+      config: a config as in `configs/imagenet.py`.
 
     Returns:
-      The problem; its metrics per task are `accuracy` (fraction, on the test images
-      after the last epoch), with `test_every_epoch` the same after each epoch,
-      `accuracy_by_epoch`, `loss` (cross-entropy in nats, before each update), and per
-      layer what `layer_measures` finds on the first images of the new task, before it,
-      with the old head, and `task_measures`.
+      The problem. Its metrics per task are `accuracy` (fraction, on the test images
+      after the last epoch); with `test_every_epoch`, also `accuracy_by_epoch`, after
+      each epoch; `loss` (cross-entropy in nats, before each update); and, per layer,
+      `layer_measures` on the first images of the new task, before it and with the old
+      head, and `task_measures`.
 
     Raises:
-      ValueError: a field out of range, or the data set cannot be loaded.
+      ValueError: a field is out of range, or the data set cannot be loaded.
     """
     check_choice("rank_method", config.rank_method, metrics.METHODS)
     check_positive(config, "num_epochs", "batch_size")
@@ -51,8 +51,8 @@ def make_problem(config: Any) -> Problem:
     _check_images(config, num_images)
     network = make_conv_net(config, stream.image_shape, 2)
     num_updates = config.num_epochs * (num_images // config.batch_size)
-    # What a method does at the end of a task it does after one more update, so that
-    # its last epoch can be tested first.
+    # A method acts on the end of a task after one additional update, so that the last
+    # epoch can be tested first.
     sees_tasks = config.method in METHODS and compiled_method(config).sees_tasks
     learner = make_learner(
         config,
@@ -137,7 +137,7 @@ def _flatten(images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _check_images(config: Any, num_images: int) -> None:
-    """Raises ConfigError unless an epoch is made of whole batches and is measured."""
+    """Raises ConfigError unless batches and measured examples fit an epoch's images."""
     if num_images % config.batch_size:
         raise ConfigError(
             "config.batch_size must divide the training images of a task, 2 x "

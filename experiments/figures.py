@@ -11,13 +11,13 @@ import sys
 
 from absl import app
 
-from experiments.learning import variants  # noqa: F401  Gives methods looks.
+from experiments.learning import variants  # noqa: F401  Sets the styles in figures.
 from experiments.reporting import plots, run_results
 
 
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) < 2:
-        raise app.UsageError("Name at least one run folder.")
+        raise app.UsageError("Pass at least one run folder.")
     try:
         for run in arguments[1:]:
             dataset = run_results.load(run)

@@ -1,10 +1,10 @@
-"""Online Permuted MNIST: a stream of images whose pixels are permuted anew per task.
+"""Online Permuted MNIST: images whose pixels are permuted differently in each task.
 
     python -m experiments.permuted_mnist --config=configs/pmnist.py
 
-Each task draws a permutation of the pixels and shows images one at a time, in random
-order, for one update each (or for one of each mini-batch, `config.batch_size`). Nothing
-is reset or signaled at a change of task, but to methods that are defined by it.
+Each task draws a permutation of the pixels and presents images one at a time, in random
+order, with one update per image (or per mini-batch of `config.batch_size`). Nothing is
+reset or signaled when the task changes, except to methods whose definition requires it.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ def make_problem(config: Any) -> Problem:
     """Builds the problem of a case's config.
 
     Args:
-      config: as in `configs/pmnist.py`.
+      config: a config as in `configs/pmnist.py`.
 
     Returns:
       The problem, with the metrics of `make_stream_problem`.
 
     Raises:
-      ValueError: a field out of range, or the data set cannot be loaded.
+      ValueError: a field is out of range, or the data set cannot be loaded.
     """
     stream = permuted_images.make_stream(config)
     return make_stream_problem(

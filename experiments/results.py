@@ -5,15 +5,15 @@
 prints the table of a run, or a table of the score in chosen tasks, or writes every
 value as one line of a tidy CSV table.
 
-With `--config.replacement_log=N`, the run folder also holds replacements.csv, one line
-for each of the first N replacements of a lane and task. Its columns are case, task, the
-swept hyperparameters (empty where a case does not sweep them) and seed, then
+With `--config.replacement_log=N`, the run folder also contains replacements.csv, with
+one line for each of the first N replacements per lane and task. Its columns are case,
+task, the swept hyperparameters (empty if a case does not sweep them) and seed, then
 
     step     updates since the start of the task
     layer    name of the hidden layer
-    unit     index of the unit in it
-    age      updates since the unit was born
-    utility  age-corrected, from the update before; nan if the rule keeps none
+    unit     index of the unit in the layer
+    age      updates since the unit's last reset
+    utility  age-corrected, from the previous update; nan if the rule has no utilities
 
 A run can be made longer: repeat its command with a larger --config.num_tasks.
 """
@@ -30,9 +30,9 @@ from experiments.reporting import run_results, tables
 
 def _main(arguments: Sequence[str]) -> None:
     if len(arguments) != 2:
-        raise app.UsageError("Name one run folder.")
+        raise app.UsageError("Pass one run folder.")
     if _CSV.value and _TASKS.value:
-        raise app.UsageError("--csv writes all tasks; leave out --csv or --tasks.")
+        raise app.UsageError("--csv writes all tasks; omit either --csv or --tasks.")
     try:
         dataset = run_results.load(arguments[1])
         if _CSV.value:
@@ -54,14 +54,14 @@ def _main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    _CSV = flags.DEFINE_bool("csv", False, "Every value as a tidy CSV table.")
+    _CSV = flags.DEFINE_bool("csv", False, "Write every value as a tidy CSV table.")
     _TASKS = flags.DEFINE_list(
-        "tasks", None, "Tasks in which to print the score, ± one standard error."
+        "tasks", None, "Tasks whose score is printed, ± one standard error."
     )
     flags.register_validator(
         "tasks",
         lambda tasks: all(re.fullmatch(r"-?\d+", task) for task in tasks or ()),
-        "must be numbers of tasks, as in --tasks=0,10,-1.",
+        "must be integers, as in --tasks=0,10,-1.",
     )
     _OUTPUT = flags.DEFINE_string("output", None, "File to write instead of printing.")
     app.run(_main)

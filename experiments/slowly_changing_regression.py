@@ -2,9 +2,9 @@
 
     python -m experiments.slowly_changing_regression --config=configs/scr.py
 
-A small network learns, one example at a time, what a larger network of linear threshold
-units makes of random bits. A task is a bin of examples to average over: nothing is
-reset or signaled, and the inputs drift at their own pace.
+A small network learns, one example at a time, the outputs of a larger network of linear
+threshold units for random bits. A task is just a bin of examples to average over:
+nothing is reset or signaled, and the inputs drift independently of it.
 """
 
 from typing import Any
@@ -20,20 +20,20 @@ def make_problem(config: Any) -> Problem:
     """Builds the problem of a case's config.
 
     Args:
-      config: as in `configs/scr.py`.
+      config: a config as in `configs/scr.py`.
 
     Returns:
       The problem, with the metrics of `make_stream_problem` per bin.
 
     Raises:
-      ValueError: a field out of range.
+      ValueError: a field is out of range.
     """
     sample = drifting_bits.make_stream(config)
     check_batch_size(config, "drift_every")
     return make_stream_problem(
         config,
         sample,
-        # The constant bit is no input of the learner: its weights are the biases.
+        # The constant bit is not an input of the learner, which has biases.
         input_shape=(config.num_bits - 1,),
         num_outputs=1,
         loss="squared_error",

@@ -1,1 +1,1 @@
-"""Short programs that put continual backprop into training code of common kinds."""
+"""Short programs that add continual backprop to common kinds of training code."""

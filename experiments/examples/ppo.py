@@ -1,14 +1,14 @@
-"""PPO with continual backprop: trunks of actor and critic, seeds under `vmap`.
+"""PPO with continual backprop: an actor and a critic, with seeds under `vmap`.
 
     python -m experiments.examples.ppo [--steps=4096] [--seeds=4]
 
-The agent pushes points to the origin of a plane against a wind that it does not see and
-that changes with each of eight tasks. The example has two chains of units in one tree,
-orthogonal initializers, an `optax.chain` with a clipped Adam as the base optimizer, and
-`num_replaced` out of a `scan` under `vmap`.
+The agent pushes points to the origin of a plane against a wind that it does not observe
+and that changes in each of eight tasks. The example has two chains of units in one
+tree, orthogonal initializers, an `optax.chain` with a clipped Adam as the base
+optimizer, and `num_replaced` from a `scan` under `vmap`.
 
 It shows that units are replaced at the stated rate in every seed while the agent keeps
-learning, not whether that helps: plasticity is lost over millions of updates.
+learning, but not whether this helps: plasticity is lost over millions of updates.
 """
 
 import functools
@@ -41,7 +41,7 @@ forward = cbp_jax.with_features(
 
 
 def play(params, wind, keys):
-    """Plays an episode; returns what `loss_fn` takes, [B, T], and the mean reward."""
+    """Plays an episode; returns a batch for `loss_fn`, [B, T], and the mean reward."""
 
     def act(states, key):
         (logits, values), _ = forward(params, states)
@@ -65,7 +65,7 @@ def play(params, wind, keys):
 
 
 def loss_fn(params, batch):
-    """PPO's loss of a minibatch, leaves [M, T], and the features."""
+    """Returns PPO's loss for a minibatch with leaves [M, T], and the features."""
     states, actions, old_surprise, returns, advantages = batch
     (logits, values), features = forward(params, states)
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -77,7 +77,7 @@ def loss_fn(params, batch):
 
 @functools.partial(jax.jit, static_argnames=("steps", "hyperparameters"))
 def train(keys, *, steps, hyperparameters):
-    """See `side_by_side.Train`; the score is the mean reward of a step."""
+    """See `side_by_side.Train`; the score is the mean reward per step."""
     episodes = side_by_side.whole_tasks(steps, TASKS, UPDATES)
 
     def train_one(params, reset_key, key):

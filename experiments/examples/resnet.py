@@ -1,13 +1,13 @@
-"""A residual network with batch normalization in continual backprop.
+"""A residual network with batch normalization and continual backprop.
 
     python -m experiments.examples.resnet [--steps=480] [--seeds=2]
 
-The digits of scikit-learn get other labels in each of four tasks. The example has
-groups found by `infer_units`, among them some that several kernels write and read, as
-at the end of a block; batch statistics, reset with their channels; and `with_features`.
+The digits of scikit-learn get new labels in each of four tasks. The example has groups
+found by `infer_units`, some with several incoming and outgoing kernels, as at the end
+of a block; batch statistics, reset with their channels; and `with_features`.
 
 It shows that the stated number of channels is replaced in each group and that the last
-task is learned, too, not whether that helps: so few updates cost no plasticity.
+task is still learned, but not whether this helps: so few updates cost no plasticity.
 """
 
 import functools
@@ -46,7 +46,7 @@ class ResNet(nn.Module):
 
 
 def find_units():
-    """Finds the groups by tracing, and names the statistics of their channels."""
+    """Finds the groups by tracing, and adds the statistics of their channels."""
     shapes = jax.eval_shape(ResNet().init, jax.random.key(0), IMAGES[:8])
     statistics = jax.tree.map(jnp.ones_like, shapes)
     params = statistics.pop("params")
@@ -71,7 +71,7 @@ forward = cbp_jax.with_features(
 
 
 def loss_fn(params, statistics, images, labels):
-    """Returns the loss; new statistics, features and accuracy."""
+    """Returns the loss; and new statistics, features and accuracy."""
     (logits, statistics), features = forward(params, (images, statistics))
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     return losses.mean(), (statistics, features, (logits.argmax(-1) == labels).mean())

@@ -1,12 +1,12 @@
-"""The command line of all examples: with continual backprop, and without it.
+"""The command line of all examples, which train with and without continual backprop.
 
     python -m experiments.examples.NAME [--steps=N] [--seeds=N] [--compare=ROUNDS]
         [--replacement_rate=R] [--maturity_threshold=M]
 
 trains on the same streams with the optimizer alone and inside continual backprop, and
-prints the scores in the first and the last task, and how many units were replaced in
-each seed. With --compare it prints instead how long an update takes, in rounds that
-take turns.
+prints the scores in the first and last task and the number of units replaced in each
+seed. With --compare, it prints the time per update instead, measured in alternating
+rounds.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ ALONE, WITH = "optimizer alone", "continual_backprop"
 
 
 class Outcome(NamedTuple):
-    """What one run of an example gives."""
+    """The results of one run of an example."""
 
     score: jax.Array  # [seeds, tasks], a mean over each task.
     num_replaced: dict[str, jax.Array]  # int32 [seeds, *S].
@@ -41,8 +41,8 @@ class Train(Protocol):
         """Trains a learner for each key.
 
         Args:
-          keys: [seeds].
-          steps: updates of the optimizer.
+          keys: PRNG keys, [seeds].
+          steps: number of optimizer updates.
           hyperparameters: arguments of `continual_backprop`, or None for the optimizer
             alone.
         """
@@ -55,20 +55,23 @@ def run(
 
     Args:
       train: the example.
-      score: what its scores are.
-      steps: default of the flag, like the following.
-      seeds: number of learners.
-      rate: fraction of the eligible units that is replaced per update.
-      maturity: updates before a unit is eligible.
+      score: name of its score.
+      steps: default number of optimizer updates.
+      seeds: default number of learners.
+      rate: default fraction of eligible units replaced per update.
+      maturity: default number of updates before a unit is eligible.
     """
-    steps = flags.DEFINE_integer("steps", steps, "Updates of the optimizer.", 1)
-    seeds = flags.DEFINE_integer("seeds", seeds, "Learners, trained side by side.", 1)
+    steps = flags.DEFINE_integer("steps", steps, "Number of optimizer updates.", 1)
+    seeds = flags.DEFINE_integer("seeds", seeds, "Number of learners.", 1)
     rounds = flags.DEFINE_integer(
-        "compare", 0, "Time both in so many rounds instead; 0 for no timing.", 0
+        "compare", 0, "Time both in this many rounds instead; 0 for no timing.", 0
     )
-    rate = flags.DEFINE_float("replacement_rate", rate, "Of eligible units.", 0, 1)
+    rate = flags.DEFINE_float(
+        *("replacement_rate", rate),
+        *("Fraction of eligible units replaced per update.", 0, 1),
+    )
     maturity = flags.DEFINE_integer(
-        "maturity_threshold", maturity, "Updates before a unit may be replaced.", 0
+        "maturity_threshold", maturity, "Updates before a unit can be replaced.", 0
     )
 
     def main(arguments: list[str]) -> None:
@@ -76,7 +79,7 @@ def run(
             raise app.UsageError(f"Unknown arguments: {arguments[1:]}.")
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)  # JAX reports missing accelerators.
-        # Of other generators, vmap would let all seeds draw by the key of the first.
+        # With other generators, all seeds under vmap would draw from the first key.
         key = jax.random.key(0, impl="threefry2x32")
         keys = jax.random.split(key, seeds.value)
         hyperparameters = FrozenDict(
@@ -103,7 +106,7 @@ def whole_tasks(steps: int, tasks: int, size: int = 1) -> int:
     """Returns how many groups of `size` updates fit, a multiple of `tasks`.
 
     Raises:
-      ValueError: not one for each task.
+      ValueError: there are too few updates for one group per task.
     """
     if steps < tasks * size:
         raise ValueError(f"--steps must be at least {tasks * size}, got {steps}.")
@@ -111,7 +114,7 @@ def whole_tasks(steps: int, tasks: int, size: int = 1) -> int:
 
 
 def outcome(scores: jax.Array, tasks: int, state: Any) -> Outcome:
-    """Returns what one learner gives, from its scores over time and final state."""
+    """Returns the results of one learner, from its scores and final state."""
     return Outcome(
         scores.reshape(tasks, -1).mean(axis=1), getattr(state, "num_replaced", {})
     )
@@ -126,10 +129,10 @@ def report(outcomes: Mapping[str, Outcome], score: str) -> str:
             values = np.asarray(outcome.score, np.float64)[:, task]
             row[f"{score}, {title}"] = " ".join(f"{value:.3f}" for value in values)
         table.append(row)
-    lines = [format_table(table), "Each number is a seed."]
+    lines = [format_table(table), "Each number is for one seed."]
     for outcome in outcomes.values():
         if outcome.num_replaced:
-            lines.append("Replaced units, seed by seed:")
+            lines.append("Replaced units, by seed:")
         for group, numbers in outcome.num_replaced.items():
             lines.append(f"  {group}: {' '.join(map(str, np.asarray(numbers)))}")
     return "\n".join(lines)
@@ -150,7 +153,7 @@ def timed(
                 train(keys, steps=steps, hyperparameters=hyperparameters)
             )
 
-        call()  # It compiles.
+        call()  # The first call compiles.
         return call
 
     seconds = take_turns(

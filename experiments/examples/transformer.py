@@ -1,15 +1,15 @@
-"""A decoder with continual backprop: layers stacked by `nn.scan`, heads of attention.
+"""A decoder with continual backprop: layers stacked by `nn.scan`, attention heads.
 
     python -m experiments.examples.transformer [--steps=2000] [--seeds=2]
 
-A token follows from the two before it by a table that is drawn anew for each of eight
-tasks. The example has kernels [L, D, F] of stacked layers, each of which ages and
-replaces its own units; values of attention [L, D, H, K], whose units have two axes;
-activations out of a `scan`; and AdamW with a count per unit.
+Each token is determined by the previous two, through a table that is redrawn for each
+of eight tasks. The example has kernels [L, D, F] of stacked layers, each of which ages
+and replaces its own units; attention values [L, D, H, K], whose units have two axes;
+activations from a `scan`; and AdamW with a step count per unit.
 
 It shows that the stated number of units is replaced in every layer, and that the last
-task is learned, too. It does not show a loss of plasticity, or a remedy for it: eight
-tasks, two seeds and hyperparameters that nobody has tuned say nothing about either.
+task is still learned. It does not show a loss of plasticity, or a remedy for it: eight
+tasks, two seeds and untuned hyperparameters say nothing about either.
 """
 
 import functools
@@ -44,7 +44,7 @@ class Block(nn.Module):
         x += nn.DenseGeneral(WIDTH, axis=(-2, -1), name="out")(mixed)
         hidden = nn.gelu(nn.Dense(MLP_WIDTH, name="up")(nn.LayerNorm()(x)))
         x += nn.Dense(WIDTH, name="down")(hidden)
-        return x, {"value": mixed, "mlp": hidden}  # What "out" and "down" read.
+        return x, {"value": mixed, "mlp": hidden}  # Inputs of "out" and "down".
 
 
 class Decoder(nn.Module):
@@ -77,7 +77,7 @@ def draw_tokens(table, key):
 
 
 def loss_fn(params, tokens):
-    """Mean cross-entropy of the tokens that follow from others, and the features."""
+    """Returns the mean cross-entropy of predictable tokens, and the features."""
     logits, features = Decoder().apply({"params": params}, tokens[:, :-1])
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
     return losses[:, 1:].mean(), features
@@ -85,7 +85,7 @@ def loss_fn(params, tokens):
 
 @functools.partial(jax.jit, static_argnames=("steps", "hyperparameters"))
 def train(keys, *, steps, hyperparameters):
-    """See `side_by_side.Train`; the score is the loss on sequences not yet seen."""
+    """See `side_by_side.Train`; the score is the loss on unseen sequences."""
     steps = side_by_side.whole_tasks(steps, TASKS)
 
     def train_one(key):

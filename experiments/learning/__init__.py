@@ -1,1 +1,1 @@
-"""What learns: from a config to a learner, and what is measured of it."""
+"""Builds learners from configs, and measures them."""

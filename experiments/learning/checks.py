@@ -1,4 +1,4 @@
-"""Checks of config fields, made before anything runs."""
+"""Checks of config fields before a run."""
 
 from collections.abc import Collection, Sequence
 import difflib
@@ -8,14 +8,14 @@ from ml_collections import ConfigDict
 
 
 class ConfigError(ValueError):
-    """A config that cannot be run; the message names the value and the remedy."""
+    """A config that cannot be run; the message states the value and the remedy."""
 
 
 _LARGEST_INTEGER = 2**31 - 1
 
 
 def did_you_mean(name: str, known: Sequence[str], *, list_all: bool = False) -> str:
-    """Suggests the known name that another is close to; without one, lists all."""
+    """Suggests the closest known name; if none is close, lists all."""
     close = difflib.get_close_matches(name, known, n=1)
     if close and not list_all:
         return f"did you mean {close[0]!r}?"
@@ -24,7 +24,7 @@ def did_you_mean(name: str, known: Sequence[str], *, list_all: bool = False) -> 
 
 
 def check_positive(config: ConfigDict, *names: str) -> None:
-    """Raises ConfigError unless the named fields are from 1 to what int32 can hold."""
+    """Raises ConfigError unless the named fields are positive int32 numbers."""
     for name in names:
         if config[name] < 1:
             raise ConfigError(f"config.{name} must be at least 1, got {config[name]}.")
@@ -43,7 +43,7 @@ def check_choice(name: str, value: Any, choices: Collection[str]) -> None:
 
 
 def check_measured_examples(config: ConfigDict) -> None:
-    """Raises ConfigError unless a task shows as many examples as are measured."""
+    """Raises ConfigError unless a task has as many examples as are measured."""
     if not 1 <= config.measured_examples <= config.examples_per_task:
         raise ConfigError(
             "config.measured_examples must be from 1 to config.examples_per_task "
@@ -52,7 +52,7 @@ def check_measured_examples(config: ConfigDict) -> None:
 
 
 def check_batch_size(config: ConfigDict, *names: str) -> None:
-    """Raises ConfigError unless whole batches make up each of the named fields."""
+    """Raises ConfigError unless the batch size divides each of the named fields."""
     check_positive(config, "batch_size")
     for name in names:
         if config[name] % config.batch_size:

@@ -1,17 +1,17 @@
-"""The random numbers of all experiments: their generator, and what they are for."""
+"""The random number generator of all experiments, and the purposes of its keys."""
 
 import jax
 
 PRNG_IMPL = "threefry2x32"
 """The generator of all random numbers.
 
-`jax.vmap` lets it draw for each key what that key draws alone. JAX's other generators,
-`rbg` and `unsafe_rbg`, draw for all keys by the first one, so that what a seed sees
-would depend on the seeds beside it.
+Under `jax.vmap`, each of its keys draws the same numbers as alone. With JAX's other
+generators, `rbg` and `unsafe_rbg`, all keys draw from the first one, so that the
+results of a seed would depend on the other seeds.
 """
 
-# Purposes of the random numbers derived from a lane's key. They are the same for every
-# method, so that two methods with one seed see the same data and initial weights.
+# Purposes of the keys derived from a lane's key. They are the same for all methods, so
+# that two methods with the same seed see the same data and initial weights.
 INITIALIZATION, STREAM, REPLACEMENT, NOISE = range(4)
 
 

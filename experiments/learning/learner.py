@@ -1,4 +1,4 @@
-"""From a config to a learner: network, loss, optimizer and method, for every problem.
+"""Builds learners from configs: network, loss, optimizer and method, for all problems.
 
 Shapes: B batch.
 """
@@ -22,38 +22,37 @@ from experiments.learning.replacement_log import ReplacementLog, empty_log, reco
 
 
 class LearnerState(NamedTuple):
-    """What a learner carries from step to step."""
+    """The state that a learner carries from step to step."""
 
     params: Any
     network_state: Any  # Statistics of normalizations by collection, {} for none.
     optimizer_state: Any
-    noise_key: jax.Array  # Typed key of all noise but the optimizer's.
+    noise_key: jax.Array  # Typed key of all noise except the optimizer's.
     num_updates: jax.Array  # int32 scalar
-    log: ReplacementLog | None  # Of the task, where it is switched on.
+    log: ReplacementLog | None  # Log of the current task; None if it is disabled.
 
 
 class Learner(NamedTuple):
-    """Pure functions of one learner; `hyperparameters` holds its numbers.
+    """Pure functions of one learner, which take its hyperparameters as an argument.
 
     Attributes:
       init: `(hyperparameters, lane_key) -> LearnerState`.
       step: `(hyperparameters, state, inputs, targets) -> (state, outputs, loss)` makes
-        one update on a batch, inputs `[B, ...]`; outputs `[B, num_outputs]` and the
+        one update on a batch, inputs `[B, ...]`. The outputs `[B, num_outputs]` and the
         loss, a scalar mean over the batch, are from before the update.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
-        like the params: what `step` would do, without doing it.
-      predict: `(state, inputs) -> outputs` `[B, num_outputs]` of the finished network:
-        no dropout, running statistics, and the average of the params where the method
-        keeps one to be evaluated.
+        like the params: those of `step`, without applying them.
+      predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
+        dropout, running statistics, and averaged params if the method evaluates these.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
-        `[B, ..., units]`, of the params in training, otherwise as `predict`.
-      unit_ages: `state -> list` of the updates since birth of the units of each hidden
-        layer, `[units]`.
-      units_reset: `state -> list` of how many units of each hidden layer were reset
+        `[B, ..., units]`: as `predict`, but with the params in training.
+      unit_ages: `state -> list` of the units' ages in each hidden layer, `[units]`, in
+        updates since the last reset.
+      units_reset: `state -> list` of the number of units reset in each hidden layer
         since `init`, int32 scalars.
       layers: names of the layers in forward order, the head last.
-      layer_sizes: for each layer `num_weights`, `num_units` and `num_features`, the
-        entries of its activation at each position (0 for the head).
+      layer_sizes: for each layer `num_weights`, `num_units` and `num_features`; see
+        `networks.layer_sizes`.
     """
 
     init: Callable[..., LearnerState]
@@ -83,18 +82,18 @@ def make_learner(
     """Builds the learner that a case's config describes.
 
     Args:
-      config: the case's config; `method`, `optimizer` and what they name.
+      config: the case's config, with `method`, `optimizer` and their hyperparameters.
       network: module with the interface of `cbp_jax.networks.MLP`.
       input_shape: shape of one input, without the batch.
       loss_fn: maps outputs `[B, num_outputs]` and targets to a scalar.
-      updates_per_task: told to methods that act when a task ends.
+      updates_per_task: updates per task, for methods that act when a task ends.
 
     Returns:
       The learner.
 
     Raises:
-      ValueError: unknown method or optimizer, a method without units to work on, or one
-        that does not go with another field.
+      ValueError: the method or optimizer is unknown, the method needs units and the
+        network has none, or the method is incompatible with another field.
     """
     units = network.units()
     _check(config, network)
@@ -152,7 +151,7 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
-        """Returns gradients, updates, the state after them but for params, and more."""
+        """Returns gradients, updates, new state (with old params), outputs and loss."""
         trained = networks.with_hyperparameters(network, hyperparameters)
         dropout = {}
         if not _is_off(hyperparameters.dropout_rate):
@@ -173,7 +172,7 @@ def make_learner(
             (loss, (outputs, features)), grads, network_state = (
                 value_and_grad_with_state(loss_of)(state.params, state.network_state)
             )
-        # The key only matters to init; the state carries it from there.
+        # Only init uses the key; from then on it is in the state.
         optimizer = make_optimizer(hyperparameters, make_key(0))
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(
@@ -186,9 +185,9 @@ def make_learner(
             )
         if method.resets_network:
             is_new = num_updates % updates_per_task == 0
-            _, newborn = init_network(make_key(0))
+            _, initial = init_network(make_key(0))
             network_state = jax.tree.map(
-                lambda new, old: jnp.where(is_new, new, old), newborn, network_state
+                lambda new, old: jnp.where(is_new, new, old), initial, network_state
             )
         state = state._replace(
             network_state=network_state,
@@ -258,13 +257,13 @@ def make_learner(
 
 
 def compiled_method(config: Any) -> Method:
-    """Returns the method of a case, or backprop where all lanes have it switched off.
+    """Returns the method of a case, or backprop if it is off in all lanes.
 
-    The config decides, so that nothing is traced or compiled for a method that does
-    nothing, as for a hyperparameter that is off.
+    The config decides this, so that no code is traced or compiled for a method that has
+    no effect.
 
     Args:
-      config: the case's config, whose `method` is known.
+      config: the case's config, with a known `method`.
     """
     method = METHODS[config.method]
     switches = {
@@ -283,9 +282,9 @@ def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerSta
     """Sets the head's weights and biases to 0.
 
     Args:
-      state: of the learner.
-      with_optimizer_state: also what the optimizer keeps of the head: every tree in its
-        state that is like the params, be it momentum, Adam's moments or an average.
+      state: state of the learner.
+      with_optimizer_state: also clear the optimizer's state of the head, in every tree
+        like the params: momentum, Adam's moments or averages.
 
     Returns:
       The new state.
@@ -316,12 +315,13 @@ def _make_base_optimizer(
     units: Sequence[cbp_jax.UnitGroup],
     noise_key: jax.Array,
 ) -> optax.GradientTransformation:
-    """Builds an optimizer with L2 and noise where a lane may have any.
+    """Builds an optimizer, with L2 and noise if any lane uses them.
 
     Args:
-      config: `optimizer`, a key of `_OPTIMIZERS`, and `noise`, see `perturb`.
+      config: a config with `optimizer`, a key of `_OPTIMIZERS`, and `noise`; see
+        `perturb`.
       hyperparameters: the learner's hyperparameters.
-      units: of its network.
+      units: unit groups of its network.
       noise_key: typed key of the noise.
     """
     base = _OPTIMIZERS[config.optimizer](hyperparameters, units)
@@ -362,28 +362,29 @@ _OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
 
 
 def _is_off(value: Any) -> bool:
-    """Whether a hyperparameter is 0 in every lane, so its code can be left out."""
+    """Whether a hyperparameter is 0 in every lane, so that its code can be omitted."""
     return isinstance(value, (int, float)) and value == 0
 
 
 def _check(config: Any, network: Any) -> None:
-    """Raises ValueError for fields that do not go together."""
+    """Raises ValueError for unknown or incompatible fields."""
     check_choice("method", config.method, METHODS)
     check_choice("optimizer", config.optimizer, _OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():
         raise ConfigError(
-            "A network without hidden layers has no units to replace: set "
-            "config.hidden_layers to at least 1, or config.method to 'backprop'."
+            f"config.method {config.method!r} needs hidden units, but the network has "
+            "none: set config.hidden_layers to at least 1, or config.method to "
+            "'backprop'."
         )
     if method.replaces_optimizer:
         _check_plain(config, config.method)
     if method.normalizations and config.normalization not in method.normalizations:
         raise ConfigError(
-            f"config.method {config.method!r} is defined with a normalization before "
-            f"each activation: set config.normalization to one of "
-            f"{list(method.normalizations)}, got {config.normalization!r}."
+            f"config.method {config.method!r} requires a normalization before each "
+            f"activation, but config.normalization is {config.normalization!r}: set it "
+            f"to one of {list(method.normalizations)}."
         )
 
 
@@ -391,13 +392,13 @@ def _check_plain(config: Any, method: str) -> None:
     """Raises ConfigError if a method would ignore a field of the base optimizer."""
     if config.optimizer != "sgd":
         raise ConfigError(
-            f"config.method {method!r} is an optimizer itself: set config.optimizer to "
-            f"'sgd', got {config.optimizer!r}."
+            f"config.method {method!r} is itself an optimizer, but config.optimizer is "
+            f"{config.optimizer!r}: set it to 'sgd'."
         )
     for name in ("momentum", "weight_decay", "noise_scale"):
         values = (config[name], *config.sweep.get(name, ()))
         if any(value != 0 for value in values):
             raise ConfigError(
-                f"config.method {method!r} is an optimizer itself and takes no "
-                f"config.{name}: set it to 0, got {max(values)}."
+                f"config.method {method!r} is itself an optimizer and does not take "
+                f"config.{name}, which is {max(values)}: set it to 0."
             )

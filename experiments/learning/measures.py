@@ -31,26 +31,27 @@ def layer_measures(
     targets: jax.Array,
     task: jax.Array,
 ) -> dict[str, jax.Array | Measured]:
-    """Measures a learner on some examples, without teaching it.
+    """Measures a learner on some examples, without training it.
 
     Args:
-      config: `activation`, `rank_every` (measure ranks at every so many tasks, 0 for
-        never) and `rank_method` (`cbp_jax.metrics.singular_values`).
+      config: a config with `activation`, `rank_every` (tasks between measurements of
+        the ranks, 0 for never) and `rank_method` (`cbp_jax.metrics.singular_values`).
       learner: the learner.
-      hyperparameters: its numbers.
+      hyperparameters: its hyperparameters.
       state: its state.
       inputs: `[samples, ...]`.
       targets: `[samples]`.
       task: int32 scalar.
 
     Returns:
-      Float32 numbers, one for each layer. Measured of the hidden layers, not of the
+      Float32 numbers, one for each layer. Measured for hidden layers, but not for the
       head: `dead_units`, `tau_dormant_units` (ReDo's, threshold 0.1) and
-      `saturated_units` (fractions; the last of bounded activations only),
-      `effective_rank`, `stable_rank` and `approximate_rank` (at the tasks of
-      `rank_every`), `mean_age` (updates since birth). Of all layers: `gradient_norm`
-      (L2, of the mean loss over the examples) and `update_to_weight` (norm of the
-      update that the examples would make as one batch, over the norm of the params).
+      `saturated_units` (fractions; the last for bounded activations only),
+      `effective_rank`, `stable_rank` and `approximate_rank` (every `rank_every` tasks),
+      and `mean_age` (updates since the last reset). Measured for all layers:
+      `gradient_norm` (L2, of the mean loss over the examples) and `update_to_weight`
+      (norm of the update for all examples as one batch, divided by the norm of the
+      params).
     """
     features = learner.features(state, inputs)
     hidden = [features[name] for name in learner.layers[:-1]]
@@ -83,12 +84,12 @@ def layer_measures(
 def task_measures(
     learner: Learner, before: LearnerState, after: LearnerState
 ) -> dict[str, jax.Array | Measured]:
-    """Measures what a task has done to a learner.
+    """Measures how a task changed a learner.
 
     Returns:
-      Float32 numbers, one for each layer: `weight_magnitude`, the mean |w| of before
-      and after the task, and `units_reset` since the first task, not measured of the
-      head.
+      Float32 numbers, one for each layer: `weight_magnitude`, the mean |w|, averaged
+      over before and after the task; and `units_reset` since the first task, not
+      measured for the head.
     """
 
     def magnitude(state: LearnerState, name: str) -> jax.Array:
@@ -106,7 +107,7 @@ def task_measures(
 
 
 def _measured(per_layer: Sequence[jax.Array | None]) -> Measured:
-    """Stacks a number for each layer, None where there is none to measure."""
+    """Stacks one number per layer; None means not measured."""
     return Measured(
         jnp.stack(
             [
@@ -119,7 +120,7 @@ def _measured(per_layer: Sequence[jax.Array | None]) -> Measured:
 
 
 def _outputs(learner: Learner, features: dict[str, jax.Array]) -> list[jax.Array]:
-    """Returns matrices of the hidden layers' outputs, two columns for a paired unit."""
+    """Returns the hidden layers' outputs as matrices; paired units have two columns."""
     sizes = learner.layer_sizes["num_features"]
     return [
         features[name].reshape(-1, size)
@@ -131,7 +132,7 @@ def _ranks(
     config: Any, hidden: list[jax.Array], task: jax.Array
 ) -> dict[str, Measured]:
     def measured() -> dict[str, Measured]:
-        # Equal subexpressions are compiled once, so all share one decomposition.
+        # Common subexpressions are compiled once, so all share one decomposition.
         return {
             name: _measured(
                 [*(rank(layer, method=config.rank_method) for layer in hidden), None]
@@ -148,5 +149,5 @@ def _ranks(
 
 
 def _norms(learner: Learner, tree: Any) -> jax.Array:
-    """L2 norm of each layer's part of a tree like the params."""
+    """Returns the L2 norm of each layer of a tree like the params."""
     return jnp.stack([optax.tree.norm(tree[name]) for name in learner.layers])

@@ -1,11 +1,11 @@
-"""The methods that a case can name, and the numbers that lanes may differ in.
+"""The methods that a case can use, and the hyperparameters that can differ by lane.
 
 Each method is one declaration, `method`: its hyperparameters with published values,
-ranges, off values and values to try, its family in figures, and the function that puts
-it around, before or behind the optimizer. Configs, sweeps, lanes, checks, comparisons
+ranges, off values and values to try; its family in figures; and the function that puts
+it around, before or after the optimizer. Configs, sweeps, lanes, checks, comparisons
 and figures all read it. L2, online shrink and perturb, dropout and Adam are fields of
-the optimizer, normalizations and activations of the network: each works with every
-method, and experiments/learning/variants.py gives it a name in comparisons.
+the optimizer; normalizations and activations are fields of the network. They work with
+every method, and experiments/learning/variants.py gives them names in comparisons.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,18 +26,18 @@ from experiments.reporting import styles
 
 
 class Range(NamedTuple):
-    """The numbers that a hyperparameter may be."""
+    """The allowed values of a hyperparameter."""
 
     low: float
     high: float
     includes_high: bool
 
     def __str__(self) -> str:
-        """Writes the range with a square bracket where its end is included."""
+        """Writes the range, with a square bracket for an included end."""
         return f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
 
     def check(self, name: str, value: float) -> None:
-        """Raises ConfigError for a number outside, also once it is a float32."""
+        """Raises ConfigError unless a value, rounded to float32, is in the range."""
         try:
             with np.errstate(over="ignore"):
                 rounded = np.float32(float(value))
@@ -65,14 +65,13 @@ class Hyperparameter(NamedTuple):
     """A number that a method, an optimizer or a normalization takes.
 
     Attributes:
-      default: the published value, or the usual one: that of the library, where it has
+      default: the published or usual value, which is the library's default if it has
         one.
-      range: what it may be.
-      off: the value at which it does nothing. Where all lanes have it, nothing is
-        compiled for it. None if there is no such value.
-      meaning: what it is, with its unit.
-      values: the settings of the method that comparisons try; empty for the default
-        alone.
+      range: its allowed values.
+      off: the value at which it has no effect, or None. If all lanes have this value,
+        no code is compiled for it.
+      meaning: its description, with its unit.
+      values: the values that comparisons try; empty for only the default.
     """
 
     default: float
@@ -82,7 +81,7 @@ class Hyperparameter(NamedTuple):
     values: tuple[float, ...] = ()
 
     def check(self, name: str) -> None:
-        """Raises ConfigError for a default, off value or value to try out of range."""
+        """Raises ConfigError if any of its values is out of range."""
         for value in (self.default, self.off, *self.values):
             if value is not None:
                 self.range.check(name, value)
@@ -99,49 +98,49 @@ def _default(function: Callable[..., Any], parameter: str) -> float:
 class Ingredients(NamedTuple):
     """What a method is built from, for one learner."""
 
-    hyperparameters: SimpleNamespace  # Numbers by name, traced where lanes may differ.
-    base: optax.GradientTransformation  # The optimizer with L2 before, noise behind.
+    hyperparameters: SimpleNamespace  # Numbers by name, traced if lanes may differ.
+    base: optax.GradientTransformation  # L2, optimizer, noise.
     network: Any
     init_params: Callable[[jax.Array], Any]  # From a key.
     weight_bounds: Callable[[str, tuple[int, ...]], float]  # See `clip_weights`.
-    noise: str  # Its distribution, see `cbp_jax.optimizers.perturb`.
-    widest_layer: int  # Most units that a hidden layer has.
-    largest: Callable[[str], float]  # Of a hyperparameter, over all lanes.
+    noise: str  # Its distribution; see `cbp_jax.optimizers.perturb`.
+    widest_layer: int  # Number of units of the widest hidden layer.
+    largest: Callable[[str], float]  # Largest value of a hyperparameter in any lane.
     updates_per_task: int
     key: jax.Array
 
     def at_task_ends(self) -> Callable[[jax.Array], jax.Array]:
-        """Returns the schedule of the last updates of all tasks."""
+        """Returns the schedule that is true at the last update of each task."""
         return optimizers.every(self.updates_per_task)
 
     def then(
         self, link: optax.GradientTransformation
     ) -> optax.GradientTransformationExtraArgs:
-        """Returns the optimizer with a link behind it."""
+        """Returns the optimizer followed by another transformation."""
         return optax.chain(self.base, link)
 
 
 class Method(NamedTuple):
-    """A method and what it takes.
+    """A method and its properties.
 
     Attributes:
-      build: from the ingredients to an optax transformation.
-      hyperparameters: its own, by the name of their config field. Where all of those
-        that have an off value are there in all lanes, `build` is not called: the
-        learner uses the base optimizer. A method without any off value is never off.
-      family: of `experiments.reporting.styles.FAMILIES`, in which figures show it.
-      fields: other config fields that comparisons set for it. They take the first of
-        `normalizations` by themselves.
+      build: maps the ingredients to an optax transformation.
+      hyperparameters: the method's hyperparameters, by config field. If all that have
+        an off value are off in all lanes, `build` is not called, and the learner uses
+        the base optimizer. A method without off values is never off.
+      family: its group in figures, one of `experiments.reporting.styles.FAMILIES`.
+      fields: other config fields that comparisons set for it, in addition to the first
+        of `normalizations`.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
-      sees_tasks: whether it is told when a task ends, as its definition wants.
-      resets_network: whether it draws the whole network afresh at the end of a task, so
-        that statistics of normalizations are born again, too.
-      replaces_optimizer: whether it is an optimizer itself, and takes nothing but the
-        step size from the config's.
-      evaluated_params: from its state to the params to evaluate, where these are not
-        the ones in training.
-      normalizations: those that it is defined with; empty for any or none.
+      sees_tasks: whether it knows when a task ends, as its definition requires.
+      resets_network: whether it reinitializes the whole network at the end of a task,
+        so that the statistics of normalizations must be reset as well.
+      replaces_optimizer: whether it is itself an optimizer, which takes only the step
+        size from the config's optimizer.
+      evaluated_params: maps its state to the params to evaluate; None for the params in
+        training.
+      normalizations: the normalizations that it requires; empty for any or none.
       source: where it was published.
     """
 
@@ -160,34 +159,32 @@ class Method(NamedTuple):
 
 _METHODS: dict[str, Method] = {}
 METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
-"""All methods by the name that `config.method` takes."""
+"""All methods, by their name in `config.method`."""
 
 _HYPERPARAMETERS: dict[str, Hyperparameter] = {}
 HYPERPARAMETERS: Hyperparameters = MappingProxyType(_HYPERPARAMETERS)
-"""All config fields that lanes of one program may differ in."""
+"""All config fields that may differ between the lanes of one program."""
 
 
 def method(name: str, **fields: Any) -> Callable[[Any], Any]:
     """Declares a method, which the decorated function builds.
 
     Args:
-      name: what `config.method` takes, comparisons call it and figures draw.
-      **fields: of `Method`, all but `build`.
+      name: its name in `config.method`, comparisons and figures.
+      **fields: fields of `Method`, except `build`.
 
     Returns:
-      A decorator that leaves the function as it is.
+      A decorator that returns the function unchanged.
 
     Raises:
-      ValueError: a name that is taken, by a method or with another meaning by a
-        hyperparameter; an unknown family; or a number out of its range.
+      ValueError: a method of this name exists, a hyperparameter is already declared
+        differently, the family is unknown, or a number is out of range.
     """
 
     def enter(build: Callable[[Ingredients], optax.GradientTransformation]) -> Any:
         declared = Method(build, **fields)
         if name in _METHODS:
-            raise ValueError(
-                f"There is already a method {name!r}; choose another name."
-            )
+            raise ValueError(f"A method {name!r} already exists; choose another name.")
         _add_hyperparameters(declared.hyperparameters)
         styles.add_method(name, declared.family)
         _METHODS[name] = declared
@@ -201,7 +198,7 @@ def _add_hyperparameters(hyperparameters: Hyperparameters) -> None:
         if _HYPERPARAMETERS.get(name, hyperparameter) != hyperparameter:
             raise ValueError(
                 f"The hyperparameter {name!r} is declared twice, as "
-                f"{_HYPERPARAMETERS[name]} and as {hyperparameter}; begin its name "
+                f"{_HYPERPARAMETERS[name]} and as {hyperparameter}; prefix its name "
                 "with that of its method."
             )
         hyperparameter.check(name)
@@ -226,11 +223,11 @@ OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
             "standard deviation of noise on all parameters per update",
         ),
         "dropout_rate": Hyperparameter(
-            0.0, DECAY, 0.0, "share of hidden activations dropped"
+            0.0, DECAY, 0.0, "fraction of hidden activations dropped"
         ),
     }
 )
-"""What learners take whatever their method, by `optimizer_hyperparameters`."""
+"""Hyperparameters of all methods; see `optimizer_hyperparameters`."""
 
 _OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
 _OF_ANY_UPDATE = ("step_size", "dropout_rate")
@@ -239,11 +236,11 @@ _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "online": {
         "online_norm_forward_decay": Hyperparameter(
             _default(layers.OnlineNorm, "forward_decay"),
-            *(DECAY, None, "of online normalization's mean and variance"),
+            *(DECAY, None, "decay of online normalization's mean and variance"),
         ),
         "online_norm_backward_decay": Hyperparameter(
             _default(layers.OnlineNorm, "backward_decay"),
-            *(DECAY, None, "of online normalization's control of gradients"),
+            *(DECAY, None, "decay of online normalization's gradient control"),
         ),
     }
 }
@@ -252,7 +249,7 @@ for _group in _NORMALIZATION_HYPERPARAMETERS.values():
     _add_hyperparameters(_group)
 
 
-# Methods that act on every gradient or every update: a link before or behind.
+# Methods that act on every gradient or update: before or after the optimizer.
 
 
 @method("backprop", family=styles.REFERENCES)
@@ -338,7 +335,7 @@ _UPGD = {
     "hyperparameters": {
         "upgd_decay_rate": Hyperparameter(
             _default(optimizers.upgd, "decay_rate"),
-            *(DECAY, None, "of the utilities' average"),
+            *(DECAY, None, "decay of the utilities' average"),
         ),
         "upgd_noise_scale": Hyperparameter(
             1e-3,
@@ -378,12 +375,12 @@ _REPLACEMENT = {
     "hyperparameters": {
         "replacement_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "replacement_rate"),
-            *(FRACTION, 0.0, "share of eligible units replaced per update"),
+            *(FRACTION, 0.0, "fraction of eligible units replaced per update"),
             values=(1e-3, 1e-4, 1e-5),
         ),
         "decay_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "decay_rate"),
-            *(DECAY, None, "of the utilities' average"),
+            *(DECAY, None, "decay of the utilities' average"),
         ),
         "maturity_threshold": Hyperparameter(
             _default(cbp_jax.continual_backprop, "maturity_threshold"),
@@ -410,7 +407,7 @@ def _continual_backprop(
         decay_rate=given.hyperparameters.decay_rate,
         maturity_threshold=given.hyperparameters.maturity_threshold,
         utility_fn=utility_fn,
-        # Static, since it shapes the program: what the largest rate can replace.
+        # Static, since array shapes depend on it: the bound for the largest rate.
         max_per_step=max(1, math.ceil(max_rate * given.widest_layer)),
         initializer=given.network.initializer(),
         key=given.key,
@@ -433,7 +430,7 @@ for _name, _utility_fn in (
         "redo_threshold": Hyperparameter(
             _default(cbp_jax.redo, "threshold"),
             Range(-1, math.inf, includes_high=False),
-            *(-1.0, "share of the layer's mean |h| up to which a unit is dormant"),
+            *(-1.0, "fraction of the layer's mean |h| up to which a unit is dormant"),
             values=(0.1, 0.025, 0.01),
         ),
         "redo_every": Hyperparameter(
@@ -462,7 +459,7 @@ def _redo(given: Ingredients) -> optax.GradientTransformation:
     hyperparameters={
         "snr_rejection_rate": Hyperparameter(
             _default(cbp_jax.self_normalized_resets, "rejection_rate"),
-            *(DECAY, 0.0, "share of silences that count as too long"),
+            *(DECAY, 0.0, "fraction of silences that count as too long"),
             values=(0.05, 0.02, 0.01),
         ),
         "snr_first_threshold": Hyperparameter(
@@ -489,7 +486,7 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-# Methods that act now and then: at the ends of tasks, or every so many updates.
+# Methods that act at events: at the end of tasks, or every so many updates.
 
 
 @method(
@@ -503,7 +500,7 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
         ),
         "perturb": Hyperparameter(
             _default(optimizers.shrink_and_perturb_at_events, "perturb"),
-            *(FRACTION, 0.0, "share of a fresh network added when a task ends"),
+            *(FRACTION, 0.0, "factor on a new network added when a task ends"),
         ),
     },
     sees_tasks=True,
@@ -529,7 +526,7 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             0.2,
             FRACTION,
             0.0,
-            "share of each tensor's weights redrawn",
+            "fraction of each tensor's weights redrawn",
             (0.4, 0.2, 0.05),
         ),
         "swr_every": Hyperparameter(
@@ -562,7 +559,7 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
     hyperparameters={
         "hare_decay": Hyperparameter(
             _default(optimizers.hare_and_tortoise, "decay"),
-            *(FRACTION, 0.0, "of the slow average of the parameters"),
+            *(FRACTION, 0.0, "decay of the slow average of the parameters"),
             values=(0.9999, 0.999, 0.99),
         ),
         "hare_every": Hyperparameter(
@@ -615,11 +612,11 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
 def optimizer_hyperparameters(
     optimizer: str | None, fields: Mapping[str, Any]
 ) -> dict[str, Hyperparameter]:
-    """Returns what a learner takes by its optimizer.
+    """Returns the hyperparameters that a learner takes because of its optimizer.
 
     Args:
-      optimizer: its name, or None for a method that is an optimizer itself.
-      fields: of its config; a linear model has nothing to drop.
+      optimizer: its name, or None for a method that is itself an optimizer.
+      fields: fields of its config; a linear model has no dropout.
     """
     is_linear = not (fields["hidden_layers"] or fields.get("conv_channels"))
     return {
@@ -637,8 +634,9 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: of its config, `method`, `optimizer`, `normalization` and the numbers of
-        layers among them. Unknown names have none; the learner's checks name them.
+      fields: fields of its config, including `method`, `optimizer`, `normalization` and
+        the numbers of layers. Unknown names have no hyperparameters; the learner's
+        checks report them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer

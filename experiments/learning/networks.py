@@ -1,4 +1,4 @@
-"""From a config to a network, and what methods must know about it."""
+"""Builds networks from configs, and describes them for methods."""
 
 from collections.abc import Callable, Sequence
 import math
@@ -22,7 +22,7 @@ def make_network(
     """Builds the network for inputs of a shape: an MLP, or a ConvNet for images.
 
     Raises:
-      ValueError: a shape that is none of these, or see `make_mlp` and `make_conv_net`.
+      ValueError: the shape fits neither; or see `make_mlp` and `make_conv_net`.
     """
     match len(input_shape):
         case 1:
@@ -30,7 +30,7 @@ def make_network(
         case 3:
             return make_conv_net(config, input_shape, num_outputs)
     raise ValueError(
-        f"No network takes inputs of shape {input_shape}; give them the shape (size,) "
+        f"No network takes inputs of shape {input_shape}; pass inputs of shape (size,) "
         "or (height, width, channels)."
     )
 
@@ -38,9 +38,10 @@ def make_network(
 def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
     """Builds the MLP of `hidden_layers` layers of `hidden_units` units.
 
+    Without hidden layers it is a linear model.
+
     Raises:
-      ValueError: unknown activation or normalization, or a size that cannot be; no
-        layers at all are a linear model.
+      ValueError: the activation or normalization is unknown, or a size is out of range.
     """
     _check_hidden_layers(config)
     return networks.MLP(
@@ -54,26 +55,27 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
 def make_conv_net(
     config: Any, image_shape: tuple[int, ...], num_outputs: int
 ) -> networks.ConvNet:
-    """Builds the network of `conv_channels` and `conv_sizes`, and dense layers behind.
+    """Builds a convolutional network with dense layers after the convolutions.
 
     Args:
-      config: `conv_channels`, `conv_sizes`, `convolution`; for the dense layers
-        `hidden_layers` and `hidden_units`; `activation` and `normalization`.
+      config: a config with `conv_channels`, `conv_sizes` and `convolution`;
+        `hidden_layers` and `hidden_units` for the dense layers; `activation` and
+        `normalization`.
       image_shape: (height, width, channels).
-      num_outputs: of the head.
+      num_outputs: outputs of the head.
 
     Returns:
-      The network; without any layers it is a linear model.
+      The network; without hidden layers it is a linear model.
 
     Raises:
-      ValueError: unknown activation, normalization or convolution; or sizes that do not
-        fit together or the images.
+      ValueError: the activation, normalization or convolution is unknown; or the sizes
+        do not fit each other or the images.
     """
     channels, sizes = tuple(config.conv_channels), tuple(config.conv_sizes)
     if len(channels) != len(sizes) or min((*channels, *sizes, 1)) < 1:
         raise ConfigError(
-            "config.conv_channels and config.conv_sizes must be as many numbers of at "
-            f"least 1, got {channels} and {sizes}."
+            "config.conv_channels and config.conv_sizes must have the same length and "
+            f"numbers of at least 1, got {channels} and {sizes}."
         )
     _check_hidden_layers(config)
     _check_map(image_shape, sizes)
@@ -92,16 +94,16 @@ def make_conv_net(
 def layer_sizes(
     params: Any, layers: Sequence[str], activation: str
 ) -> dict[str, list[int]]:
-    """Counts what each layer has.
+    """Counts the weights, units and features of each layer.
 
     Args:
-      params: of the network, or their shapes.
+      params: params of the network, or their shapes.
       layers: names in forward order, the head last.
-      activation: of the hidden layers.
+      activation: activation of the hidden layers.
 
     Returns:
-      For each layer `num_weights`, the entries of its kernel, and `num_units` and
-      `num_features`, its units and their outputs at each position, 0 for the head.
+      For each layer `num_weights`, the size of its kernel; `num_units`, its units; and
+      `num_features`, their outputs at each position. The last two are 0 for the head.
     """
     kernels = [params[layer]["kernel"] for layer in layers]
     num_units = [*(kernel.shape[-1] for kernel in kernels[:-1]), 0]
@@ -114,7 +116,7 @@ def layer_sizes(
 
 
 def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
-    """Gives a network the hyperparameters of its normalization, traced or not."""
+    """Sets the hyperparameters of a network's normalization, traced or not."""
     if network.normalization != "online":
         return network
     return network.clone(
@@ -128,8 +130,8 @@ def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
 def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
     """Returns the bounds of a network's initial weights, as `clip_weights` takes them.
 
-    They are those of the uniform distributions of `cbp_jax.networks`: within
-    gain * sqrt(3 / fan_in) in an MLP, within 1 / sqrt(fan_in) in the ConvNet.
+    They are the bounds of the uniform distributions of `cbp_jax.networks`:
+    gain * sqrt(3 / fan_in) in an MLP, 1 / sqrt(fan_in) in the ConvNet.
     """
     if not isinstance(network, networks.MLP):
         return uniform_fan_in_bound
@@ -143,7 +145,7 @@ def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
 
 
 def _check_hidden_layers(config: Any) -> None:
-    """Raises ValueError for hidden layers that cannot be."""
+    """Raises ValueError if the fields of the hidden layers are invalid."""
     if config.hidden_layers < 0 or config.hidden_units < 1:
         raise ConfigError(
             "config.hidden_layers must be at least 0 and config.hidden_units at least "
@@ -154,14 +156,14 @@ def _check_hidden_layers(config: Any) -> None:
 
 
 def _check_map(image_shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
-    """Raises ConfigError unless something is left of an image after all layers."""
+    """Raises ConfigError if the convolutions leave no pixels of an image."""
     pixels = min(image_shape[:2])
     left = [pixels]
     for size in sizes:
         left.append((left[-1] - size + 1) // _POOL)
         if left[-1] < 1:
             raise ConfigError(
-                f"config.conv_sizes {sizes} leave nothing of images of {pixels} "
+                f"config.conv_sizes {sizes} are too large for images of {pixels} "
                 f"pixels: {' -> '.join(map(str, left))} after each layer and its "
-                "max-pooling. Leave layers out or make their kernels smaller."
+                "max-pooling. Remove layers or make their kernels smaller."
             )

@@ -1,6 +1,6 @@
-"""What a problem is to a run, and what it measures.
+"""The interface between a problem and a run, and the numbers that a task measures.
 
-Numbers that are not measured everywhere are no NaN in a compiled program.
+In compiled programs, numbers that were not measured are flagged rather than NaN.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,13 @@ from experiments.learning.learner import Learner, LearnerState
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Numbers of which some may not have been measured; NumPy sees NaN in their place.
+    """Numbers of which some may not have been measured; these are NaN in NumPy.
 
-    On a device they hold no NaN of ours, so that `jax_debug_nans` stops a program only
-    where something went wrong.
+    On a device they are not NaN, so that `jax_debug_nans` stops a program only if
+    something went wrong.
     """
 
-    values: jax.Array  # Anything finite where nothing was measured.
+    values: jax.Array  # Any finite number where nothing was measured.
     is_measured: jax.Array  # bool, broadcasts to the values.
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -37,18 +37,19 @@ class Measured:
 
 
 class Problem(NamedTuple):
-    """A stream of tasks and how one learner meets it.
+    """A stream of tasks, and how one learner is trained on it.
 
     Attributes:
       learner: the learner of the case.
       data: pytree of NumPy arrays that all lanes share, such as the images.
       run_task: `(hyperparameters, state, lane_key, task, data) -> (state, metrics)`, a
-        pure function of one lane. `task` is an int32 scalar; everything about the task
-        follows from it and the key, so any task can be replayed alone. Metrics are a
-        dict of scalars, `loss` among them, and of arrays with one entry for each of
-        `learner.layers`; what is not always measured is a `Measured`, never NaN.
-      updates_per_task: updates of the learner in a task.
-      examples_per_task: examples that a task shows.
+        pure function of one lane. `task` is an int32 scalar; it and the key determine
+        everything about the task, so any task can be replayed alone. Metrics are a dict
+        of scalars, including `loss`, and of arrays with one entry for each of
+        `learner.layers`. Numbers that are not always measured are a `Measured`, never
+        NaN.
+      updates_per_task: number of updates in a task.
+      examples_per_task: number of examples in a task.
     """
 
     learner: Learner

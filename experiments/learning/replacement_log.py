@@ -1,6 +1,6 @@
-"""A log of who was replaced, filled on the device.
+"""A log of which units were replaced, filled on the device.
 
-Shapes: C entries kept for each lane and task, K replaced at most in one step.
+Shapes: C entries per lane and task, K largest number of units replaced in one step.
 """
 
 from collections.abc import Sequence
@@ -20,13 +20,13 @@ ENTRY_FIELDS = ("step", "layer", "unit", "age", "utility")
 class ReplacementLog(NamedTuple):
     """Entries of one lane in one task; those beyond C are only counted."""
 
-    step: jax.Array  # int32 [C], updates made before it since the first one.
+    step: jax.Array  # int32 [C], updates before this one since the start of the run.
     layer: jax.Array  # int32 [C], index of the hidden layer.
     unit: jax.Array  # int32 [C]
     age: jax.Array  # int32 [C], at the replacement.
-    # float32 [C], age-corrected, of the step before; None if the rule keeps none.
+    # float32 [C], age-corrected, of the previous step; None if the rule has none.
     utility: jax.Array | None
-    count: jax.Array  # int32 scalar, entries so far, also those beyond C.
+    count: jax.Array  # int32 scalar, entries so far, including those beyond C.
 
 
 def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
@@ -34,7 +34,7 @@ def empty_log(capacity: int, *, has_utility: bool = True) -> ReplacementLog:
 
     Args:
       capacity: C.
-      has_utility: whether the rule keeps utilities.
+      has_utility: whether the rule has utilities.
     """
     integers = jnp.zeros(capacity, jnp.int32)
     return ReplacementLog(
@@ -55,11 +55,11 @@ def record(
 
     Args:
       log: the log so far.
-      layers: names of the hidden layers, which are those of the unit groups.
-      hyperparameters: the learner's; `decay_rate` of the utilities' running average, if
-        the rule keeps any.
+      layers: names of the hidden layers, the same as those of the unit groups.
+      hyperparameters: the learner's hyperparameters, with the `decay_rate` of the
+        utilities' running average if the rule has utilities.
       before: the optimizer's state before the update.
-      after: the state after it, whose `replaced` is recorded.
+      after: the state after the update, whose `replaced` is recorded.
 
     Returns:
       The log with the new entries.

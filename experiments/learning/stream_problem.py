@@ -1,4 +1,4 @@
-"""The problem of a stream of examples: one update on each, or on each mini-batch.
+"""The problem of a stream of examples, with one update per example or mini-batch.
 
 Shapes: T examples of a task, B batch, N batches of a task.
 """
@@ -25,12 +25,12 @@ from experiments.learning.problem import Problem
 
 
 class Deferred(NamedTuple):
-    """Examples whose inputs would take too much memory if all were made at once.
+    """Examples that are made batch by batch, because all would not fit in memory.
 
     Attributes:
       items: pytree of arrays `[T, ...]` from which examples are made.
-      read: `items -> (inputs, targets)`, of any number of items: `[B, ...]` to inputs
-        `[B, *input_shape]` and targets `[B]`.
+      read: `items -> (inputs, targets)`, for any number of items: maps `[B, ...]` to
+        inputs `[B, *input_shape]` and targets `[B]`.
     """
 
     items: Any
@@ -38,7 +38,7 @@ class Deferred(NamedTuple):
 
 
 Examples = tuple[jax.Array, jax.Array] | Deferred
-"""Inputs `[T, *input_shape]` and targets `[T, ...]`, or what makes them."""
+"""Inputs `[T, *input_shape]` and targets `[T, ...]`, or how to make them."""
 
 
 def make_stream_problem(
@@ -56,26 +56,26 @@ def make_stream_problem(
     Args:
       config: the case's config, with the fields of configs/common.py.
       sample: `(key, task, data) -> examples`, a pure function that draws a task. `key`
-        is that of a seed's stream, the same for every task and method: what changes
-        with the task is drawn from `jax.random.fold_in(key, task)`. `task` is an int32
-        scalar. Classes are int32 `[T]`, targets of a regression float32, `[T]` or
+        is the stream key of a seed, the same for every task and method; draw what
+        changes with the task from `jax.random.fold_in(key, task)`. `task` is an int32
+        scalar. Classes are int32 `[T]`; targets of a regression are float32, `[T]` or
         `[T, num_outputs]`.
-      input_shape: of one input: `(size,)` for an MLP, `(height, width, channels)` for a
-        convolutional network.
-      num_outputs: classes, or numbers to predict.
+      input_shape: shape of one input: `(size,)` for an MLP, `(height, width, channels)`
+        for a convolutional network.
+      num_outputs: number of classes, or of targets.
       loss: a key of `LOSSES`.
       data: pytree of NumPy arrays that all lanes share, such as the images.
-      examples_per_change: after how many examples the stream changes, told to methods
-        that act then; None for those of a task.
+      examples_per_change: number of examples after which the stream changes, for
+        methods that act then; None is `examples_per_task`.
 
     Returns:
       The problem. Its metrics per task are the online score, `accuracy` (fraction) or
       `error` (mean squared error), and `loss` (cross-entropy in nats, or the squared
-      error), both of predictions before the update; and per layer `layer_measures` of
-      the task's first examples, before it, and `task_measures`.
+      error), both for predictions before the update; and, per layer, `layer_measures`
+      on the first examples, before the task, and `task_measures`.
 
     Raises:
-      ValueError: a field out of range, or an unknown loss.
+      ValueError: a field is out of range, or the loss is unknown.
     """
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {list(LOSSES)}, got {loss!r}.")
@@ -144,9 +144,9 @@ class _Score(NamedTuple):
     """An online score.
 
     Attributes:
-      name: of the metric.
-      of_batch: `(outputs, targets, loss) -> array` of an update.
-      of_task: the score of a task from those of its updates, `[N, ...]`.
+      name: name of the metric.
+      of_batch: `(outputs, targets, loss) -> array`, for one update.
+      of_task: maps the arrays of a task's updates, `[N, ...]`, to its score.
     """
 
     name: str
@@ -160,7 +160,7 @@ def _is_correct(outputs: jax.Array, labels: jax.Array, loss: jax.Array) -> jax.A
 
 
 def _fraction(is_correct: jax.Array) -> jax.Array:
-    # A count is exact, in any order of the sum.
+    # The sum of a count is exact in any order.
     number = jnp.sum(is_correct).astype(jnp.float32)
     return number / jnp.float32(is_correct.size)
 
@@ -170,7 +170,7 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
 
     Args:
       outputs: `[B, num_outputs]`.
-      targets: like the outputs, or `[B]` if there is one.
+      targets: like the outputs, or `[B]` if there is only one output.
     """
     return jnp.mean((outputs.reshape(targets.shape) - targets) ** 2)
 
@@ -184,4 +184,4 @@ LOSSES: Mapping[str, tuple[Callable[..., jax.Array], _Score]] = MappingProxyType
         ),
     }
 )
-"""What a learner minimizes, and its online score, by name."""
+"""The loss that a learner minimizes, and its online score, by name."""

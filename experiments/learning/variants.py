@@ -1,8 +1,8 @@
 """Variants: what comparisons train, with names, published settings and values to try.
 
-Each method is a variant of its own name, from its declaration. L2, Adam, normalizations
-and activations are fields that work with every method. To give a setting of them a name
-in comparisons and a look in figures, declare it here.
+Each method is a variant of the same name, from its declaration. L2, Adam,
+normalizations and activations are fields that work with every method. Declare a setting
+of them here to give it a name in comparisons and a style in figures.
 """
 
 from collections.abc import Mapping
@@ -17,12 +17,11 @@ class Variant(NamedTuple):
     """A method as comparisons run it.
 
     Attributes:
-      family: of `experiments.reporting.styles.FAMILIES`, in which figures show it.
-      fields: of its config, with published values; `method` among them.
-      sweep: the values to try, by hyperparameter; where it is empty, step sizes, which
-        belong to the problem.
-      on_batches: whether it is compared on mini-batches, whose size belongs to the
-        problem.
+      family: its group in figures, one of `experiments.reporting.styles.FAMILIES`.
+      fields: config fields with published values, including `method`.
+      sweep: the values to try, by hyperparameter. If empty, comparisons try the
+        problem's step sizes.
+      on_batches: whether it is compared on mini-batches, of the problem's size.
     """
 
     family: str
@@ -50,18 +49,18 @@ def declare_variant(
     """Declares a variant of a method.
 
     Args:
-      name: what comparisons call it and figures draw.
+      name: its name in comparisons and figures.
       family: see `Variant`.
-      values: to try, by hyperparameter; without any, those of its method.
+      values: the values to try, by hyperparameter; if empty, those of its method.
       on_batches: see `Variant`.
-      **fields: in which it differs from a problem's config; `method` is "backprop" if
-        none is given.
+      **fields: the config fields that differ from a problem's config; `method` is
+        "backprop" by default.
 
     Raises:
-      ValueError: a name that is taken, or an unknown family.
+      ValueError: the name is taken, or the family is unknown.
     """
     if name in variants():
-        raise ValueError(f"There is already a variant {name!r}; choose another name.")
+        raise ValueError(f"A variant {name!r} already exists; choose another name.")
     fields = {"method": "backprop"} | fields
     sweep = values or _of_method(fields["method"]).sweep
     styles.add_method(name, family)

@@ -1,1 +1,1 @@
-"""What people read of a run: labeled results, statistics over seeds, plots."""
+"""Presents the results of runs: labeled data sets, statistics over seeds, plots."""

@@ -1,8 +1,8 @@
 """Compares methods: settings are chosen on some seeds and evaluated on others.
 
-One seed is one stream of tasks for all methods, so methods are compared by the
-differences on the same seeds. A lane that diverged is never left out: from that task on
-it has the worst score there is, accuracy 0 or an infinite error.
+A seed is the same stream of tasks for all methods, so methods are compared by their
+differences on the same seeds. A lane that diverged is never ignored: from that task on
+it has the worst possible score, accuracy 0 or an infinite error.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import numpy as np
 from experiments.reporting.trials import Run, Trial, check_same_problem, read_trials
 
 LOST = (
-    "A seed that diverged has the worst score there is from that task on: accuracy 0, "
-    "or an infinite error. What it lost from its best task is 100 %, or infinite."
+    "From the task in which it diverged, a seed has the worst possible score: accuracy "
+    "0, or an infinite error. Its loss from the best task is 100 %, or infinite."
 )
 """The rule for lanes that diverged."""
 
 _FEW_SEEDS = 5
 
 FEWEST_TO_RESAMPLE = 8
-"""Seeds from which on the interval is a bootstrap, below it is Student's t."""
+"""Smallest number of seeds for a bootstrap interval; below, it is Student's t."""
 
 _LEVEL = 0.95
 _NUM_RESAMPLES = 9999
@@ -35,11 +35,11 @@ class Score(NamedTuple):
 
     name: str
     title: str
-    is_loss: bool  # Whether less is better even for an accuracy.
+    is_loss: bool  # Whether lower is better even for an accuracy.
     of: Callable[[Trial, Sequence[int]], np.ndarray]  # [seeds]
 
     def more_is_better(self, trial: Trial) -> bool:
-        """Whether a higher number is the better one."""
+        """Whether a higher number is better."""
         return trial.more_is_better and not self.is_loss
 
 
@@ -54,9 +54,9 @@ def _over_last_tenth(trial: Trial, seeds: Sequence[int]) -> np.ndarray:
 
 
 def _lost_from_best(trial: Trial, seeds: Sequence[int]) -> np.ndarray:
-    """Takes the last tenth from the best task: that of the best mean over the seeds.
+    """Returns the loss from the best task, by mean over seeds, to the last tenth.
 
-    A seed that diverged has the largest loss there is, 1 or infinite.
+    A seed that diverged has the largest possible loss, 1 or infinite.
     """
     scores = trial.scores(seeds)
     last = _over_last_tenth(trial, seeds)
@@ -73,15 +73,15 @@ SCORES = (
     Score("last_tenth", "last tenth of the tasks", False, _over_last_tenth),
     Score("lost", "lost from the best task to the last tenth", True, _lost_from_best),
 )
-"""The scores. The first one ranks the methods and chooses their settings."""
+"""The scores. The first ranks the methods and chooses their settings."""
 
 
 class Choice(NamedTuple):
-    """The settings that a method has tried, and the one that was best."""
+    """The settings tried for a method, and the best one."""
 
     method: str
     trials: list[Trial]
-    scores: list[float]  # Of each trial, mean over tasks and tuning seeds.
+    scores: list[float]  # Mean of each trial over tasks and tuning seeds.
     num_lost: list[int]  # Tuning seeds of each trial that diverged.
     best: int  # Index of the trial with the best score.
 
@@ -92,7 +92,7 @@ class Choice(NamedTuple):
 
     @property
     def at_edge(self) -> list[str]:
-        """Names the hyperparameters of which the lowest or highest value was best."""
+        """The hyperparameters whose lowest or highest value was best."""
         edges = []
         for name, value in self.trial.setting.items():
             tried = {trial.setting.get(name, value) for trial in self.trials}
@@ -105,21 +105,21 @@ class Paired(NamedTuple):
     """A method compared with a reference on the same seeds."""
 
     difference: float  # Mean over seeds of the method's score minus the reference's.
-    low: float  # Of its 95 % confidence interval; NaN where a difference is infinite.
+    low: float  # Of its 95 % confidence interval; NaN if a difference is infinite.
     high: float
-    won: float  # Share of seeds on which the method is better; a tie is half a seed.
+    won: float  # Fraction of seeds on which the method is better; a tie counts half.
     verdict: str  # "better", "worse", "undecided", or "diverged" without an interval.
 
 
 class Verdict(NamedTuple):
-    """What the evaluation seeds say of a method, by one score."""
+    """Results of a method on the evaluation seeds, by one score."""
 
     method: str
     num_seeds: int
-    num_lost: int  # Seeds of these that diverged.
+    num_lost: int  # Number of these seeds that diverged.
     mean: float
     interquartile_mean: float
-    paired: Paired  # To the reference.
+    paired: Paired  # Comparison with the reference.
 
 
 class Comparison(NamedTuple):
@@ -128,7 +128,7 @@ class Comparison(NamedTuple):
     reference: str
     tuning_seeds: list[int]
     choices: list[Choice]
-    evaluated: dict[str, Trial]  # At the chosen settings, with evaluation seeds only.
+    evaluated: dict[str, Trial]  # With the chosen settings, on evaluation seeds only.
     verdicts: dict[str, list[Verdict]]  # By the name of the score, best first.
     warnings: list[str]
 
@@ -139,14 +139,14 @@ def choose_settings(
     """Chooses the settings of all methods of some runs, to evaluate them later.
 
     Args:
-      runs: at least one.
-      num_tuning_seeds: how many of the first seeds choose; None for all.
+      runs: at least one run.
+      num_tuning_seeds: number of seeds, from the first, that choose; None for all.
 
     Returns:
-      The choices, and what is doubtful about them.
+      The choices, and warnings about them.
 
     Raises:
-      ValueError: runs that cannot be compared, or too few seeds.
+      ValueError: the runs cannot be compared, or there are too few seeds.
     """
     check_same_problem(runs)
     trials = read_trials(runs, ())
@@ -167,17 +167,17 @@ def compare(
     Args:
       runs: the runs to evaluate, at least one.
       tuning_runs: the runs to choose settings on; if empty, `runs`.
-      num_tuning_seeds: how many of the first seeds choose; None for all seeds of the
-        tuning runs, or for none if there are no tuning runs.
+      num_tuning_seeds: number of seeds, from the first, that choose; None for all seeds
+        of the tuning runs, or for 0 if there are no tuning runs.
       reference: the method that others are compared with.
-      rng_seed: of the bootstrap.
+      rng_seed: seed of the bootstrap.
 
     Returns:
       The comparison.
 
     Raises:
-      ValueError: runs that cannot be compared; a reference or a chosen setting that
-        was not run; no tuning seeds; fewer than two evaluation seeds.
+      ValueError: the runs cannot be compared; the reference or a chosen setting was not
+        run; there are no tuning seeds, or fewer than two evaluation seeds.
     """
     check_same_problem([*runs, *tuning_runs])
     candidates = read_trials(runs, tuning_runs)
@@ -217,15 +217,15 @@ def compare(
 
 
 def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
-    """Returns the first seeds of some trials, all of them if no number is given.
+    """Returns the first seeds of some trials; all if no number is given.
 
     Raises:
-      ValueError: there are not so many.
+      ValueError: there are too few.
     """
     seeds = sorted({seed for trial in trials for seed in trial.seeds})
     if number is not None and number > len(seeds):
         raise ValueError(
-            f"--tuning_seeds={number} of {len(seeds)} seeds that were run: choose a "
+            f"--tuning_seeds={number}, but only {len(seeds)} seeds were run: choose a "
             "smaller number, or run more seeds."
         )
     return seeds[:number]
@@ -234,19 +234,19 @@ def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
 def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
     """Chooses the best setting of each method: the best mean over tasks and seeds.
 
-    Of errors a setting with fewer lost seeds is better, whatever the others; the same
-    holds of infinite means. Of equal settings the first is taken. A method with one
-    setting needs no seeds.
+    If the score is an error, a setting with fewer diverged seeds is better, whatever
+    the means of the other seeds. If settings are equal, the first is chosen. A method
+    with one setting needs no seeds.
 
     Args:
-      trials: of all methods.
-      seeds: to choose by.
+      trials: trials of all methods.
+      seeds: the tuning seeds.
 
     Returns:
       One choice for each method.
 
     Raises:
-      ValueError: no seeds to choose by, or a trial that lacks one.
+      ValueError: there are no tuning seeds, or a trial lacks one.
     """
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
@@ -255,13 +255,13 @@ def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
 
 
 def usual_trials(choices: Sequence[Choice]) -> int:
-    """Returns how many settings most methods have tried; if undecided, the most."""
+    """Returns the most common number of settings tried; the largest if tied."""
     counts = Counter(len(choice.trials) for choice in choices)
     return max(counts, key=lambda number: (counts[number], number))
 
 
 def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
-    """Says what is doubtful about choices made on so many seeds."""
+    """Returns warnings about the choices."""
     found = []
     if num_seeds == 1 and any(len(choice.trials) > 1 for choice in choices):
         found.append(
@@ -285,8 +285,8 @@ def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
     ]
     if edges:
         found.append(
-            f"Best at the edge of the grid: {', '.join(edges)}. A better value may "
-            "lie outside."
+            f"Best value at the edge of the grid: {', '.join(edges)}. A better value "
+            "may be outside."
         )
     return found
 
@@ -298,7 +298,7 @@ def _choose_one(method: str, tried: list[Trial], seeds: Sequence[int]) -> Choice
         return Choice(method, tried, [score], [num_lost], 0)
     if not seeds:
         raise ValueError(
-            f"{method} has {len(tried)} settings and no seeds to choose one with: pass "
+            f"{method} has {len(tried)} settings but no seeds to choose one: pass "
             "--tuning_seeds=N to choose on the first N seeds, or --tuning_run=RUN."
         )
     for trial in tried:
@@ -351,10 +351,10 @@ def _find(chosen: Trial, candidates: Sequence[Trial]) -> Trial:
 def _with_evaluation_seeds(
     chosen: dict[str, Trial], reference: str, tuning_seeds: Sequence[int]
 ) -> dict[str, Trial]:
-    """Leaves each trial the seeds that it has in common with the reference.
+    """Restricts each trial to the evaluation seeds that it shares with the reference.
 
     Raises:
-      ValueError: less than two.
+      ValueError: there are fewer than two.
     """
     evaluation_seeds = set(chosen[reference].seeds) - set(tuning_seeds)
     evaluated = {}
@@ -363,9 +363,9 @@ def _with_evaluation_seeds(
         if len(seeds) < 2:
             left = "1 seed is" if seeds else "No seed is"
             raise ValueError(
-                f"{left} left to evaluate {trial}, and an interval needs several: in "
+                f"{left} left to evaluate {trial}, but an interval needs several: in "
                 f"addition to the tuning seeds ({len(tuning_seeds)}), run at least 5 "
-                f"that {reference} was run with, preferably 10 or more."
+                f"seeds that {reference} was run with, preferably 10 or more."
             )
         evaluated[method] = trial._replace(results=trial.results.sel(seed=seeds))
     return evaluated
@@ -374,7 +374,7 @@ def _with_evaluation_seeds(
 def _evaluate(
     score: Score, evaluated: dict[str, Trial], reference: str, rng_seed: int
 ) -> list[Verdict]:
-    """Compares all methods with the reference: the best difference comes first."""
+    """Compares all methods with the reference; the best difference is first."""
     more_is_better = score.more_is_better(evaluated[reference])
     verdicts = []
     for method, trial in evaluated.items():
@@ -407,7 +407,7 @@ def _evaluate(
 
 
 def _warnings(evaluated: dict[str, Trial], reference: str) -> list[str]:
-    """Says what is doubtful about the evaluation seeds."""
+    """Returns warnings about the evaluation seeds."""
     found = []
     num_seeds = {method: len(trial.seeds) for method, trial in evaluated.items()}
     fewest = min(num_seeds.values())
@@ -447,9 +447,9 @@ def pair(
 
     Args:
       values: [seeds], at least two, infinite for a lost seed.
-      reference: of the same seeds.
-      more_is_better: the direction of the score.
-      rng_seed: of the resampling.
+      reference: the reference's scores on the same seeds.
+      more_is_better: whether a higher score is better.
+      rng_seed: seed of the resampling.
     """
     # Two lost seeds are a tie.
     both_lost = np.isinf(values) & (values == reference)
@@ -458,7 +458,7 @@ def pair(
     )
     better = difference > 0 if more_is_better else difference < 0
     won = np.mean(better + 0.5 * (difference == 0))
-    with np.errstate(invalid="ignore"):  # Where each method loses a seed of its own.
+    with np.errstate(invalid="ignore"):  # If the methods lose different seeds.
         mean = float(difference.mean())
     low, high = mean_interval(difference, rng_seed)
     if np.isnan(low):
@@ -473,20 +473,20 @@ def pair(
 def mean_interval(values: np.ndarray, rng_seed: int) -> tuple[float, float]:
     """Returns the ends of a 95 % confidence interval of a mean over seeds.
 
-    The percentile bootstrap is too narrow for few seeds: instead of 95 % it covers, of
-    normal values, 90 % with 10 seeds and 93 % with 30; BCa and the basic bootstrap do
-    the same. It is therefore taken at the level that makes it as wide, for normal
-    values, as Student's t. In 2,000 simulated comparisons each of normal, Laplace and
-    Student's t3 values this covers 94 to 96 % from 8 seeds on; of exponential ones 89 %
-    with 8 seeds and 94 % with 30, a little more than Student's t. With fewer seeds no
-    resampling reaches far enough, and Student's t is used.
+    The percentile bootstrap is too narrow for few seeds: for normal values, its
+    coverage is 90 % with 10 seeds and 93 % with 30, instead of 95 %; BCa and the basic
+    bootstrap do no better. Its level is therefore raised until it is as wide as
+    Student's t for normal values. In 2,000 simulated comparisons each of normal,
+    Laplace and Student's t3 values, this covers 94 to 96 % from 8 seeds on; for
+    exponential values, 89 % with 8 seeds and 94 % with 30, slightly more than Student's
+    t. With fewer seeds, resampling cannot be wide enough, and Student's t is used.
 
     Args:
       values: [seeds].
-      rng_seed: of the resampling; equal values give equal intervals.
+      rng_seed: seed of the resampling; equal values give equal intervals.
 
     Returns:
-      Low and high end; NaN for a single value, or if one is not finite.
+      Low and high end; NaN for a single value, or if a value is not finite.
 
     Source: Hesterberg, "What teachers should know about the bootstrap", The American
     Statistician 69, 2015, section 4 (the expanded percentile interval).
@@ -513,7 +513,7 @@ def mean_interval(values: np.ndarray, rng_seed: int) -> tuple[float, float]:
 
 
 def interquartile_mean(values: np.ndarray) -> float:
-    """Averages the middle half of values: a quarter, rounded down, is cut at each end.
+    """Averages the middle half of values: cuts a quarter, rounded down, at each end.
 
     Source: Agarwal et al., "Deep reinforcement learning at the edge of the statistical
     precipice", NeurIPS 2021.

@@ -1,4 +1,4 @@
-"""The outcome of a comparison as Markdown, CSV and figures."""
+"""Writes the outcome of a comparison as Markdown, CSV and figures."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ if TYPE_CHECKING:
     import xarray as xr
 
 EDGE = "†"
-"""Marks a setting at the edge of what was tried."""
+"""Marks a setting at the edge of the values tried."""
 UNEQUAL = "*"
-"""Marks a number of trials that is not that of most methods."""
+"""Marks a number of trials that differs from that of most methods."""
 
 
 def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
     """Writes all tables and figures of a comparison.
 
     Args:
-      comparison: with at least one method besides the reference.
-      folder: where to write; made if needed.
+      comparison: a comparison of at least one method with the reference.
+      folder: the folder to write to, created if needed.
 
     Returns:
       The files written.
@@ -52,7 +52,7 @@ def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Writes a comparison: what was done, a table for each score, the choices."""
+    """Writes a comparison: a summary, a table for each score, and the choices."""
     reference = comparison.evaluated[comparison.reference]
     tried = max(comparison.choices, key=lambda choice: len(choice.trials)).trial
     parts = [
@@ -80,7 +80,7 @@ def markdown(comparison: Comparison) -> str:
 
 
 def verdict_table(comparison: Comparison, score: Score) -> str:
-    """Lays out one line for each method, the best difference first."""
+    """Returns a table with one line per method, the best difference first."""
     choices = {choice.method: choice for choice in comparison.choices}
     rows = []
     for verdict in comparison.verdicts[score.name]:
@@ -107,7 +107,7 @@ def verdict_table(comparison: Comparison, score: Score) -> str:
 
 
 def choice_table(choices: Sequence[Choice]) -> str:
-    """Lays out one line for each method: what it tried and what was chosen."""
+    """Returns a table of the settings tried and chosen, one line per method."""
     usual = usual_trials(choices)
     rows = []
     for choice in choices:
@@ -125,12 +125,12 @@ def choice_table(choices: Sequence[Choice]) -> str:
         )
     return (
         f"{format_table(rows)}\n\n{EDGE} at the edge of the values tried; {UNEQUAL} "
-        "another number of trials than most methods."
+        "number of trials differs from most methods."
     )
 
 
 def verdicts_csv(comparison: Comparison) -> str:
-    """Writes one line for each score and method; accuracies are fractions."""
+    """Writes one line per score and method; accuracies are fractions."""
     choices = {choice.method: choice for choice in comparison.choices}
     rows = [
         {
@@ -153,7 +153,7 @@ def verdicts_csv(comparison: Comparison) -> str:
 
 
 def trials_csv(choices: Sequence[Choice]) -> str:
-    """Writes one line for each trial of each method on the tuning seeds."""
+    """Writes one line per trial of each method on the tuning seeds."""
     rows = [
         {
             "method": choice.method,
@@ -169,7 +169,7 @@ def trials_csv(choices: Sequence[Choice]) -> str:
 
 
 def flags(choices: Sequence[Choice]) -> list[str]:
-    """Writes what leaves a run the chosen settings only, where cases have sweeps."""
+    """Returns flags that restrict a run's sweeps to the chosen settings."""
     return [
         f"--config.cases.{choice.method}.sweep.{name}='({value!r},)'"
         for choice in choices
@@ -184,7 +184,7 @@ def _csv(rows: Sequence[dict[str, object]]) -> str:
 
 
 def _number(value: float, trial: Trial, sign: str = "") -> str:
-    """Writes a score: accuracies in percent."""
+    """Writes a score; accuracies are in percent."""
     if np.isnan(value):
         return "-"
     return f"{100 * value:{sign}.2f}" if trial.more_is_better else f"{value:{sign}.3f}"
@@ -195,7 +195,7 @@ def _parameters(trial: Trial) -> str:
 
 
 def _setting(choice: Choice) -> str:
-    """Writes what was chosen, with a mark at the edge."""
+    """Writes the chosen setting, with a mark at values on the edge."""
     return ", ".join(
         f"{name} {value:g}{f' {EDGE}' if name in choice.at_edge else ''}"
         for name, value in choice.trial.setting.items()
@@ -203,7 +203,7 @@ def _setting(choice: Choice) -> str:
 
 
 def _tried(choice: Choice) -> str:
-    """Writes the values of each hyperparameter that differs between trials."""
+    """Writes the values tried for each hyperparameter that differs between trials."""
     values: dict[str, set[float]] = {}
     for trial in choice.trials:
         for name, value in trial.setting.items():
@@ -221,7 +221,7 @@ def _basis(what: str, trial: Trial, seeds: Sequence[int]) -> str:
 
 
 def _listed(seeds: Sequence[int]) -> str:
-    """Writes seeds, a run of them by its ends."""
+    """Writes seeds; consecutive seeds are written as a range."""
     if len(seeds) > 2 and seeds[-1] - seeds[0] == len(seeds) - 1:
         return f"{len(seeds)} seeds ({seeds[0]} to {seeds[-1]})"
     if len(seeds) == 1:
@@ -232,12 +232,12 @@ def _listed(seeds: Sequence[int]) -> str:
 def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
     """Draws the differences to the reference with their intervals.
 
-    One panel for each score; methods are ordered by the first score, the best on top.
-    An infinite difference is an arrow at the border of the panel; a method whose best
-    setting lies at the edge of its grid has a mark.
+    There is one panel per score; methods are ordered by the first score, the best on
+    top. An infinite difference is an arrow at the border of the panel; a mark shows
+    that the best setting of a method is at the edge of its grid.
 
     Args:
-      comparison: with at least one method besides the reference.
+      comparison: a comparison of at least one method with the reference.
       path: the file to write.
 
     Returns:
@@ -289,8 +289,8 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
 def draw_curves(comparison: Comparison, path: pathlib.Path) -> pathlib.Path:
     """Draws all measures of the chosen settings on the evaluation seeds.
 
-    As `plots.draw_settings` does; a seed that diverged has accuracy 0 from then on, and
-    a line of errors ends where the first of its seeds does.
+    The figure is that of `plots.draw_settings`. A seed that diverged has accuracy 0
+    from then on; a line of errors ends where its first seed diverges.
     """
     settings = [
         ({"case": method}, _with_lost(trial))
@@ -321,7 +321,7 @@ def _draw_interval(axis: Any, row: int, ends: np.ndarray, method: str) -> None:
 def _with_lost(trial: Trial) -> xr.Dataset:
     name = statistics.score_name(trial.results)
     scores = trial.scores(trial.seeds)
-    # No mean is infinite: errors of the other seeds alone would look too good.
+    # Hides infinite means; the mean error of only the other seeds would be too good.
     scores[:, np.isinf(scores).any(axis=0)] = np.nan
     results = trial.results.sel(seed=trial.seeds)
     return results.assign({name: (("seed", "task"), scores)})

@@ -1,4 +1,4 @@
-"""The files that reporting writes into a run folder, and those it reads there."""
+"""Names of the files that reporting reads and writes in a run folder."""
 
 RESULTS_FILE = "results.nc"
 REPLACEMENTS_FILE = "replacements.csv"
@@ -8,11 +8,11 @@ LEARNING_FIGURE = "learning.png"
 BINS_FIGURE = "bins.png"
 SURVIVAL_FIGURE = "survival.png"
 FIGURE_FILES = (LEARNING_FIGURE, BINS_FIGURE, SURVIVAL_FIGURE)
-"""All that `plots.draw_run` can write there; `--overwrite` deletes them with a run."""
+"""The files that `plots.draw_run` can write; `--overwrite` deletes them with a run."""
 
 COMPARISON_FOLDER = "comparison"
 COMPARISON_FILES = (
     *("comparison.md", "comparison.csv", "trials.csv"),
     *("differences.png", "curves.png"),
 )
-"""All that `experiments.compare` writes there."""
+"""The files that `experiments.compare` writes."""

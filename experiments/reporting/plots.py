@@ -1,4 +1,4 @@
-"""The figures of a run, and what they are made of: measures, curves, legends."""
+"""The figures of a run, and their parts: measures, curves, legends."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ from experiments.reporting.styles import (
 if TYPE_CHECKING:
     import xarray as xr
 
-# Lines that one panel can hold.
+# Most lines in one panel.
 _MOST_LINES = 8
-# Cases that each have a row of their own, if there are more lines.
+# Most cases that get separate rows, if there are more lines.
 _MOST_ROWS_OF_CASES = 4
-# Tasks in the left panels of the figure of bins.
+# Number of tasks in the left panels of the figure of bins.
 _FIRST_TASKS = 10
 _MARKERS_ON_A_CURVE = 6
 
 Settings: TypeAlias = "list[tuple[dict[str, Any], xr.Dataset]]"
-"""What tells a setting apart (its case and swept values), and its results."""
+"""The labels of a setting (its case and swept values), and its results."""
 
 
 class Measure(NamedTuple):
-    """A variable of the results and how it is drawn."""
+    """A variable of the results, and how it is drawn."""
 
     variable: str
-    label: str  # Of the axis, with the unit.
-    factor: float  # To this unit.
-    highest: float  # That it can be, in this unit; the lowest is 0.
+    label: str  # Label of the axis, with the unit.
+    factor: float  # Factor to this unit.
+    highest: float  # Largest possible value, in this unit; the smallest is 0.
 
 
 MEASURES = (
@@ -60,7 +60,7 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
 
     Args:
       dataset: its results.
-      run: the run folder, which may hold a log of replacements.
+      run: the run folder, which may contain a replacement log.
 
     Returns:
       The files written.
@@ -77,19 +77,19 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
 
 
 def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
-    """Draws all measures of a run against tasks, one line for each setting.
+    """Draws all measures of a run against tasks, one line per setting.
 
     Up to eight settings share one row of panels, with bands of 95 % confidence
-    intervals of the mean over seeds. More are drawn without bands in several rows: one
-    for each of up to four cases, or one for each family of methods, with the references
-    in each and the settings of a case in the same style.
+    intervals of the mean over seeds. More settings are drawn without bands in several
+    rows: one for each of up to four cases, or one for each family of methods, with the
+    references in every row and the settings of a case in the same style.
 
     Args:
       dataset: results of a run.
-      folder: where to write; made if needed.
+      folder: the folder to write to, created if needed.
 
     Returns:
-      The files written; none if every lane diverged at once.
+      The files written; none if every lane diverged in the first task.
     """
     settings = _settings(dataset)
     if not settings or not measures_of(dataset):
@@ -98,10 +98,10 @@ def draw(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
-    """Draws all measures of some settings, as `draw` does for those of a run.
+    """Draws all measures of some settings, as `draw` does for a run.
 
     Args:
-      settings: at least one, of the same measures.
+      settings: at least one setting, all with the same measures.
       path: the file to write.
 
     Returns:
@@ -146,18 +146,18 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
 def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
     """Draws the squared error of a regression against the examples seen.
 
-    One panel for each activation, in it one line for each case and swept value, with a
-    band of one standard error of the mean over seeds. The linear model is a dashed line
-    in all panels: of several, the one with the least error. Panels share the scale of
-    the errors, and one legend if it holds for all. With more than eight lines in a
-    panel, all measures are drawn as by `draw`.
+    There is one panel per activation, with one line for each case and swept value and a
+    band of one standard error of the mean over seeds. The linear model, or the best of
+    several, is a dashed line in all panels. Panels share the scale of the errors, and
+    one legend if it applies to all. With more than eight lines in a panel, all measures
+    are drawn as in `draw`.
 
     Args:
-      dataset: results of a run, its config among the attributes.
-      folder: where to write; made if needed.
+      dataset: results of a run, with its config among the attributes.
+      folder: the folder to write to, created if needed.
 
     Returns:
-      The files written; none if every lane diverged at once.
+      The files written; none if every lane diverged in the first task.
     """
     if not has_values(dataset, "error"):
         return []
@@ -194,7 +194,7 @@ def draw_errors(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]
 
 
 def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
-    """Draws the accuracy in bins, linear models in all panels."""
+    """Draws the accuracy in bins, with linear models in all panels."""
     config = json.loads(dataset.attrs["config"])
     linear = [
         name
@@ -212,7 +212,7 @@ def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _settings(dataset: xr.Dataset) -> Settings:
-    """Returns the settings that were run, without labels that tell none apart."""
+    """Returns the settings that were run, without labels that never differ."""
     settings = list(run_results.settings_of(dataset))
     seen: dict[tuple[str, str], set[Any]] = {}
     for labels, _ in settings:
@@ -232,7 +232,7 @@ def _settings(dataset: xr.Dataset) -> Settings:
 
 
 def _rows(settings: Settings) -> dict[str, Settings]:
-    """Spreads settings over rows of panels, by title; "" is a row that needs none."""
+    """Splits settings into rows of panels, by title; "" means no title."""
     if len(settings) <= _MOST_LINES:
         return {"": settings}
     cases = dict.fromkeys(labels["case"] for labels, _ in settings)
@@ -264,7 +264,7 @@ def _rows(settings: Settings) -> dict[str, Settings]:
 def _lines(row: Settings) -> list[tuple[str, MethodStyle, xr.Dataset]]:
     """Returns the label, style and results of each line of a row.
 
-    If there are too many, the settings of a case share label and style.
+    If there are too many lines, the settings of a case share label and style.
     """
     cases = [labels.get("case", "") for labels, _ in row]
     names = [describe(labels) for labels, _ in row]
@@ -281,7 +281,7 @@ def _by_activation(dataset: xr.Dataset) -> dict[str, dict[str, tuple[str, xr.Dat
     """Groups the settings by activation ("linear" without hidden layers) and label.
 
     Returns:
-      For each activation the case and the results of each labeled setting.
+      The case and results of each setting, by activation and label.
     """
     config = json.loads(dataset.attrs["config"])
     fields = {name: config | case for name, case in config["cases"].items()}
@@ -322,12 +322,11 @@ def draw_bins(
     """Draws the accuracy of the first ten tasks, and of all tasks in bins.
 
     The layout is that of the paper's figure 1, Continual ImageNet. Bands are 95 %
-    confidence intervals of the mean over seeds, left out where a row has too many
-    lines.
+    confidence intervals of the mean over seeds; rows with too many lines have none.
 
     Args:
-      rows: the lines of each row of panels, by title; "" is a row that needs none.
-      baselines: results of linear models, dashed lines in all panels.
+      rows: the lines of each row of panels, by title; "" means no title.
+      baselines: results of linear models, drawn as dashed lines in all panels.
       path: the file to write.
 
     Returns:
@@ -374,19 +373,19 @@ def _draw_binned(
 
 
 def measures_of(dataset: xr.Dataset) -> list[Measure]:
-    """Returns the measures that a run has taken."""
+    """Returns the measures that a run has."""
     return [measure for measure in MEASURES if has_values(dataset, measure.variable)]
 
 
 def has_values(dataset: xr.Dataset, name: str) -> bool:
-    """Whether a variable is there and not NaN throughout."""
+    """Whether a variable exists and is not entirely NaN."""
     return name in dataset and bool(dataset[name].notnull().any())
 
 
 def curves(setting: xr.Dataset, measure: Measure) -> xr.DataArray:
-    """Returns what to draw of a setting, in the unit of the measure: (seed, task).
+    """Returns the values of a measure for a setting, in its unit: (seed, task).
 
-    Measures of layers are averaged over them.
+    Measures of layers are averaged over the layers.
     """
     values = setting[measure.variable]
     if "layer" in values.dims:
@@ -395,12 +394,12 @@ def curves(setting: xr.Dataset, measure: Measure) -> xr.DataArray:
 
 
 def time_axis(dataset: xr.Dataset) -> str:
-    """Returns what a run is drawn against, as the label of the axis."""
+    """Returns the label of the time axis of a run."""
     return "examples (millions)" if "error" in dataset else "task"
 
 
 def times(setting: xr.Dataset) -> np.ndarray:
-    """Returns the tasks of a setting on that axis."""
+    """Returns the positions of a setting's tasks on the time axis."""
     return setting.examples.values / 1e6 if "error" in setting else setting.task.values
 
 
@@ -419,16 +418,17 @@ def draw_curves(
     """Draws the mean over seeds and its band.
 
     Args:
-      axis: where to draw.
+      axis: the matplotlib axes.
       x: [tasks].
       values: [seeds, tasks].
-      style: of the line.
-      highest: what values can be at most; bands end there, and at 0.
+      style: style of the line.
+      highest: largest possible value; bands are cut there, and at 0.
       band: the field of `statistics.Estimate` that is half of the band's width, or ""
-        for none.
+        for no band.
       band_opacity: from 0 to 1.
-      marker_at: where the first marker is, as a share of their distance; None for none.
-      **options: of the line.
+      marker_at: position of the first marker, as a fraction of the distance between
+        markers; None for no markers.
+      **options: further options of the line.
     """
     estimates = statistics.estimate(values)
     measured = np.isfinite(estimates.mean)
@@ -451,7 +451,7 @@ def draw_curves(
 
 
 def subplots(num_rows: int, num_columns: int, **options: Any) -> tuple[Any, Any]:
-    """Makes a figure and its axes [rows, columns]."""
+    """Creates a figure and its axes [rows, columns]."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -470,7 +470,7 @@ def subplots(num_rows: int, num_columns: int, **options: Any) -> tuple[Any, Any]
 
 
 def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    """Writes a figure and frees its memory; the folder is made if needed."""
+    """Writes a figure and frees its memory; creates the folder if needed."""
     from matplotlib import pyplot as plt
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -480,12 +480,12 @@ def save(figure: Any, path: pathlib.Path) -> pathlib.Path:
 
 
 def legend_above(figure: Any, lines: Sequence[Any], num_columns: int) -> None:
-    """Puts one legend for all panels above them; equal labels stand once.
+    """Puts one legend for all panels above them; equal labels appear once.
 
     Args:
       figure: the figure.
-      lines: what the legend explains.
-      num_columns: of the legend, fewer where the figure is too narrow for as many.
+      lines: the lines in the legend.
+      num_columns: columns of the legend, fewer if the figure is too narrow.
     """
     handles = _first_of_each_label(lines)
     for ncols in range(num_columns, 0, -1):
@@ -501,7 +501,7 @@ def legend_above(figure: Any, lines: Sequence[Any], num_columns: int) -> None:
 
 
 def legend_beside(axis: Any, title: str) -> None:
-    """Puts the legend of a row right of its last panel; equal labels stand once."""
+    """Puts the legend of a row right of its last panel; equal labels appear once."""
     legend = axis.legend(
         handles=_first_of_each_label(axis.lines),
         title=title,
@@ -515,7 +515,7 @@ def legend_beside(axis: Any, title: str) -> None:
 
 
 def _first_of_each_label(lines: Sequence[Any]) -> list[Any]:
-    """Leaves out lines whose label an earlier one has."""
+    """Removes lines with the label of an earlier line."""
     by_label: dict[str, Any] = {}
     for line in lines:
         by_label.setdefault(line.get_label(), line)
@@ -523,16 +523,16 @@ def _first_of_each_label(lines: Sequence[Any]) -> list[Any]:
 
 
 def cut_outliers(axes: Sequence[Any]) -> None:
-    """Ends the axis of values, common to some panels, where the others end.
+    """Limits the y-axis, shared by some panels, to the lines that are not outliers.
 
     A line above ten times the median of the lines' maxima leaves the panel, so that a
-    diverging lane does not leave all others flat.
+    diverging lane does not flatten all others.
     """
     lines = [line.get_ydata() for axis in axes for line in axis.lines]
     tops = np.array([np.max(line) for line in lines if line.size])
     limit = 10 * np.median(tops) if tops.size else 0
     if limit > 0 and tops.max() > limit:
-        # The margins were chosen for the whole range, outliers included.
+        # The existing margins are for the whole range, including outliers.
         top = tops[tops <= limit].max()
         bottom = min(np.min(line) for line in lines if line.size)
         margin = 0.05 * (top - bottom)
@@ -541,7 +541,7 @@ def cut_outliers(axes: Sequence[Any]) -> None:
 
 
 def describe(labels: Mapping[str, Any]) -> str:
-    """Writes the case of a setting, if it is named, and its hyperparameters."""
+    """Writes the case of a setting, if it has one, and its hyperparameters."""
     return ", ".join(
         in_words(str(value))
         if name == "case"

@@ -1,17 +1,17 @@
-"""Results of a run as one labeled data set, and the file that holds it.
+"""The results of a run as one labeled data set, and their file.
 
-Inside there is one dimension of all learners, `lane`, with coordinates case, each swept
-hyperparameter (NaN where a case does not sweep it) and seed.
+Internally, all learners are on one dimension, `lane`, with the coordinates case, each
+swept hyperparameter (NaN if the case does not sweep it) and seed.
 
-What is written and read (`public_form`) has the dimensions case, each swept
-hyperparameter, seed, task, layer; and epoch, for what is measured after each epoch of a
-task. Where cases sweep different hyperparameters there is one dimension `point` in the
-place of theirs: point p of a case is the p-th combination of its own values,
-coordinates (case, point).
+The data set that is written and read (`public_form`) has the dimensions case, each
+swept hyperparameter, seed, task and layer; and epoch, for measures after each epoch of
+a task. If cases sweep different hyperparameters, one dimension `point` replaces these:
+point p of a case is the p-th combination of its own values, which are coordinates
+(case, point).
 
-Results of an unfinished run are NaN where a task is not done yet, its `examples` too.
-The attributes `tasks_done` and `tasks_planned` tell how far each case has come, `code`
-which code has computed the results; all three are JSON.
+The results of an unfinished run are NaN for tasks that are not done, including their
+`examples`. The attributes `tasks_done` and `tasks_planned` are the progress of each
+case, and `code` is the code that computed the results; all three are JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     import xarray as xr
 
 BY_EPOCH = "_by_epoch"
-"""How the names of variables end that are measured after each epoch of a task."""
+"""Ending of the names of variables that are measured after each epoch of a task."""
 
 _OF_A_SETTING = ("examples", "steps")
 _OF_A_CASE = (
@@ -42,23 +42,23 @@ _OF_A_CASE = (
 )
 """Variables that are the same for all seeds, and for all lanes of a case."""
 
-# What each variable is, for readers of the file.
+# Descriptions of the variables, for readers of the file.
 DESCRIPTIONS = {
-    "accuracy": "fraction of correct predictions: online, before the update, or of the "
+    "accuracy": "fraction of correct predictions: online, before the update, or on the "
     "test images at the end of the task",
-    "accuracy_by_epoch": "fraction of correct predictions of the test images",
+    "accuracy_by_epoch": "fraction of correct predictions on the test images",
     "error": "squared error, before the update",
-    "loss": "loss minimized, before the update",
+    "loss": "minimized loss, before the update",
     "dead_units": "fraction of units whose output is 0 on all measured examples",
     "tau_dormant_units": "fraction of units with at most 0.1 of the layer's mean |h|",
     "saturated_units": "fraction of units near an asymptote on 99 % of the examples",
     "effective_rank": "exp(entropy of the normalized singular values) of the features",
-    "stable_rank": "singular values that hold 99 % of their sum",
-    "approximate_rank": "singular values that hold 99 % of the sum of their squares",
+    "stable_rank": "number of singular values with 99 % of their sum",
+    "approximate_rank": "number of singular values with 99 % of the sum of squares",
     "weight_magnitude": "mean |w| of the layer's kernel",
     "gradient_norm": "L2 norm of the gradient on the measured examples",
     "update_to_weight": "norm of one update on these examples over that of the params",
-    "mean_age": "updates since the birth of a unit, mean over the layer",
+    "mean_age": "updates since the last reset of a unit, mean over the layer",
     "units_reset": "units of the layer reset since the first task",
     "steps_per_second": "updates per second over all lanes, without compilation",
     "lanes_per_block": "lanes vmapped together on a device",
@@ -68,7 +68,7 @@ DESCRIPTIONS = {
     "num_units": "hidden units of the layer, 0 for the head",
     "num_features": "outputs of the units at each position, 0 for the head",
     "dead_units_percent": "dead units, 0 to 100",
-    "effective_rank_percent": "effective rank as a share of the width, 0 to 100",
+    "effective_rank_percent": "effective rank as a percentage of the width, 0 to 100",
 }
 
 
@@ -86,21 +86,21 @@ def case_dataset(
     """Labels the metrics of one case.
 
     Args:
-      name: of the case.
+      name: name of the case.
       coordinates: values of each swept hyperparameter, then the seeds; the L lanes
         are all combinations.
       layers: names of the learner's layers.
       metrics: arrays [L, tasks], [L, tasks, layers] or, if their names end in
-        `_by_epoch`, [L, tasks, epochs]; none of a case that has not begun.
+        `_by_epoch`, [L, tasks, epochs]; empty if the case has not started.
       layer_sizes: `num_weights`, `num_units` and `num_features` of each layer.
-      examples_per_task: examples that a task shows to a lane.
-      steps_per_task: updates that a lane makes in a task.
-      steps_per_second: of the case.
+      examples_per_task: examples per lane and task.
+      steps_per_task: updates per lane and task.
+      steps_per_second: updates per second of the case.
       lanes_per_block: lanes that each device vmapped together.
 
     Returns:
-      The lanes: dimensions (lane, task, layer) and, if anything was measured after each
-      epoch, `epoch`.
+      The lanes, with dimensions (lane, task, layer) and, if anything was measured after
+      each epoch, `epoch`.
     """
     import xarray as xr
 
@@ -142,7 +142,7 @@ def case_dataset(
 
 
 def _add_percentages(lanes: xr.Dataset) -> xr.Dataset:
-    """Adds what the paper draws as a share of the width, 0 to 100."""
+    """Adds measures that the paper shows as percentages of the width, 0 to 100."""
     if "dead_units" in lanes:
         lanes["dead_units_percent"] = 100 * lanes.dead_units
     if "effective_rank" in lanes:
@@ -154,10 +154,10 @@ def _add_percentages(lanes: xr.Dataset) -> xr.Dataset:
 def join_cases(
     cases: Sequence[xr.Dataset], attributes: Mapping[str, Any]
 ) -> xr.Dataset:
-    """Joins the lanes of cases; what one lacks (tasks, layers) is NaN there.
+    """Joins the lanes of cases; missing tasks and layers of a case are NaN.
 
     Returns:
-      The results as they are written, see `public_form`.
+      The results as they are written; see `public_form`.
     """
     import xarray as xr
 
@@ -188,8 +188,8 @@ def join_cases(
 def public_form(lanes: xr.Dataset) -> xr.Dataset:
     """Lays lanes out along case, each swept hyperparameter, and seed.
 
-    Cases that sweep the same values keep a dimension for each hyperparameter, others
-    get the dimension `point`.
+    If all cases sweep the same values, each hyperparameter is a dimension; otherwise
+    there is the dimension `point`.
     """
     import xarray as xr
 
@@ -248,14 +248,14 @@ def public_form(lanes: xr.Dataset) -> xr.Dataset:
 
 
 def lanes_of(dataset: xr.Dataset) -> xr.Dataset:
-    """Returns the lanes of a run that were begun, if only to diverge.
+    """Returns the lanes of a run that have started, including those that diverged.
 
     Args:
-      dataset: results of a run as any version of this program has written them.
+      dataset: results of a run, written by any version of this program.
 
     Returns:
-      All variables with a dimension `lane`; its coordinates are the case, each
-      hyperparameter that any case sweeps (NaN where its own does not), and the seed.
+      All variables with a dimension `lane`. Its coordinates are the case, each
+      hyperparameter that any case sweeps (NaN if the lane's does not), and the seed.
     """
     if "point" in dataset.dims:
         dataset = dataset.drop_vars("point", errors="ignore")
@@ -264,16 +264,16 @@ def lanes_of(dataset: xr.Dataset) -> xr.Dataset:
         sweep = swept_names(dataset)
     lanes = dataset.stack(lane=("case", *sweep, "seed"), create_index=False)
     lanes = lanes.transpose("lane", ...)
-    # Where a case has no results, or fewer points than another, examples are NaN.
+    # If a case has no results, or fewer points than another, examples are NaN.
     return lanes.isel(lane=lanes.examples.notnull().any("task").values)
 
 
 def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Dataset]]:
-    """Goes through all settings that were run: each case, then each of its points.
+    """Yields all settings that were run: the points of each case.
 
-    Returns:
-      For each its labels, the case and the values that it sweeps, and its results with
-      the dimensions seed, task and layer.
+    Yields:
+      The labels of the setting (the case and the values that it sweeps), and its
+      results with the dimensions seed, task and layer.
     """
     lanes = lanes_of(dataset)
     found: dict[tuple[tuple[str, Any], ...], list[int]] = {}
@@ -290,13 +290,13 @@ def settings_of(dataset: xr.Dataset) -> Iterator[tuple[dict[str, Any], xr.Datase
 
 
 def swept_names(dataset: xr.Dataset) -> list[str]:
-    """Returns the hyperparameters that any case sweeps, of results in any form."""
+    """Returns the hyperparameters that any case sweeps, for results in any form."""
     others = ("case", "seed", "task", "layer", "epoch", "point")
     return [str(name) for name in dataset.coords if name not in others]
 
 
 def _settings_of_lanes(lanes: xr.Dataset) -> list[tuple[tuple[str, Any], ...]]:
-    """Returns for each lane the names and values of its case and what it sweeps."""
+    """Returns the names and values of each lane's case and swept hyperparameters."""
     names = ("case", *swept_names(lanes))
     columns = (lanes[name].values.tolist() for name in names)
     return [
@@ -312,7 +312,7 @@ def _settings_of_lanes(lanes: xr.Dataset) -> list[tuple[tuple[str, Any], ...]]:
 def _swept_values(
     points: Iterable[tuple[tuple[str, float], ...]],
 ) -> dict[str, list[float]]:
-    """Returns the different values of each hyperparameter, in order."""
+    """Returns the distinct values of each hyperparameter, in order."""
     values: dict[str, dict[float, None]] = {}
     for name, value in itertools.chain(*points):
         values.setdefault(name, {})[value] = None
@@ -320,7 +320,7 @@ def _swept_values(
 
 
 def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
-    """Returns attributes that tell how many tasks of each case are done, of how many.
+    """Returns attributes with the number of tasks done and planned, for each case.
 
     Args:
       tasks: both numbers of each case.
@@ -333,7 +333,7 @@ def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
 
 
 def unfinished(dataset: xr.Dataset) -> str:
-    """Says how far a run has come that is not finished; "" of one that is."""
+    """Describes the progress of an unfinished run; "" for a finished run."""
     done, planned = (
         json.loads(dataset.attrs.get(name, "{}"))
         for name in ("tasks_done", "tasks_planned")
@@ -345,12 +345,11 @@ def unfinished(dataset: xr.Dataset) -> str:
 
 
 def remarks(dataset: xr.Dataset) -> list[str]:
-    """Says what a reader of the results must know: unfinished, or of several codes."""
+    """Warns readers of the results if a run is unfinished, or if its code changed."""
     found = []
     if how_far := unfinished(dataset):
         found.append(
-            f"This run is unfinished ({how_far}). Its command, started again, goes on "
-            "with it."
+            f"This run is unfinished ({how_far}). Run its command again to continue it."
         )
     codes = json.loads(dataset.attrs.get("code", "[]"))
     if len(codes) > 1:
@@ -363,7 +362,7 @@ def remarks(dataset: xr.Dataset) -> list[str]:
 
 
 def describe_code(code: Mapping[str, Any]) -> str:
-    """Names the code of a run: its versions, its commit and the hash of its sources."""
+    """Describes the code of a run: versions, commit and hash of the sources."""
     parts = [f"cbp_jax {code['cbp_jax']}"]
     parts += [f"{name} {code[name]}" for name in ("jax", "jaxlib") if name in code]
     if code.get("commit"):
@@ -373,10 +372,10 @@ def describe_code(code: Mapping[str, Any]) -> str:
 
 
 def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
-    """Writes `results.nc` so that it is always either the old file or the new one.
+    """Writes `results.nc` atomically.
 
     Raises:
-      OSError: the file cannot be written; an older one is still whole.
+      OSError: the file cannot be written; an older one is still intact.
     """
     path = folder / RESULTS_FILE
     temporary = folder / f".{RESULTS_FILE}"
@@ -394,10 +393,10 @@ def save(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
 def load(folder: str | os.PathLike) -> xr.Dataset:
     """Reads the results of a run folder, or of a results file.
 
-    What older runs have called `dormant_units` is read as `tau_dormant_units`.
+    The variable `dormant_units` of older runs is read as `tau_dormant_units`.
 
     Raises:
-      FileNotFoundError: there are none.
+      FileNotFoundError: there are no results.
       OSError: the file is locked, damaged or of another kind.
     """
     import xarray as xr
@@ -406,8 +405,8 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; give the folder that a run has named. A run "
-            "writes its results from its first checkpoints on."
+            f"{path} does not exist: pass the folder of a run. A run writes its "
+            "results from its first checkpoints on."
         )
     try:
         dataset = xr.load_dataset(path, engine="h5netcdf")
@@ -416,11 +415,11 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
             raise OSError(
                 f"{path} is locked by another program, or its file system has no locks "
                 f"({error}). Close the file there (in a notebook, `dataset.close()`), "
-                "or set HDF5_USE_FILE_LOCKING=FALSE in the environment of this command."
+                "or set HDF5_USE_FILE_LOCKING=FALSE for this command."
             ) from error
         raise OSError(
-            f"{path} cannot be read: {error}. The command of the run writes it anew "
-            "from the last checkpoint."
+            f"{path} cannot be read: {error}. Run the command of the run again to "
+            "rewrite it from the last checkpoint."
         ) from error
     old_names = {"dormant_units": "tau_dormant_units"}
     return dataset.rename({k: v for k, v in old_names.items() if k in dataset})
@@ -429,9 +428,9 @@ def load(folder: str | os.PathLike) -> xr.Dataset:
 def tidy_csv(dataset: xr.Dataset) -> str:
     """Writes a run as CSV: columns case, swept ..., seed, task, layer, variable, value.
 
-    One line for each finite value; `task` and `layer` are empty where a variable has
-    none, a swept hyperparameter where a case does not sweep it. If anything was
-    measured after each epoch, there is a column `epoch` as well.
+    There is one line for each finite value. `task` and `layer` are empty if a variable
+    does not have them, and a swept hyperparameter if the case does not sweep it. If
+    anything was measured after each epoch, there is also a column `epoch`.
     """
     import pandas as pd
 

@@ -12,16 +12,16 @@ if TYPE_CHECKING:
 
 
 class Estimate(NamedTuple):
-    """Means over seeds and how sure they are; NaN where there are too few seeds."""
+    """Means over seeds and their uncertainty; NaN where there are too few seeds."""
 
     mean: np.ndarray
     standard_error: np.ndarray
-    half_width: np.ndarray  # Of the 95 % confidence interval, by Student's t.
+    half_width: np.ndarray  # Of the 95 % confidence interval, from Student's t.
     num_seeds: np.ndarray  # Seeds that have not diverged.
 
 
 def estimate(values: np.ndarray) -> Estimate:
-    """Averages values [seeds, ...] over seeds; NaN is left out."""
+    """Averages values [seeds, ...] over seeds, ignoring NaN."""
     from scipy import stats
 
     is_finite = np.isfinite(values)
@@ -35,35 +35,35 @@ def estimate(values: np.ndarray) -> Estimate:
 
 
 def over_layers(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """Averages a variable of layers, weighted by their weights or units."""
+    """Averages a variable over layers, weighted by their number of weights or units."""
     return dataset[name].weighted(layer_sizes(dataset, name)).mean("layer")
 
 
 def layer_sizes(dataset: xr.Dataset, name: str) -> xr.DataArray:
-    """Returns what layers count in the average of a variable: their weights or units.
+    """Returns the weights of layers in an average: their number of weights or units.
 
-    All are 0 where the variable has no meaning, as units of a linear model.
+    All are 0 if the variable has no meaning, such as units of a linear model.
     """
     sizes = dataset.num_weights if name == "weight_magnitude" else dataset.num_units
     return sizes.fillna(0)
 
 
 def score_name(dataset: xr.Dataset) -> str:
-    """Returns the variable that tells how well a problem is learned."""
+    """Returns the variable that measures performance: "accuracy" or "error"."""
     return "accuracy" if "accuracy" in dataset else "error"
 
 
 def tasks_per_bin(dataset: xr.Dataset) -> int:
-    """Returns `config.tasks_per_bin` of a run, 1 where its problem has no bins."""
+    """Returns `config.tasks_per_bin` of a run; 1 if its problem has no bins."""
     return json.loads(dataset.attrs.get("config", "{}")).get("tasks_per_bin", 1)
 
 
 def in_bins(curves: np.ndarray, size: int) -> np.ndarray:
-    """Averages curves over bins of tasks, which differ much in difficulty.
+    """Averages curves over bins of tasks, since tasks vary greatly in difficulty.
 
     Args:
       curves: [seeds, tasks].
-      size: tasks of a bin, at least 1; the last bin has what is left.
+      size: tasks per bin, at least 1; the last bin has the remaining tasks.
 
     Returns:
       [seeds, bins], NaN for a bin in which a seed diverges.

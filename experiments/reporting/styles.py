@@ -1,14 +1,15 @@
-"""How methods look in figures: one color, line and marker for each, in every figure.
+"""Styles of methods in figures: the same color, dashes and marker in every figure.
 
-Members of a family differ in color and marker, families in their dashes, so that lines
-can be told apart by color-blind readers, in print without color, and when methods of
-several families share a panel. Backprop is gray, continual backprop black. A family can
-have any number of members: after seven, the colors repeat with new dashes and markers.
+Members of a family differ in color and marker, and families in their dashes, so that
+lines can be distinguished by color-blind readers, in print without color, and when
+methods of several families share a panel. Backprop is gray, continual backprop black. A
+family can have any number of members: after seven, the colors repeat with new dashes
+and markers.
 
-A method is given its family where it is declared, in experiments/learning.
+The family of a method is set where it is declared, in experiments/learning.
 
-Source of the colors: Okabe and Ito, "Color Universal Design", 2008, but for their
-yellow, which is too pale for a line; in its place the wine of Paul Tol's "muted".
+Source of the colors: Okabe and Ito, "Color Universal Design", 2008, except for their
+yellow, which is too pale for a line; wine from Paul Tol's "muted" replaces it.
 """
 
 from collections.abc import Iterator, Mapping
@@ -27,7 +28,7 @@ OTHERS = "others"
 
 Dashes = str | tuple[float, tuple[float, ...]]  # As matplotlib's `linestyle`.
 
-# Of the first members of each family, in points: on, off, on, off ...
+# Dashes of the first members of each family, in points: on, off, on, off ...
 _DASHES: dict[str, Dashes] = {
     REFERENCES: "-",
     PAPER: "-",
@@ -39,7 +40,7 @@ _DASHES: dict[str, Dashes] = {
     OTHERS: (0, (10, 3)),
 }
 FAMILIES = tuple(_DASHES)
-"""The families in the order of legends; the references are in all panels."""
+"""The families in the order of legends; all panels show the references."""
 
 _BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _PURPLE, _ORANGE, _SKY, _WINE = "#CC79A7", "#E69F00", "#56B4E9", "#882255"
@@ -48,7 +49,7 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _GRAY, _BLACK = "#707070", "#000000"
 
 
-# Words of names that are not written in lower case.
+# Words in names that are not written in lower case.
 _WRITTEN = {
     **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
@@ -64,7 +65,7 @@ class MethodStyle(NamedTuple):
     marker: Any  # As matplotlib's `marker`.
 
     def line(self) -> dict[str, Any]:
-        """Returns the arguments of matplotlib's `plot`, but for the marker."""
+        """Returns the arguments of matplotlib's `plot`, except the marker."""
         return {"color": self.color, "linestyle": self.dashes}
 
 
@@ -72,14 +73,14 @@ _STYLES: dict[str, MethodStyle] = {}
 
 
 def add_method(name: str, family: str) -> None:
-    """Gives a method the next look of its family; looks never run out.
+    """Gives a method the next style of its family; styles never run out.
 
     Args:
-      name: of the method; one that is known keeps its look.
+      name: name of the method; a known method keeps its style.
       family: one of `FAMILIES`.
 
     Raises:
-      ValueError: unknown family.
+      ValueError: the family is unknown.
     """
     if family not in FAMILIES:
         raise ValueError(
@@ -88,29 +89,29 @@ def add_method(name: str, family: str) -> None:
         )
     number = len(members(family))
     if family == OTHERS:
-        number += len(_COLORS)  # The first are for names that nobody has declared.
+        number += len(_COLORS)  # The first styles are for undeclared names.
     _STYLES.setdefault(name, _nth_style(family, number))
 
 
 def members(family: str) -> list[str]:
-    """Returns the methods of a family in the order of their declarations."""
+    """Returns the methods of a family in order of declaration."""
     return [name for name, style in _STYLES.items() if style.family == family]
 
 
 def _nth_style(family: str, number: int) -> MethodStyle:
-    """Returns a look that no other number and no other family has."""
+    """Returns a style that is unique to a family and number."""
     if family == REFERENCES and number < 2:
         color, marker = ((_GRAY, "<"), (_BLACK, ">"))[number]
         return MethodStyle(family, color, _DASHES[family], marker)
     turn, place = divmod(number, len(_COLORS))
     if family == REFERENCES:
-        turn += 1  # The first colors, solid, are the paper's methods'.
+        turn += 1  # The paper's methods have the solid lines in the first colors.
     if turn == 0:
         return MethodStyle(family, _COLORS[place], _DASHES[family], _MARKERS[place])
-    # Dots of a length that no first dashes have, one more in each turn.
+    # Dots of a length that is not in the first dashes, one more in each turn.
     dashes = _DASHES[family]
     first = dashes[1] if isinstance(dashes, tuple) else (9, 1)
-    # A star of as many points as no other of the family has, or a polygon.
+    # A star or polygon with a number of points that is unique in the family.
     marker = (4 + number, 1, 0)
     if family == REFERENCES:
         first, marker = (12, 1), (4 + number, 0, 0)
@@ -118,7 +119,7 @@ def _nth_style(family: str, number: int) -> MethodStyle:
 
 
 def _free_styles() -> Iterator[MethodStyle]:
-    """Yields looks for lines that have none of their own, without end."""
+    """Yields styles for lines without a declared method, without end."""
     for turn in itertools.count():
         for family in FAMILIES[1:]:
             for place in range(len(_COLORS)):
@@ -126,13 +127,13 @@ def _free_styles() -> Iterator[MethodStyle]:
 
 
 def method_style(name: str) -> MethodStyle:
-    """Returns how a method is drawn, the same in every figure.
+    """Returns the style of a method, the same in every figure.
 
     Args:
-      name: of a method or a case. A case that begins with the name of a method and an
-        underscore, `backprop_100` say, is drawn as this method, the longest that fits.
-        Any other name has a style of the family "others", which follows from its
-        letters; names may share one, see `distinct_styles`.
+      name: name of a method or a case. A case that begins with the name of a method and
+        an underscore, such as `backprop_100`, has the style of this method (the longest
+        that fits). Any other name has a style of the family "others", determined by its
+        letters. Names may share one; see `distinct_styles`.
     """
     method = _method_of(name)
     if method is not None:
@@ -141,28 +142,28 @@ def method_style(name: str) -> MethodStyle:
 
 
 def position(name: str) -> int:
-    """Returns where a method stands in legends: by family, undeclared ones behind."""
+    """Returns the position of a method in legends: by family, undeclared ones last."""
     order = [method for family in FAMILIES for method in members(family)]
     method = _method_of(name)
     return len(order) if method is None else order.index(method)
 
 
 def _method_of(case: str) -> str | None:
-    """Returns the declared method that a case is drawn as."""
+    """Returns the declared method whose style a case has."""
     words = case.split("_")
     begins = ("_".join(words[:end]) for end in range(len(words), 0, -1))
     return next((name for name in begins if name in _STYLES), None)
 
 
 def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
-    """Returns styles for the lines of one panel, no two of them alike.
+    """Returns distinct styles for the lines of one panel.
 
     Args:
-      cases: for the label of each line the name of its method or case.
+      cases: the name of the method or case of each line, by label.
 
     Returns:
-      For each label the style of its method. A line of another method, or of one that
-      a line before it shows, has a style that is free.
+      The styles by label. The first line of each declared method has its style; all
+      others have unused styles.
     """
     owners: dict[tuple[str, Dashes], str] = {}
     for label, case in cases.items():

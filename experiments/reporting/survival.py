@@ -1,4 +1,4 @@
-"""How long units live: the log of replacements, read and drawn."""
+"""Reads the replacement log, and draws how long units survive."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 def read_lives(
     path: pathlib.Path, dataset: xr.Dataset
 ) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray]]:
-    """Turns the log of replacements into the lives of units.
+    """Turns the replacement log into lifetimes of units.
 
     Args:
       path: the CSV file.
       dataset: the results of the run.
 
     Returns:
-      For each case and layer with a replacement the ages at death, and the ages of the
-      units that were alive at the end, both integer arrays over all lanes.
+      For each case and layer with a replacement, the ages at replacement and the ages
+      of the units at the end, both integer arrays over all lanes.
     """
     lanes = lanes_of(dataset)
     lane_names = [*swept_names(lanes), "seed"]
@@ -35,14 +35,14 @@ def read_lives(
         case: lanes.isel(lane=lanes.case.values == case)
         for case in np.unique(lanes.case)
     }
-    # The updates that a lane of a case has made by each task that is done.
+    # The updates that a lane of a case has made by the end of each task.
     steps = {case: own.steps[0].dropna("task").values for case, own in cases.items()}
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             if int(row["task"]) >= len(steps.get(row["case"], ())):
-                continue  # The run goes on, and the results do not hold it yet.
+                continue  # The run is unfinished, and its results lag behind.
             group = row["case"], row["layer"]
             lane = (row[name] for name in lane_names)
             time = int(row["task"]) * steps[row["case"]][0] + int(row["step"]) + 1
@@ -57,15 +57,15 @@ def read_lives(
 
 
 def survival(deaths: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Kaplan-Meier estimate of the probability that a unit outlives an age.
+    """Returns the Kaplan-Meier estimate of the probability to outlive an age.
 
     Args:
-      deaths: ages at death, integers.
-      alive: ages of units not yet dead.
+      deaths: ages of units when they were replaced, integers.
+      alive: ages of units that were not replaced.
 
     Returns:
-      The ages at which units died, in ascending order, and the probability to live
-      longer than each.
+      The ages at which units were replaced, in ascending order, and the probability of
+      outliving each.
 
     Source: Kaplan and Meier, "Nonparametric estimation from incomplete observations",
     JASA 53, 1958.
@@ -79,14 +79,14 @@ def survival(deaths: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndar
 def draw_survival(
     folder: pathlib.Path, lives: Mapping[tuple[str, str], tuple[np.ndarray, np.ndarray]]
 ) -> pathlib.Path:
-    """Draws the share of units that outlive an age, a line for each case and layer.
+    """Draws the fraction of units that outlive an age, one line per case and layer.
 
     Args:
-      folder: where to write; made if needed.
+      folder: the folder to write to, created if needed.
       lives: from `read_lives`.
 
     Returns:
-      The file written.
+      The path of the figure.
     """
     import matplotlib
 

@@ -1,4 +1,4 @@
-"""Tables of a run, as Markdown."""
+"""Markdown tables of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.reporting.statistics import (
 if TYPE_CHECKING:
     import xarray as xr
 
-# Measures of layers in the table: column, factor, digits.
+# Measures of layers in the summary: column, factor, digits.
 _LAST_MEASURED = {
     "dead_units": ("dead units %", 100, 1),
     "effective_rank": ("effective rank", 1, 1),
@@ -30,11 +30,11 @@ _LAST_MEASURED = {
 }
 
 INTERVALS = "Means over seeds ± 95 % confidence intervals."
-"""What `summary_table` shows."""
+"""The caption of `summary_table`."""
 
 
 def summary_table(dataset: xr.Dataset) -> str:
-    """Lays out one line for each setting, means over seeds with 95 % intervals."""
+    """Returns a table of means over seeds with 95 % intervals, one line per setting."""
     return format_table(
         [
             _label_cells(dataset, labels) | _summary(setting)
@@ -44,7 +44,7 @@ def summary_table(dataset: xr.Dataset) -> str:
 
 
 def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
-    """Lays out one line for each setting: its score in chosen tasks.
+    """Returns a table of the score in chosen tasks, one line per setting.
 
     Args:
       dataset: results of a run.
@@ -54,14 +54,14 @@ def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
       A Markdown table of means over seeds ± one standard error.
 
     Raises:
-      ValueError: a task that the run does not have.
+      ValueError: the run does not have one of the tasks.
     """
     num_tasks = dataset.sizes["task"]
     for task in tasks:
         if not -num_tasks <= task < num_tasks:
             raise ValueError(
                 f"Task {task} is not among the {num_tasks} tasks of this run: choose "
-                f"from 0 to {num_tasks - 1}, or -1 for the last."
+                f"from 0 to {num_tasks - 1}, or pass -1 for the last."
             )
     score, unit, factor = _score(dataset)
     rows = []
@@ -79,19 +79,19 @@ def score_table(dataset: xr.Dataset, tasks: Sequence[int]) -> str:
 
 
 def _score(dataset: xr.Dataset) -> tuple[str, str, int]:
-    """Returns the name of the score, what to call it, and the factor to print it."""
+    """Returns the name of the score, its title, and the factor for its unit."""
     name = score_name(dataset)
     return (name, "accuracy %", 100) if name == "accuracy" else (name, name, 1)
 
 
 def _label_cells(dataset: xr.Dataset, labels: Mapping[str, Any]) -> dict[str, str]:
-    """Names a setting: its case, and a cell for each value that any case sweeps."""
+    """Returns the cells of a setting: its case, and each value that any case sweeps."""
     names = ("case", *swept_names(dataset))
     return {name: label(labels[name]) if name in labels else "" for name in names}
 
 
 def _summary(setting: xr.Dataset) -> dict[str, str]:
-    """Summarizes one setting: the columns of its line behind its labels."""
+    """Summarizes one setting: the columns after its labels."""
     score, unit, factor = _score(setting)
     curve = setting[score].transpose("seed", "task").values * factor
     curve = curve[:, setting.examples.notnull().values]
@@ -122,14 +122,14 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
 
 
 def _tasks(index: int, size: int, num_tasks: int) -> str:
-    """Names the tasks of a bin."""
+    """Writes the tasks of a bin."""
     if size == 1:
         return f"task {index}"
     return f"tasks {index * size} to {min((index + 1) * size, num_tasks) - 1}"
 
 
 def format_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Aligns rows of equal keys as a Markdown table."""
+    """Formats rows with equal keys as an aligned Markdown table."""
     header = list(rows[0])
     cells = [header, *([row[name] for name in header] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(header))]
@@ -142,7 +142,7 @@ def format_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def diverged_lanes(dataset: xr.Dataset) -> list[str]:
-    """Describes each lane that diverged: its setting, seed, and first task of NaN."""
+    """Describes each lane that diverged: its setting, its seed, and the task."""
     score = score_name(dataset)
     found = []
     for labels, setting in settings_of(dataset):
@@ -157,7 +157,7 @@ def diverged_lanes(dataset: xr.Dataset) -> list[str]:
 
 
 def _last_measured(values: xr.DataArray) -> np.ndarray:
-    """Takes the last task at which any seed was measured: [seeds]."""
+    """Returns the values at the last task that was measured for any seed: [seeds]."""
     values = values.transpose("seed", "task").values
     measured = np.flatnonzero(np.isfinite(values).any(axis=0))
     return values[:, measured[-1]] if measured.size else values[:, -1]

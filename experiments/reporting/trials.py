@@ -1,7 +1,7 @@
 """The trials of a comparison: every method at every setting, read from runs.
 
-A method is a case. Its settings are the points of its sweep; several runs may hold
-seeds and settings of the same method.
+A method is a case. Its settings are the points of its sweep; seeds and settings of a
+method may be from several runs.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from experiments.reporting import run_results, statistics
 if TYPE_CHECKING:
     import xarray as xr
 
-# Fields of a config that say what a run covers, measures or is called, and how it is
-# carried out, but not what a learner of given hyperparameters and seed does.
+# Config fields that do not change the results of a learner with given hyperparameters
+# and seed: the extent, measures and name of a run, and how it is carried out.
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
@@ -30,7 +30,7 @@ _NOT_COMPARED = {
 
 
 class Run(NamedTuple):
-    """A run and what it is called in messages."""
+    """A run, and its name in messages."""
 
     name: str
     dataset: xr.Dataset
@@ -45,7 +45,7 @@ class Trial(NamedTuple):
     """One method at one setting."""
 
     method: str
-    setting: dict[str, float]  # The hyperparameters that trials of it differ in.
+    setting: dict[str, float]  # The hyperparameters that differ between its trials.
     results: xr.Dataset  # Measures with dimensions seed, task and layer.
 
     def __str__(self) -> str:
@@ -60,13 +60,13 @@ class Trial(NamedTuple):
 
     @property
     def more_is_better(self) -> bool:
-        """Whether the score is an accuracy; else it is an error."""
+        """Whether the score is an accuracy rather than an error."""
         return statistics.score_name(self.results) == "accuracy"
 
     def scores(self, seeds: Sequence[int]) -> np.ndarray:
         """Returns the score of seeds in all tasks, float64 [seeds, tasks].
 
-        From the task in which a lane diverges it has the worst score that there is:
+        From the task in which a lane diverges, it has the worst possible score:
         accuracy 0, or an infinite error.
         """
         worst = 0.0 if self.more_is_better else np.inf
@@ -75,7 +75,7 @@ class Trial(NamedTuple):
         return np.where(diverged, worst, curves)
 
     def is_lost(self, seeds: Sequence[int]) -> np.ndarray:
-        """Returns which seeds diverged: bool [seeds]."""
+        """Returns which seeds diverged, bool [seeds]."""
         return np.isnan(self._curves(seeds)).any(axis=1)
 
     def _curves(self, seeds: Sequence[int]) -> np.ndarray:
@@ -84,26 +84,26 @@ class Trial(NamedTuple):
 
 
 def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
-    """Reads all trials of some runs, which had the same tasks.
+    """Reads all trials of some runs, which must have the same tasks.
 
-    Of a seed that several runs have, at the same setting, the first run's is taken.
+    If several runs have the same seed at the same setting, the first run is used.
 
     Args:
-      runs: which to read.
-      beside: all others of the comparison, in which settings may differ, too.
+      runs: the runs to read.
+      beside: all other runs of the comparison, whose settings may also differ.
 
     Returns:
-      The trials, those of a method one after the other, by their setting.
+      The trials, ordered by method and setting.
 
     Raises:
-      ValueError: trials of different numbers or lengths of tasks, or a run that is not
-        finished.
+      ValueError: trials differ in the number or length of tasks, or a run is
+        unfinished.
     """
     for run in (*runs, *beside):
         if how_far := run_results.unfinished(run.dataset):
             raise ValueError(
-                f"{run.name} is unfinished ({how_far}), and methods are compared by "
-                "whole runs: the command of the run, started again, goes on with it."
+                f"{run.name} is unfinished ({how_far}), but only finished runs can be "
+                "compared: run its command again to continue it."
             )
     parameters = _parameters([*runs, *beside])
     names = _differing_parameters([*runs, *beside], parameters)
@@ -130,18 +130,18 @@ def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:
 
 
 def check_same_problem(runs: Sequence[Run]) -> None:
-    """Raises ValueError if learners of some runs did not see the same streams.
+    """Raises ValueError if the learners of some runs did not see the same streams.
 
-    Fields of the configs must agree that no case sets for itself, as must those of a
-    case that several runs hold.
+    The configs must agree in all fields that no case overrides, and in all fields of
+    cases that several runs have.
     """
     first, *others = runs
     for other in others:
         scores = [statistics.score_name(run.dataset) for run in (first, other)]
         if len(set(scores)) > 1:
             raise ValueError(
-                f"{first.name} measures {scores[0]}, {other.name} {scores[1]}: compare "
-                "runs of the same problem."
+                f"{first.name} measures {scores[0]}, but {other.name} measures "
+                f"{scores[1]}: compare runs of the same problem."
             )
         one, two = first.config, other.config
         ignored = _NOT_COMPARED | set(_parameters([first, other]))
@@ -154,7 +154,7 @@ def check_same_problem(runs: Sequence[Run]) -> None:
         if differing:
             raise ValueError(
                 f"{first.name} and {other.name} cannot be compared, because their "
-                f"configs differ in {'; '.join(sorted(set(differing)))}. Run both with "
+                f"configs differ in {'; '.join(sorted(set(differing)))}: run both with "
                 "the same values."
             )
 
@@ -170,7 +170,7 @@ def _differences(
 
 
 def _parameters(runs: Sequence[Run]) -> list[str]:
-    """Names the hyperparameters that some run or a case of it sweeps, or could."""
+    """Returns the hyperparameters that any run or case sweeps or has in its sweep."""
     names: list[str] = []
     for run in runs:
         names += run_results.swept_names(run.dataset)
@@ -183,7 +183,7 @@ def _parameters(runs: Sequence[Run]) -> list[str]:
 def _differing_parameters(
     runs: Sequence[Run], parameters: Sequence[str]
 ) -> dict[str, list[str]]:
-    """Names for each case the hyperparameters in which its settings differ."""
+    """Returns the hyperparameters in which the settings of each case differ."""
     seen: dict[str, dict[str, set[float]]] = {}
     for run in runs:
         for case, values, _ in _settings(run, parameters):
@@ -199,7 +199,7 @@ def _differing_parameters(
 def _settings(
     run: Run, parameters: Sequence[str]
 ) -> Iterator[tuple[str, dict[str, float], xr.Dataset]]:
-    """Goes through what a run holds: case, all hyperparameters, and results."""
+    """Yields the settings of a run: case, all hyperparameters, and results."""
     config = run.config
     missing = dict.fromkeys(map(str, run.dataset.case.values))
     for labels, setting in run_results.settings_of(run.dataset):
@@ -214,13 +214,13 @@ def _settings(
         yield case, values, _measured(setting)
     if missing:
         raise ValueError(
-            f"{run.name} has no results of {', '.join(missing)} yet; the command of "
-            "the run, started again, goes on with it."
+            f"{run.name} has no results of {', '.join(missing)} yet: run its command "
+            "again to continue it."
         )
 
 
 def _measured(setting: xr.Dataset) -> xr.Dataset:
-    """Keeps the tasks that were run, and what was measured of each seed."""
+    """Keeps the tasks that were run, and the variables measured for each seed."""
     setting = setting.sel(task=setting.examples.notnull())
     sizes = ("examples", "num_units", "num_weights")
     kept = [
@@ -232,7 +232,7 @@ def _measured(setting: xr.Dataset) -> xr.Dataset:
 
 
 def _join_seeds(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Joins the seeds of several runs; of one that comes twice, the first is taken."""
+    """Joins the seeds of several runs, and keeps the first of duplicates."""
     import xarray as xr
 
     common = [name for name in parts[0] if all(name in part for part in parts)]
@@ -251,7 +251,7 @@ def _join_seeds(parts: Sequence[xr.Dataset]) -> xr.Dataset:
 
 
 def _check_tasks(trials: Sequence[Trial]) -> None:
-    """Raises ValueError unless all trials had the same tasks, of the same length."""
+    """Raises ValueError unless all trials have the same number and length of tasks."""
     longest = max(trials, key=lambda trial: trial.results.sizes["task"])
     for trial in trials:
         if not np.array_equal(trial.results.examples, longest.results.examples):
@@ -261,7 +261,7 @@ def _check_tasks(trials: Sequence[Trial]) -> None:
                 for one in (trial, longest)
             ]
             raise ValueError(
-                f"Trials of different lengths cannot be compared ({'; '.join(shown)}). "
-                "Finish the shorter run, or, if it is there to choose settings, pass "
+                f"Trials of different lengths cannot be compared ({'; '.join(shown)}): "
+                "finish the shorter run or, if it is only for choosing settings, pass "
                 "it as --tuning_run."
             )

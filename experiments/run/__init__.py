@@ -1,4 +1,4 @@
-"""Carries out a run: config, cases, lanes, devices, checkpoints, command line."""
+"""Runs experiments: config, cases, lanes, devices, checkpoints, command line."""
 
 from experiments.run.from_python import run_config
 

@@ -1,7 +1,8 @@
-"""How many lanes a device vmaps together.
+"""Chooses how many lanes a device vmaps together.
 
-On a CPU a wide vmap of small products is often slower than one lane after the other,
-sometimes many times faster: it is measured. An accelerator takes all lanes that fit.
+On a CPU, a wide vmap of small matrix products is often slower than a loop over lanes,
+but sometimes many times faster, so it is measured. An accelerator takes all lanes that
+fit.
 """
 
 from collections.abc import Callable
@@ -26,10 +27,10 @@ _MEMORY_FRACTION = 0.9
 
 
 def choose_block(case: Case, make_problem: Callable[[Any], Problem]) -> int:
-    """Chooses the lanes per block for a case on this machine, and says so.
+    """Chooses the lanes per block for a case on this machine, and prints a measurement.
 
     Args:
-      case: the case; `config.lanes_per_block`, if not 0, is the answer.
+      case: the case. A `config.lanes_per_block` other than 0 decides.
       make_problem: builds the problem of the short task that is timed.
 
     Returns:
@@ -64,15 +65,15 @@ def choose_block(case: Case, make_problem: Callable[[Any], Problem]) -> int:
 def fit_block(
     memory_needed: Callable[[int], int], per_device: int, limit: float
 ) -> int:
-    """Finds the largest of N, N/2, N/4 ... lanes per block that fits into memory.
+    """Finds the largest of N, N/2, N/4 ... lanes per block that fits in memory.
 
     Args:
       memory_needed: maps lanes per block to bytes on a device.
       per_device: N, the lanes of a device.
-      limit: bytes that a device has.
+      limit: memory of a device, in bytes.
 
     Returns:
-      Lanes per block; 1 if nothing fits, and then the run fails with JAX's own message.
+      Lanes per block; 1 if none fits, and then the run fails with JAX's own message.
     """
     block = per_device
     while block > 1 and memory_needed(block) > _MEMORY_FRACTION * limit:
@@ -83,7 +84,7 @@ def fit_block(
 def _updates_per_second(
     case: Case, make_problem: Callable[[Any], Problem], block: int
 ) -> float:
-    """Times the short task of a case with one block of lanes on each device."""
+    """Times a short task of a case, with one block of lanes on each device."""
     config = ConfigDict(case.config.to_dict())
     config.update(config.timed_task)
     lanes = min(case.num_lanes, block * len(jax.devices()))

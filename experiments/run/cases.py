@@ -25,7 +25,7 @@ from experiments.run.config import (
 )
 from experiments.run.lanes import LaneMap, all_finite
 
-_LONG_TASK = 0.1  # Seconds, during which signals may wait.
+_LONG_TASK = 0.1  # Seconds for which signals may wait.
 
 
 class Case(NamedTuple):
@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
     @property
     def num_lanes(self) -> int:
-        """L, the lanes of the case."""
+        """L, the number of lanes of the case."""
         return math.prod(self.grid.shape)
 
     @property
@@ -47,14 +47,14 @@ class Case(NamedTuple):
         return self.problem.updates_per_task * self.num_lanes
 
     def check_lanes(self, saved: int) -> None:
-        """Raises CheckpointError unless a checkpoint is of the lanes of this case."""
+        """Raises CheckpointError if a checkpoint has another number of lanes."""
         if saved != self.num_lanes:
             raise storage.CheckpointError(
-                f"The checkpoint of case {self.name!r} holds {saved} lanes, but this "
-                f"run has {self.num_lanes} of it. Earlier versions of cbp_jax also "
-                "trained a case once for each value in config.sweep of what it does "
-                "not take. Go on with that version, pass --overwrite to start anew, or "
-                "another --workdir."
+                f"The checkpoint of case {self.name!r} contains {saved} lanes, but in "
+                f"this run the case has {self.num_lanes}. Earlier versions of cbp_jax "
+                "also trained it once for each value in config.sweep of "
+                "hyperparameters that it does not take. Continue with that version, "
+                "pass --overwrite to start from scratch, or pass another --workdir."
             )
 
 
@@ -66,7 +66,7 @@ class LaneState(NamedTuple):
 
 
 def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[Case]:
-    """Builds all cases and traces them once, so that every mistake shows at once.
+    """Builds all cases and traces them once, so that every mistake is found early.
 
     Args:
       config: the run's config.
@@ -76,7 +76,7 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
       The cases in order.
 
     Raises:
-      ValueError: anything in the config that cannot be run.
+      ValueError: the config cannot be run.
     """
     cases = []
     for name, case_config in make_cases(config).items():
@@ -110,10 +110,10 @@ class CompiledCase:
             _run_lane(case.config, case.problem), num_shared=2, donate=True
         )
         self._to_data = jax.jit(storage.keys_to_data)
-        self._is_long = True  # Whether the last task was; the first one compiles.
+        self._is_long = True  # Whether the last task was long; the first one compiles.
 
     def start(self, saved: dict[str, np.ndarray] | None) -> Any:
-        """Initializes all lanes, or takes them from a checkpoint."""
+        """Initializes all lanes, or restores them from a checkpoint."""
         if saved is None:
             return self._init(self._lanes)
         like = jax.eval_shape(self._init, self._lanes)
@@ -126,13 +126,13 @@ class CompiledCase:
         """Runs one task of all lanes.
 
         Args:
-          state: of all lanes; its memory is reused.
+          state: state of all lanes; its memory is reused.
           task: number of the task.
 
         Returns:
           The new state; the metrics, arrays [L, ...], NaN where a lane has diverged or
-          nothing was measured; and the log of replacements, with a leading axis of L
-          lanes, if it is switched on.
+          nothing was measured; and the replacement log, with a leading axis of L
+          lanes, if it is enabled.
         """
         start = time.perf_counter()
         state, metrics, log = self._run_task(
@@ -145,10 +145,10 @@ class CompiledCase:
         return state, {name: np.asarray(found) for name, found in metrics.items()}, log
 
     def compile_task(self, state: Any) -> jax.stages.Compiled:
-        """Compiles a task ahead, so that `run_task` need not.
+        """Compiles a task ahead of time, without running it.
 
         Args:
-          state: of all lanes, or its shapes, and then nothing can be run.
+          state: state of all lanes, or its shapes.
         """
         arguments = state, self._lanes, np.int32(0), self._data
         return self._run_task.lower(*arguments).compile()
@@ -166,16 +166,16 @@ class CompiledCase:
 def lower_task(
     case: Case, devices: Sequence[Any], block: int = 0
 ) -> jax.stages.Lowered:
-    """Lowers the task of a case for devices that need not be here.
+    """Lowers the task of a case for devices that this machine need not have.
 
     Args:
       case: the case.
-      devices: to spread its lanes over, such as those of a
+      devices: devices for its lanes, such as those of a
         `jax.experimental.topologies` description.
-      block: lanes that a device vmaps together, 0 for all that it has.
+      block: lanes that a device vmaps together, 0 for all of its lanes.
 
     Returns:
-      What `CompiledCase` would run on such devices, to be compiled.
+      The lowered program that `CompiledCase` would run on such devices.
     """
     lane_map = LaneMap(case.num_lanes, block, devices)
     lanes = lane_map.like_put(case.grid.lanes)
@@ -189,7 +189,7 @@ def lower_task(
 
 
 def _wait(tree: Any) -> None:
-    """Waits for arrays, as JAX would, but lets Python handle signals meanwhile."""
+    """Waits for arrays, as JAX does, but lets Python handle signals meanwhile."""
     start = time.perf_counter()
     leaves = jax.tree.leaves(tree)
     while not all(leaf.is_ready() for leaf in leaves):
@@ -207,7 +207,7 @@ def _init_lane(config: Any, problem: Problem) -> Callable[[Lane], LaneState]:
 
 
 def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
-    """Runs one task of one lane, whose metrics end where it diverges."""
+    """Returns a function that runs a task of a lane; its metrics end if it diverges."""
 
     def run_task(
         state: LaneState, lane: Lane, task: jax.Array, data: Any
@@ -225,7 +225,7 @@ def _run_lane(config: Any, problem: Problem) -> Callable[..., Any]:
             for name, found in metrics.items()
         }
         log = learner.log
-        if log is not None:  # Its steps are those since the start of the task.
+        if log is not None:  # Its steps count from the start of the task.
             log = log._replace(step=log.step - task * problem.updates_per_task)
         return LaneState(learner, has_diverged), metrics, log
 

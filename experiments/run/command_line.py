@@ -12,7 +12,7 @@ from typing import Any
 from absl import app, flags, logging
 import jax
 
-from experiments.learning import variants  # noqa: F401  Gives methods looks.
+from experiments.learning import variants  # noqa: F401  Sets the styles in figures.
 from experiments.learning.problem import Problem
 from experiments.reporting import files
 from experiments.run import distributed, runner, storage
@@ -33,24 +33,24 @@ from experiments.run.provenance import CODE_FILE
 def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
     """Parses the flags and runs a problem; does not return.
 
-    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and others that
+    Flags: `--config=FILE[:PRESET]`, `--config.FIELD=VALUE` and the others that
     `config.define_config_flag` describes, `--cases=NAME,NAME`, `--workdir=DIR`,
-    `--overwrite`, `--allow_changed_code`, `--hook=MODULE:FUNCTION`, `--profile`; on
-    several hosts `--distributed`, where JAX cannot find the processes by itself with
-    `--address`, `--num_processes` and `--process_index`.
+    `--overwrite`, `--allow_changed_code`, `--hook=MODULE:FUNCTION`, `--profile`. On
+    several hosts, also `--distributed`, with `--address`, `--num_processes` and
+    `--process_index` if JAX cannot find the processes by itself.
 
     Args:
-      name: of the problem; runs go to `runs/NAME/PRESET` by default.
+      name: name of the problem; runs go to `runs/NAME/PRESET` by default.
       make_problem: builds the problem from the config of a case.
     """
     config = define_config_flag()
-    flags.DEFINE_list("cases", [], "Cases of the config to run; default all.")
+    flags.DEFINE_list("cases", [], "Cases of the config to run; all by default.")
     workdir = flags.DEFINE_string(
-        "workdir", None, f"Run folder; default runs/{name}/PRESET."
+        "workdir", None, f"Run folder; runs/{name}/PRESET by default."
     )
-    overwrite = flags.DEFINE_bool("overwrite", False, "Delete an earlier run there.")
+    overwrite = flags.DEFINE_bool("overwrite", False, "Delete the run in the folder.")
     allow_changed_code = flags.DEFINE_bool(
-        "allow_changed_code", False, "Go on with a run that other code has begun."
+        "allow_changed_code", False, "Continue a run that other code started."
     )
     hooks = flags.DEFINE_multi_string(
         "hook",
@@ -62,7 +62,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
         "profile", False, "Write a profile of the second task to RUN/profile."
     )
     join = flags.DEFINE_bool(
-        "distributed", False, "Join other processes, found by JAX or by these flags:"
+        "distributed", False, "Join the other processes, found by JAX or given by:"
     )
     address = flags.DEFINE_string("address", None, "host:port of process 0.")
     count = flags.DEFINE_integer("num_processes", None, "Number of processes.")
@@ -104,7 +104,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
 
 
 def _print_help(arguments: list[str]) -> None:
-    """Prints the help of the program, with the fields of the config that it names."""
+    """Prints the program's help, with the fields of the config on the command line."""
     rest = [argument for argument in arguments if argument not in HELP_FLAGS]
     config = None
     if any(argument.startswith("--config=") for argument in rest):
@@ -115,7 +115,7 @@ def _print_help(arguments: list[str]) -> None:
 
 
 def parse_flags(arguments: list[str]) -> list[str]:
-    """Parses flags, and says in one line what is wrong with a config or an override."""
+    """Parses flags, and reports a wrong config or override in one line."""
     for argument in arguments:
         name, _, value = argument.partition("=")
         path = value.partition(":")[0]
@@ -168,9 +168,9 @@ def train(
       profile: see `runner.run`.
 
     Returns:
-      The exit status: 0, or 1 after a message that says what is wrong.
+      The exit status: 0, or 1 after an error message.
     """
-    # Orbax logs the whole traceback of a failed write, told in a sentence below.
+    # Orbax logs the whole traceback of a failed write; the message below is enough.
     quiet_logs()
     storage.ignore_late_callbacks()
     try:
@@ -210,19 +210,19 @@ def train(
 
 
 def _failed(error: Exception, folder: pathlib.Path) -> int:
-    """Prints what has failed and what helps; returns the exit status."""
+    """Prints an error and its remedy; returns the exit status."""
     remedy = ""
     cause = error.__cause__ if isinstance(error, HookError) else error
     if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
         remedy = (
-            f"\nMake room for {folder}: then the same command goes on from the last "
-            "checkpoint."
+            f"\nFree disk space for {folder}; then the same command continues from the "
+            "last checkpoint."
         )
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, jax.errors.JaxRuntimeError):
         message = message.splitlines()[0]
         remedy = (
-            "\nLower what is large in the config, such as examples_per_task, "
+            "\nLower the large numbers in the config, such as examples_per_task, "
             "hidden_units or lanes_per_block."
         )
     say(f"{message}{remedy}")
@@ -230,11 +230,11 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
 
 
 def _end_at_once() -> None:
-    """Ends the process as a Ctrl-C does that no one handles.
+    """Ends the process as an unhandled Ctrl-C does.
 
-    Python would wait for the task that is still running, since XLA can stop none.
+    Python would wait for the running task, because XLA cannot stop it.
     """
-    say("Stopped at once. The same command goes on from the last checkpoint.")
+    say("Stopped at once. The same command continues from the last checkpoint.")
     for file in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             file.flush()
@@ -243,6 +243,6 @@ def _end_at_once() -> None:
 
 
 def quiet_logs() -> None:
-    """Hides what absl logs, if the flag --verbosity does not ask for it."""
+    """Hides the logs of absl, unless --verbosity is set."""
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.FATAL)

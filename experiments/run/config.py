@@ -1,15 +1,15 @@
-"""From the command line to cases and lanes, with all mistakes found before a run.
+"""Turns the command line into cases and lanes, and finds all mistakes before a run.
 
-What a lane is told of a field, the later the stronger:
+A lane takes the value of a field from the last of these that sets it:
 
 1. the default of a hyperparameter that its case takes, in `learning/methods.py`;
-2. the config file: fields of all problems, of its problem, of its preset;
+2. the config file: the fields of all problems, of its problem, of its preset;
 3. `--config.FIELD=VALUE`;
 4. its case: `config.cases.NAME` in the file, and `--config.cases.NAME.FIELD=VALUE`;
-5. its point of the sweep: of `config.sweep` where its case takes that, and in its place
-   of `config.cases.NAME.sweep`.
+5. its point of the sweep: `config.cases.NAME.sweep` or, for hyperparameters that are
+   not in it but that the case takes, `config.sweep`.
 
-Setting what something stronger hides in every case is an error.
+Setting a value that is overridden in every case is an error.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -37,16 +37,16 @@ from experiments.learning.methods import (
 )
 
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
-"""Fields of a config that hold for all cases."""
+"""Fields of a config that a case cannot override."""
 
 
-# Least and most of the fields that count something, where a problem has them.
+# Smallest and largest values of the integer fields, if a problem has them.
 _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
     "examples_per_task": (1, 2**31 - 1),
     "checkpoint_every": (1, 2**31 - 1),
     "checkpoint_seconds": (0, 2**31 - 1),
-    "hidden_layers": (0, 1000),  # Each is compiled on its own.
+    "hidden_layers": (0, 1000),  # Each is compiled separately.
     "lanes_per_block": (0, 2**31 - 1),
     "rank_every": (0, 2**31 - 1),
     "replacement_log": (0, 2**31 - 1),
@@ -61,15 +61,15 @@ Path = tuple[str | int, ...]
 def define_config_flag(
     arguments: list[str] | None = None, flag_values: flags.FlagValues = flags.FLAGS
 ) -> flags.FlagHolder:
-    """Defines `--config=FILE[:PRESET]` and what overrides its fields.
+    """Defines `--config=FILE[:PRESET]` and the flags that override its fields.
 
     `--config.FIELD=VALUE` sets a field for all cases, `--config.cases.NAME.FIELD=VALUE`
-    for one; `--config.sweep.FIELD='(VALUE, ...)'` and
+    for one. `--config.sweep.FIELD='(VALUE, ...)'` and
     `--config.cases.NAME.sweep.FIELD='(VALUE, ...)'` make lanes.
 
     Args:
-      arguments: of the command line; None for those of the process.
-      flag_values: where to define it.
+      arguments: the command line; None for that of the process.
+      flag_values: the flags to add it to.
     """
     holder = config_flags.DEFINE_config_file(
         "config",
@@ -84,7 +84,7 @@ def define_config_flag(
 
 
 class _ConfigParser(flags.ArgumentParser):
-    """Reads a config, and adds what flags set and it does not have."""
+    """Reads a config, and adds fields that flags set but the config lacks."""
 
     def __init__(self, *, inner: flags.ArgumentParser, arguments: list[str] | None):
         self._inner = inner
@@ -106,7 +106,7 @@ class _ConfigParser(flags.ArgumentParser):
 
 
 def overridden(arguments: Sequence[str]) -> Iterator[Path]:
-    """Finds the fields that arguments of the command line override.
+    """Yields the fields that command-line arguments override.
 
     Yields:
       Their paths, without `config`.
@@ -117,14 +117,14 @@ def overridden(arguments: Sequence[str]) -> Iterator[Path]:
             try:
                 yield config_path.split(flag[1])
             except ValueError:
-                continue  # `ml_collections` names it.
+                continue  # `ml_collections` reports it.
 
 
 def _add_missing(config: ConfigDict, path: Path) -> None:
-    """Adds a field that a case, the sweep or the config can have, if it is not there.
+    """Adds a missing field to the config, the sweep or a case.
 
     Raises:
-      flags.Error: they cannot have it.
+      flags.Error: there is no such field, or it cannot be set there.
     """
     match path:
         case ("sweep", name):
@@ -153,8 +153,8 @@ def _add_swept(config: ConfigDict, sweep: ConfigDict, where: str, name: Any) -> 
         sweep[name] = ()
     elif name in config:
         raise flags.Error(
-            f"{where} cannot hold {name!r}, which changes the compiled program: make "
-            "its values cases of config.cases."
+            f"{where} cannot contain {name!r}, which changes the compiled program: "
+            "make each value a case in config.cases."
         )
     else:
         raise flags.Error(
@@ -168,11 +168,11 @@ def _add_to_case(config: ConfigDict, name: str, field: str) -> None:
         return
     if field in NOT_OF_A_CASE:
         raise flags.Error(
-            f"config.cases.{name} cannot set {field!r}, which is one for all cases: "
-            f"set --config.{field}."
+            f"config.cases.{name} cannot set {field!r}, which is the same for all "
+            f"cases: set --config.{field}."
         )
     if field in config:
-        # Of a copy, because what the case sets must not change the config.
+        # From a copy, so that setting it in the case does not change the config.
         case[field] = ConfigDict(config.to_dict())[field]
     elif field in HYPERPARAMETERS:
         case[field] = HYPERPARAMETERS[field].default
@@ -185,14 +185,14 @@ def _add_to_case(config: ConfigDict, name: str, field: str) -> None:
 
 
 def complete(config: ConfigDict) -> ConfigDict:
-    """Adds the hyperparameters that cases take, where they are missing.
+    """Adds missing hyperparameters that the cases take.
 
     Args:
-      config: the whole config; it is left as it is.
+      config: the whole config, which is not changed.
 
     Returns:
-      A config with published values in place of those that it did not have, and a place
-      for each in `sweep`.
+      A config with the published values of the hyperparameters that were missing, and
+      an entry in `sweep` for each hyperparameter.
     """
     completed = ConfigDict(config.to_dict())
     _add_hyperparameters(completed)
@@ -210,32 +210,32 @@ def _add_hyperparameters(config: ConfigDict) -> None:
 
 
 def _merged(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns the fields of each case, unchecked and with its own sweep alone."""
+    """Returns the fields of each case, unchecked and with only its own sweep."""
     return {
         name: config.to_dict() | case.to_dict() for name, case in config.cases.items()
     }
 
 
 def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
-    """Makes the config of each case, in the order that the top of this file tells.
+    """Makes the config of each case; the docstring of this module has the precedence.
 
     Args:
       config: the whole config; `cases` maps names to overrides of other fields.
 
     Returns:
-      The config of each case, in alphabetical order, which is that of a ConfigDict.
+      The config of each case, in alphabetical order, as in a ConfigDict.
 
     Raises:
-      ConfigError: no cases, an override of an unknown field or of a wrong type, a
-        sweep of what no case takes, or a number of something that cannot be.
+      ConfigError: there are no cases, an override has an unknown field or the wrong
+        type, a swept hyperparameter is taken by no case, or an integer is out of range.
     """
     if not config.cases:
         raise ConfigError("config.cases is empty; name at least one case.")
     for name in config.cases:
         if not re.fullmatch(r"[\w+-][\w+. -]*", name):
             raise ConfigError(
-                f"config.cases holds {name!r}; the name of a case is that of a folder: "
-                "letters, digits, '_', '-', '+', '.' and spaces."
+                f"config.cases contains {name!r}. The name of a case is also that of a "
+                "folder: use letters, digits, '_', '-', '+', '.' and spaces."
             )
     config = complete(config)
     cases = {name: _make_case(config, name) for name in config.cases}
@@ -248,7 +248,7 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
 
 
 def keep_cases(config: ConfigDict, names: Sequence[str]) -> None:
-    """Leaves only the named cases in a config.
+    """Removes all but the named cases from a config.
 
     Raises:
       ConfigError: it has no such case.
@@ -265,13 +265,14 @@ def keep_cases(config: ConfigDict, names: Sequence[str]) -> None:
 
 
 def check_has_effect(config: ConfigDict, field: str, case: str | None = None) -> None:
-    """Raises ConfigError if setting a field does nothing.
+    """Raises ConfigError if setting a field has no effect.
 
-    No case may take it, or the sweep or all cases that do have their own.
+    That is so if no case takes it, or if the sweep or every case that takes it
+    overrides it.
 
     Args:
       config: the whole config.
-      field: its name.
+      field: name of the field.
       case: the case that it was set for, None for all.
     """
     cases = {
@@ -286,14 +287,14 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
         return
     if config.sweep.get(field):
         raise ConfigError(
-            f"config.{field} has no effect, because it is swept here: set "
+            f"config.{field} has no effect, because it is swept: set "
             f"--config.sweep.{field}='(VALUE, ...)'."
         )
     if cases and all(field in config.cases[name] for name in cases):
         flags = [f"--config.cases.{name}.{field}" for name in cases]
         raise ConfigError(
-            f"config.{field} has no effect, because every case that takes it sets its "
-            f"own: set {', '.join(flags)}."
+            f"config.{field} has no effect, because every case that takes it overrides "
+            f"it: set {', '.join(flags)}."
         )
 
 
@@ -305,7 +306,7 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
         if field in NOT_OF_A_CASE or field not in config:
             hint = did_you_mean(field, sorted({*config} - {*NOT_OF_A_CASE}))
             raise ConfigError(
-                f"config.cases.{name} overrides {field!r}, which no case can: {hint}"
+                f"config.cases.{name} overrides {field!r}, which a case cannot: {hint}"
             )
         try:
             case[field] = value
@@ -317,27 +318,27 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
         if field not in own_sweep and case.sweep.get(field):
             raise ConfigError(
                 f"config.cases.{name}.{field} has no effect, because config.sweep."
-                f"{field} holds for all cases: set config.cases.{name}.sweep.{field} "
-                "to () to keep the case out of it, or to values of its own."
+                f"{field} applies to all cases: set config.cases.{name}.sweep.{field} "
+                "to () to exclude the case, or to other values."
             )
     return case
 
 
 def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
-    """Puts a case's own sweep beside that of the config, or in its place.
+    """Merges a case's own sweep into that of the config, which it overrides.
 
-    Of the config's sweep a case has what it takes, or else its lanes would be trained
-    several times alike. What is no hyperparameter at all stays, for `make_grid` to
-    name.
+    Hyperparameters that the case does not take are dropped from the config's sweep;
+    otherwise identical lanes would be trained. Names that are no hyperparameters are
+    kept for `make_grid` to report.
     """
     parameters = hyperparameters_of(case.to_dict())
-    # A method that is an optimizer itself says why it takes nothing of the other.
+    # A method that is itself an optimizer reports why it takes none of the other's.
     known = parameters | optimizer_hyperparameters(case.optimizer, case)
     for field, values in sweep.items():
         if values and field not in known:
             raise ConfigError(
-                f"config.cases.{name}.sweep holds {field!r}, which it does not take: "
-                f" {did_you_mean(field, list(parameters), list_all=True)}"
+                f"config.cases.{name}.sweep contains {field!r}, which the case does "
+                f"not take: {did_you_mean(field, list(parameters), list_all=True)}"
             )
     shared = {
         field: values
@@ -348,7 +349,7 @@ def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
 
 
 def _check_is_taken(path: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ConfigError for a hyperparameter that none of some cases takes."""
+    """Raises ConfigError if none of the cases takes a hyperparameter."""
     field = path.rpartition(".")[2]
     taken: dict[str, Any] = {}
     for case in cases.values():
@@ -366,7 +367,7 @@ def _check_is_taken(path: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:
-    """Raises ConfigError unless all counts of a case are what they can be."""
+    """Raises ConfigError if an integer field of a case is out of range."""
     for field, (least, most) in _COUNTS.items():
         if field in config and not least <= config[field] <= most:
             path = f"cases.{name}.{field}" if field in overrides else field
@@ -376,7 +377,7 @@ def _check_counts(name: str, overrides: Collection[str], config: Any) -> None:
 
 
 class Lane(NamedTuple):
-    """What tells lanes apart: arrays [L], or scalars inside one lane."""
+    """What differs between lanes: arrays [L], or scalars inside one lane."""
 
     seed: jax.Array  # uint32
     hyperparameters: dict[str, jax.Array]  # float32
@@ -405,8 +406,8 @@ def make_grid(config: Any) -> LaneGrid:
       out, so that no code is compiled for them.
 
     Raises:
-      ConfigError: no seeds, or one past 2**32 - 1; a sweep over something that is not a
-        hyperparameter, over a value twice, or over one out of range.
+      ConfigError: there are no seeds, or one is above 2**32 - 1; or the sweep contains
+        a name that is not a hyperparameter, a duplicate, or a value out of range.
     """
     last_seed = config.first_seed + config.num_seeds - 1
     if config.num_seeds < 1 or config.first_seed < 0 or last_seed > _LAST_SEED:
@@ -419,13 +420,13 @@ def make_grid(config: Any) -> LaneGrid:
         if name not in HYPERPARAMETERS:
             if name not in config:
                 raise ConfigError(
-                    f"config.sweep holds {name!r}, which is no field: "
+                    f"config.sweep contains {name!r}, which is not a field: "
                     f"{did_you_mean(name, list(HYPERPARAMETERS))}"
                 )
             raise ConfigError(
-                f"config.sweep cannot hold {name!r}: it changes the compiled program. "
-                f"Make each value a case of config.cases. In one program sweep "
-                f"{list(HYPERPARAMETERS)}."
+                f"config.sweep cannot contain {name!r}, which changes the compiled "
+                "program: make each value a case in config.cases. The sweep can "
+                f"contain {list(HYPERPARAMETERS)}."
             )
     swept = {
         name: tuple(config.sweep[name])
@@ -440,7 +441,7 @@ def make_grid(config: Any) -> LaneGrid:
     if num_lanes > _MOST_LANES:
         raise ConfigError(
             f"config.num_seeds ({config.num_seeds}) and config.sweep make {num_lanes} "
-            f"lanes; a case can have {_MOST_LANES}."
+            f"lanes; a case can have at most {_MOST_LANES}."
         )
     seeds = range(config.first_seed, last_seed + 1)
     coordinates = {name: np.asarray(values, float) for name, values in swept.items()}
@@ -457,22 +458,22 @@ def make_grid(config: Any) -> LaneGrid:
 
 
 def _check_swept(name: str, values: Sequence[float]) -> None:
-    """Raises ConfigError for values out of range, and for the same one twice."""
+    """Raises ConfigError for values out of range and for duplicates."""
     for value in values:
         HYPERPARAMETERS[name].range.check(f"sweep.{name}", value)
     if len(np.unique(np.asarray(values, np.float32))) < len(values):
         raise ConfigError(
-            f"config.sweep.{name} holds a value twice, as lanes see it in float32: "
-            f"{values}. Each value makes lanes of its own; leave the second out."
+            f"config.sweep.{name} contains a value twice, in the lanes' float32: "
+            f"{values}. Remove the duplicate."
         )
 
 
 def lane_hyperparameters(config: Any, lane: Lane) -> SimpleNamespace:
-    """Returns the hyperparameters of one lane: traced, or a number where off."""
+    """Returns the hyperparameters of one lane: traced, or numbers if they are off."""
     fixed = {name: config[name] for name in HYPERPARAMETERS if name in config}
     return SimpleNamespace(**(fixed | lane.hyperparameters))
 
 
 def lane_key(lane: Lane) -> jax.Array:
-    """Returns the key from which everything random in a lane derives."""
+    """Returns the key from which all random numbers of a lane are derived."""
     return make_key(lane.seed)

@@ -1,4 +1,4 @@
-"""Several processes of one run: who they are, and what they must agree on."""
+"""Connects the processes of one run, and lets them agree on values."""
 
 from typing import Any
 
@@ -8,16 +8,16 @@ import numpy as np
 
 
 def start(address: str | None, count: int | None, index: int | None) -> None:
-    """Joins this process to the others of the run, before JAX touches any device.
+    """Connects this process to the others of the run, before JAX uses any device.
 
     Args:
       address: `host:port` of process 0.
       count: number of processes.
-      index: number of this one. Where all three are None, JAX finds them on a cluster
-        that it knows (SLURM, TPU, Open MPI).
+      index: index of this process. If all three are None, JAX finds them on clusters
+        that it supports (SLURM, TPU, Open MPI).
 
     Raises:
-      ValueError, RuntimeError: they are neither given nor found, or nobody answers.
+      ValueError, RuntimeError: they are neither given nor found, or no process answers.
     """
     jax.distributed.initialize(address, count, index)
 
@@ -28,27 +28,27 @@ def is_first() -> bool:
 
 
 def wait_for_all(name: str) -> None:
-    """Waits until every process is here; `name` tells places apart."""
+    """Waits until every process gets here; `name` identifies the place."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
 
 
 def any_process(flag: bool) -> bool:
-    """Whether the flag is set in any process; all must ask."""
+    """Whether the flag is set in any process; every process must call this."""
     if jax.process_count() == 1:
         return flag
     return bool(multihost_utils.process_allgather(np.array(flag)).any())
 
 
 def from_first(number: int) -> int:
-    """Returns the number that the first process has; all must ask."""
+    """Returns the number of the first process; every process must call this."""
     if jax.process_count() == 1:
         return number
     return int(multihost_utils.broadcast_one_to_all(np.array(number)))
 
 
 def gather(tree: Any) -> Any:
-    """Fetches arrays spread over all devices of all processes as NumPy arrays."""
+    """Fetches arrays sharded over all devices of all processes as NumPy arrays."""
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)

@@ -1,4 +1,4 @@
-"""The folder that holds one run, and only that, and the lock that keeps others out."""
+"""The folder of one run, which contains nothing else, and the lock on it."""
 
 from collections.abc import Iterator
 import contextlib
@@ -23,7 +23,7 @@ LOCK_FILE = "run.lock"
 
 
 class RunFolderError(ValueError):
-    """A run folder that holds something else; the message says the way out."""
+    """A run folder that contains something else; the message says what to do."""
 
 
 @contextlib.contextmanager
@@ -34,21 +34,22 @@ def open_folder(
     code: provenance.Code | None = None,
     allow_changed_code: bool = False,
 ) -> Iterator[None]:
-    """Makes a run folder ready, and keeps other runs out of it while this one lasts.
+    """Prepares a run folder, and locks other runs out of it inside the context.
 
-    The folder is a new one, an emptied one, or that of the same run or a shorter one.
+    The folder may be new, empty, or that of the same run or a shorter one.
 
     Args:
       folder: the run folder.
       config: the run's config, from `provenance.to_json`.
-      overwrite: delete the run that the folder holds.
-      code: what computes the run, to be recorded, from `provenance.current_code`.
-      allow_changed_code: go on with a run of other code, or of another version.
+      overwrite: delete the run in the folder.
+      code: the code that computes the run, from `provenance.current_code`.
+      allow_changed_code: continue a run of other code, or of another version.
 
     Raises:
-      RunFolderError: the folder holds a run of another config or code, one not over,
-        or something else; or, with `overwrite`, a file that no run has written.
-      OSError: it cannot be written.
+      RunFolderError: the folder contains a run of another config or code, a run that
+        is still going, or something else; or, with `overwrite`, a file that no run
+        wrote.
+      OSError: the folder cannot be written.
     """
     _check_contents(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,7 +59,7 @@ def open_folder(
         except LockedError as error:
             raise RunFolderError(str(error)) from error
         path = folder / CONFIG_FILE
-        # Another run may have come and gone since the first look.
+        # Another run may have started and ended since the first check.
         holds_run = _check_contents(folder)
         if holds_run and overwrite:
             _delete_run(folder)
@@ -76,14 +77,14 @@ def open_folder(
 def _check_config(
     folder: pathlib.Path, old: str, new: str, allow_other_version: bool
 ) -> None:
-    """Raises RunFolderError unless a run of one config can go on from the other."""
+    """Raises RunFolderError unless a run of the new config can continue the old."""
     changed = provenance.config_differences(old, new)
     if allow_other_version:
         is_version = f"{VERSION_FIELD}: "
         changed = [line for line in changed if not line.startswith(is_version)]
     if changed:
         raise RunFolderError(
-            f"{folder} holds a run of another config or other settings of JAX:\n  "
+            f"{folder} contains a run with another config or other JAX settings:\n  "
             + "\n  ".join(changed)
             + "\nPass another --workdir, or --overwrite to delete that run."
         )
@@ -92,7 +93,7 @@ def _check_config(
 def _record_code(
     folder: pathlib.Path, goes_on: bool, code: provenance.Code, allow_changed: bool
 ) -> None:
-    """Notes what computes the run from here on; see `open_folder` for errors."""
+    """Records the code that computes the run from now on; see `open_folder`."""
     codes = []
     if goes_on:
         config = json.loads((folder / CONFIG_FILE).read_text())
@@ -104,29 +105,29 @@ def _record_code(
         changed = provenance.code_differences(codes[-1], code)
         if changed and not allow_changed:
             raise RunFolderError(
-                f"{folder} holds a run of other code, which may compute other numbers:"
-                "\n  "
+                f"{folder} contains a run of other code, which may compute other "
+                "numbers:\n  "
                 + "\n  ".join(changed)
-                + "\nGo on with the code of then; or pass "
-                "--allow_changed_code to go on with this one (the results will name "
-                "both), --overwrite to delete that run, or another --workdir."
+                + "\nContinue with the earlier code; or pass --allow_changed_code to "
+                "continue with this code (the results will name both), --overwrite to "
+                "delete that run, or another --workdir."
             )
     provenance.write_codes(folder, provenance.add_code(codes, code))
 
 
 def _check_contents(folder: pathlib.Path) -> bool:
-    """Whether the folder holds a run; raises RunFolderError for anything else."""
+    """Whether the folder contains a run; raises RunFolderError for anything else."""
     path = folder / CONFIG_FILE
     if path.is_file():
         _check_is_ours(path)
         return True
     if folder.exists() and not folder.is_dir():
         raise RunFolderError(f"{folder} is a file; pass another --workdir.")
-    # A run that was killed at once has left no more than these.
+    # A run that was killed right after its start leaves only these.
     begun = {LOCK_FILE, CODE_FILE, f".{CODE_FILE}", f".{CONFIG_FILE}"}
     if folder.is_dir() and any(entry.name not in begun for entry in folder.iterdir()):
         raise RunFolderError(
-            f"{folder} is not empty and holds no run; pass another --workdir."
+            f"{folder} is not empty and contains no run; pass another --workdir."
         )
     return False
 
@@ -137,8 +138,8 @@ def _check_is_ours(path: pathlib.Path) -> None:
     except ValueError as error:
         raise RunFolderError(
             f"{path} is damaged, or is not the config of a run: {error}. Pass another "
-            "--workdir; if a run did write it, put it back from a copy, or delete "
-            f"{path.parent} yourself."
+            "--workdir. If a run did write it, restore it from a backup, or delete "
+            f"{path.parent}."
         ) from error
     if not (isinstance(fields, dict) and VERSION_FIELD in fields):
         raise RunFolderError(
@@ -147,17 +148,17 @@ def _check_is_ours(path: pathlib.Path) -> None:
 
 
 def _delete_run(folder: pathlib.Path) -> None:
-    """Deletes what runs have written, all but the lock and the config.
+    """Deletes what runs wrote, except the lock and the config.
 
-    The config stays to the last, so that a folder whose deletion was interrupted is
-    still known as one of ours. The next run writes its own in its place.
+    The config stays, so that a folder whose deletion was interrupted is still
+    recognized as a run folder. The next run overwrites it.
 
     Raises:
-      RunFolderError: there is more, or a symbolic link.
+      RunFolderError: there are other files, or symbolic links.
     """
     if folder.is_symlink():
         raise RunFolderError(
-            f"{folder} is a symbolic link, and --overwrite follows none: pass "
+            f"{folder} is a symbolic link, which --overwrite does not follow: pass "
             f"--workdir={folder.resolve()}."
         )
     written = written_by_runs()
@@ -172,8 +173,8 @@ def _delete_run(folder: pathlib.Path) -> None:
         shown = [str(path.relative_to(folder)) for path in sorted(strange)[:5]]
         more = f" and {len(strange) - 5} more" if len(strange) > 5 else ""
         raise RunFolderError(
-            f"{folder} holds what no run has written: {', '.join(shown)}{more}. "
-            "Nothing was deleted: move it away, or pass another --workdir."
+            f"{folder} contains files that no run wrote: {', '.join(shown)}{more}. "
+            "Nothing was deleted. Move them away, or pass another --workdir."
         )
     for entry in folder.iterdir():
         if entry.is_dir():
@@ -183,7 +184,7 @@ def _delete_run(folder: pathlib.Path) -> None:
 
 
 def written_by_runs() -> re.Pattern[str]:
-    """Returns what the paths of all that a run writes match, relative to its folder."""
+    """Returns a pattern of all paths that a run writes, relative to its folder."""
 
     def one_of(*names: str) -> str:
         return f"({'|'.join(map(re.escape, names))})"
@@ -203,32 +204,32 @@ def written_by_runs() -> re.Pattern[str]:
 
 
 class LockedError(OSError):
-    """Another run holds the lock, or may do so; the message names its process."""
+    """Another run holds the lock, or may hold it; the message names its process."""
 
 
 @contextlib.contextmanager
 def hold_lock(folder: pathlib.Path) -> Iterator[None]:
     """Holds the lock of a folder.
 
-    The lock is the operating system's (flock), which it takes from a process that ends,
-    however it ends, so neither a file that is left over nor a process that got the
-    number of a dead one can keep a run out. On a shared file system it holds for all
-    hosts, if locks of one host are known to the others (NFS; Lustre with `flock`, not
-    with `localflock`). Where there are no such locks, whatever the system calls that,
-    the file itself is the lock: who creates it holds it.
+    The lock is the operating system's (flock), which releases it when the process ends,
+    however it ends. So neither a leftover file nor a process that reuses the ID of a
+    dead one can lock a run out. On a shared file system, the lock works for all hosts
+    if hosts see each other's locks (NFS; Lustre with `flock`, not with `localflock`).
+    On a file system without such locks, the file itself is the lock: the process that
+    creates it holds it.
 
     Args:
-      folder: where the lock file is made, and removed at the end.
+      folder: the folder in which the lock file is created, and removed at the end.
 
     Raises:
-      LockedError: a living process holds the lock; or a process did on a file system
-        without locks, and has not removed its file.
+      LockedError: a running process holds the lock; or, on a file system without
+        locks, a process has not removed its file.
       OSError: the file cannot be written.
     """
     path = folder / LOCK_FILE
     with contextlib.ExitStack() as stack:
         file = None
-        # The file may have been removed by the one who held it a moment ago.
+        # The process that just released the lock may have removed the file.
         while file is None or not _is_at(path, file):
             file, is_new = _open(path)
             stack.callback(file.close)
@@ -241,7 +242,7 @@ def hold_lock(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _open(path: pathlib.Path) -> tuple[TextIO, bool]:
-    """Opens the lock file, and tells whether this process has created it."""
+    """Opens the lock file; the bool is whether this process created it."""
     while True:
         with contextlib.suppress(FileExistsError):
             return path.open("x+"), True
@@ -255,14 +256,14 @@ def _lock(file: TextIO, is_new: bool, folder: pathlib.Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = file.read() or "another process"
-        reason = f"{folder} is in use by {holder}. Wait until it is done"
+        reason = f"{folder} is in use by {holder}. Wait until that is done"
     except OSError:
-        # Systems say ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, or 524 of the Linux kernel.
+        # ENOLCK, ENOSYS, EOPNOTSUPP, EINVAL, or the Linux kernel's 524.
         if not is_new:
             holder = file.read() or "another process"
             reason = (
-                f"{folder} is in use by {holder}, or was when that was killed: the "
-                "file system has no locks, which would tell. Delete "
+                f"{folder} is in use by {holder}, or was when that was killed; the "
+                "file system has no locks that would show which. Delete "
                 f"{folder / LOCK_FILE} if that process is gone"
             )
     if reason:

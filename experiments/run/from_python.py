@@ -1,4 +1,4 @@
-"""A run of a config from Python: what the programs do, without a command line."""
+"""Runs a config from Python, as the programs do from the command line."""
 
 from collections.abc import Callable, Sequence
 import contextlib
@@ -32,9 +32,9 @@ def run_config(
 ) -> "xr.Dataset":
     """Runs a config and returns its results.
 
-    It is what the command `python -m experiments.PROBLEM` does, in the same folder and
-    with the same files, but for the table and the figures, which
-    `experiments.reporting.tables` and `python -m experiments.figures RUN` make of it:
+    It does what the command `python -m experiments.PROBLEM` does, in the same folder
+    and with the same files, except for the table and the figures, which
+    `experiments.reporting.tables` and `python -m experiments.figures RUN` make:
 
         from configs import pmnist
         from experiments.run import run_config
@@ -44,32 +44,32 @@ def run_config(
         dataset = run_config(config, "permuted_mnist")
         print(dataset.accuracy.mean("seed"))
 
-    Called again, it goes on where it was stopped; with a larger `config.num_tasks` it
-    makes a finished run longer.
+    Called again, it continues a stopped run; with a larger `config.num_tasks`, it makes
+    a finished run longer.
 
     Args:
-      config: as a file in `configs/` makes it.
+      config: a config as the files in `configs/` make it.
       problem: the name of a program in `experiments/`, or a function that builds a
         problem from the config of a case.
       workdir: the run folder; None for the program's, `runs/PROBLEM/PRESET`.
-      overwrite: delete the run that the folder holds and start anew.
-      allow_changed_code: go on with a run that other code has begun.
+      overwrite: delete the run in the folder and start from scratch.
+      allow_changed_code: continue a run that other code started.
       hooks: called after each task with an `experiments.run.hooks.TaskResult`.
       profile: write a profile of the second task of each case to `profile/CASE` in the
         run folder.
 
     Returns:
-      The results, see `experiments.reporting.run_results.case_dataset`.
+      The results; see `experiments.reporting.run_results.case_dataset`.
 
     Raises:
-      ConfigError: an unknown problem. Others are those of `runner.run`.
+      ConfigError: there is no such problem. For other errors, see `runner.run`.
     """
     make_problem = find_problem(problem) if isinstance(problem, str) else problem
     name = problem if isinstance(problem, str) else make_problem.__module__
     folder = pathlib.Path(
         workdir or pathlib.Path("runs") / name.rpartition(".")[2] / config.preset
     )
-    with contextlib.suppress(RuntimeError):  # JAX runs already, on the devices it has.
+    with contextlib.suppress(RuntimeError):  # JAX has already chosen its devices.
         machine.use_all_cores()
     machine.keep_compiled_programs(folder)
     storage.ignore_late_callbacks()
@@ -88,10 +88,10 @@ def find_problem(name: str) -> MakeProblem:
     """Returns the `make_problem` of a program.
 
     Args:
-      name: of its file in `experiments/`.
+      name: name of its file in `experiments/`, without `.py`.
 
     Raises:
-      ConfigError: there is no such program, or it has no problem.
+      ConfigError: there is no such program, or it has no `make_problem`.
     """
     try:
         return importlib.import_module(f"experiments.{name}").make_problem

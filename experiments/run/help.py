@@ -1,4 +1,4 @@
-"""What `--help` of a program prints: its flags, and the fields of the chosen config."""
+"""The output of `--help`: a program's flags, and the fields of the chosen config."""
 
 from collections.abc import Mapping, Sequence
 import textwrap
@@ -17,57 +17,57 @@ _WIDTH = 88
 FIELDS: Mapping[str, str] = MappingProxyType(
     {
         # Lanes.
-        "cases": "what is compared: overrides of other fields by name",
-        "sweep": "values of hyperparameters to train side by side, in all cases",
-        "num_seeds": "learners of each case and setting",
-        "first_seed": "the smallest seed of these learners",
-        "lanes_per_block": "lanes vmapped together on a device; 0 chooses",
+        "cases": "what is compared: overrides of other fields, by name of the case",
+        "sweep": "values of hyperparameters to train in parallel, in all cases",
+        "num_seeds": "seeds of each case and setting",
+        "first_seed": "the smallest seed",
+        "lanes_per_block": "lanes vmapped together on a device; 0 for automatic",
         "timed_task": "overrides of the short task timed to choose lanes_per_block",
         # Learner.
         "method": "a name in experiments/learning/methods.py",
         "optimizer": "sgd or adam",
         "noise": "distribution of noise_scale: normal or signs",
-        "batch_size": "examples of an update",
-        "hidden_layers": "dense hidden layers; 0 for a linear model",
-        "hidden_units": "units of each dense hidden layer",
+        "batch_size": "examples per update",
+        "hidden_layers": "number of dense hidden layers; 0 for a linear model",
+        "hidden_units": "units per dense hidden layer",
         "activation": "a name in cbp_jax.networks.ACTIVATIONS",
         "normalization": "none, or a name in cbp_jax.layers.NORMALIZATIONS",
         "conv_channels": "channels of each convolution",
         "conv_sizes": "height and width of each convolution's kernel",
         "convolution": "auto, or a name in cbp_jax.networks.CONVOLUTIONS",
         # Stream.
-        "num_tasks": "tasks of a run; a finished run can be made longer",
-        "examples_per_task": "examples that a task shows, one after the other",
+        "num_tasks": "number of tasks; a finished run can be made longer",
+        "examples_per_task": "number of examples in a task",
         "dataset": "a name in experiments/streams",
         "data_dir": "folder of the data set; '' for that of TensorFlow Datasets",
         "sampling": "without_replacement or with_replacement",
-        "num_bits": "bits of an input, with a constant one",
-        "slow_bits": "bits that change only at every drift_every examples",
+        "num_bits": "bits of an input, including a constant one",
+        "slow_bits": "bits that change only every drift_every examples",
         "drift": "'one' slow bit flips, or 'all' are redrawn",
         "drift_every": "examples between changes of the slow bits",
         "target_units": "hidden units of the target network",
-        "target_beta": "share of the bits that makes a unit of the target fire",
-        "num_classes": "classes to choose pairs from; 0 for all",
-        "train_per_class": "training images of a class",
-        "test_per_class": "test images of a class",
+        "target_beta": "fraction of the bits that makes a unit of the target fire",
+        "num_classes": "number of classes from which pairs are drawn; 0 for all",
+        "train_per_class": "training images per class",
+        "test_per_class": "test images per class",
         "texture_pixels": "height and width of textures",
         "num_epochs": "passes over the training images of a task",
-        "reset_head_optimizer_state": "at each task, with the head's weights",
+        "reset_head_optimizer_state": "also reset the optimizer state of the head",
         # Measures and output.
-        "measured_examples": "first examples of a task, for measures of features",
+        "measured_examples": "first examples of a task, used to measure features",
         "rank_every": "tasks between measurements of the ranks; 0 for never",
-        "rank_method": "gram or svd, see cbp_jax.metrics.singular_values",
+        "rank_method": "gram or svd; see cbp_jax.metrics.singular_values",
         "replacement_log": "replacements logged per lane and task; 0 for no log",
         "test_every_epoch": "measure test accuracy after each epoch",
-        "tasks_per_bin": "tasks in a bin of the table and the figure",
-        "tensorboard": "write event files of TensorBoard",
+        "tasks_per_bin": "tasks per bin of the table and the figure",
+        "tensorboard": "write TensorBoard event files",
         "wandb": "log to Weights & Biases",
         "checkpoint_every": "tasks between checkpoints",
-        "checkpoint_seconds": "save after a task that ends so long after the last",
-        "preset": "the preset that the config was made from",
+        "checkpoint_seconds": "also save if a task ends this long after the last save",
+        "preset": "the preset of the config",
     }
 )
-"""What the fields of configs mean that are no hyperparameters."""
+"""Descriptions of the config fields that are not hyperparameters."""
 
 
 def help_text(about: str, module: str, config: ConfigDict | None) -> str:
@@ -75,8 +75,8 @@ def help_text(about: str, module: str, config: ConfigDict | None) -> str:
 
     Args:
       about: the docstring of the program.
-      module: the flags that this module has defined are shown.
-      config: the chosen config; None if there is none yet.
+      module: the module whose flags are shown.
+      config: the chosen config, or None.
     """
     own = flags.FLAGS.flags_by_module_dict().get(module, ())
     rows = [
@@ -88,19 +88,19 @@ def help_text(about: str, module: str, config: ConfigDict | None) -> str:
         parts.append("Add --config=FILE[:PRESET] to list the fields of a config.")
     else:
         parts.append(
-            "Fields of the config; set them for all cases by --config.FIELD=VALUE, or "
-            "for one by\n--config.cases.NAME.FIELD=VALUE:\n" + _table(_fields(config))
+            "Fields of the config; set them for all cases with --config.FIELD=VALUE, "
+            "or for one with\n--config.cases.NAME.FIELD=VALUE:\n"
+            + _table(_fields(config))
         )
     parts.append(
-        "To continue a run that was stopped, repeat its command. To make a finished "
-        "run\nlonger, repeat it with a larger --config.num_tasks. --helpfull lists all "
-        "flags."
+        "To continue a stopped run, repeat its command. To make a finished run longer, "
+        "repeat\nit with a larger --config.num_tasks. --helpfull lists all flags."
     )
     return "\n\n".join(parts)
 
 
 def meaning(field: str) -> str:
-    """Says what a field of a config is; "" of one that nobody has described."""
+    """Returns the description of a config field; "" if it has none."""
     if field in HYPERPARAMETERS:
         hyperparameter = HYPERPARAMETERS[field]
         off = "" if hyperparameter.off is None else f"; {hyperparameter.off:g} is off"
@@ -121,7 +121,7 @@ def _default_of(flag: Any) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str, str]]) -> str:
-    """Lays out names, values and meanings; what is long has lines of its own."""
+    """Lays out names, values and meanings; long values get separate lines."""
     name_width = max((len(name) for name, *_ in rows), default=0)
     value_width = min(20, max((len(value) for _, value, _ in rows), default=0))
     indent = " " * (name_width + value_width + 6)
@@ -135,7 +135,7 @@ def _table(rows: Sequence[tuple[str, str, str]]) -> str:
             )
             begin, value = indented, ""
         begin += f"{value:<{value_width}}  "
-        # A field without a meaning keeps its line.
+        # A field without a description is still listed.
         lines += textwrap.wrap(
             text or "-", _WIDTH, initial_indent=begin, subsequent_indent=indent
         )

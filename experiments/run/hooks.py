@@ -1,7 +1,7 @@
-"""What is called after each task: hooks of users, TensorBoard, Weights & Biases.
+"""Hooks, called after each task: those of users, TensorBoard, Weights & Biases.
 
-A hook sees copies of the results, so that it cannot disturb the run. Where it raises an
-exception, the run saves what it has and stops.
+A hook gets copies of the results, so that it cannot change the run. If it raises an
+exception, the run saves its progress and stops.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,16 +21,16 @@ from experiments.run.messages import say
 
 
 class TaskResult(NamedTuple):
-    """What a task of all lanes of a case has measured.
+    """Metrics of one task, for all lanes of a case.
 
     Attributes:
-      case: its name.
+      case: name of the case.
       task: the index of the task, from 0.
       coordinates: the values of each swept hyperparameter, float64, by name, then
         "seed", uint32: the leading axes of all metrics.
       layers: names of the layers in forward order, the head last.
-      metrics: arrays by name, `[swept ..., seed]`, with a last axis where there is a
-        number for each of `layers`, or, in names that end in `_by_epoch`, for each
+      metrics: arrays by name, `[swept ..., seed]`, with a last axis if there is one
+        number for each of `layers` or, for names that end in `_by_epoch`, for each
         epoch. NaN where a lane has diverged or nothing was measured.
     """
 
@@ -42,15 +42,15 @@ class TaskResult(NamedTuple):
 
 
 Hook = Callable[[TaskResult], Any]
-"""Called after each task; its `close()`, if it has one, at the end of the run."""
+"""Called after each task; its `close()`, if any, is called at the end of the run."""
 
 
 class HookError(RuntimeError):
-    """A hook has raised an exception; the results up to there are saved."""
+    """A hook raised an exception; the results so far are saved."""
 
 
 class Hooks:
-    """The hooks of a run, which only its first process calls."""
+    """The hooks of a run, called by its first process only."""
 
     def __init__(self, hooks: Sequence[Hook]):
         self._hooks = hooks if distributed.is_first() else ()
@@ -61,7 +61,7 @@ class Hooks:
         """Calls all hooks with the metrics `[L, ...]` of a task.
 
         Returns:
-          The error of the first one that has raised an exception; no more are called.
+          The error of the first hook that raised an exception; no more are called.
         """
         for hook in self._hooks:
             try:
@@ -70,7 +70,7 @@ class Hooks:
                 failed = HookError(
                     f"{_name(hook)} raised {type(error).__name__} after task {task} of "
                     f"case {case.name!r}: {error}. The results up to this task are "
-                    "saved. Repair or remove the hook; then the same command goes on "
+                    "saved. Fix or remove the hook; then the same command continues "
                     "from the next task."
                 )
                 failed.__cause__ = error
@@ -83,7 +83,7 @@ class Hooks:
             try:
                 getattr(hook, "close", lambda: None)()
             except Exception as error:
-                say(f"{_name(hook)} cannot be closed: {type(error).__name__}: {error}")
+                say(f"{_name(hook)} failed to close: {type(error).__name__}: {error}")
 
 
 def load_hook(path: str) -> Hook:
@@ -93,26 +93,28 @@ def load_hook(path: str) -> Hook:
       path: `MODULE:NAME`.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: it cannot be imported or called.
     """
     module, _, name = path.partition(":")
     try:
         hook = getattr(importlib.import_module(module), name or "hook")
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"--hook={path} cannot be imported: {error}. Name a function of an "
-            "importable module, as --hook=MODULE:FUNCTION."
+            f"--hook={path} cannot be imported: {error}. Name a function in an "
+            "importable module: --hook=MODULE:FUNCTION."
         ) from error
     if not callable(hook):
-        raise ConfigError(f"--hook={path} is {hook!r}, which cannot be called.")
+        raise ConfigError(
+            f"--hook={path} is {hook!r}, which is not callable: name a function."
+        )
     return hook
 
 
 def hooks_of(config: Any, folder: pathlib.Path) -> list[Hook]:
-    """Returns the hooks that a config switches on.
+    """Returns the hooks that a config enables.
 
     Args:
-      config: `tensorboard` and `wandb`.
+      config: a config with `tensorboard` and `wandb`.
       folder: the run folder.
 
     Raises:
@@ -132,7 +134,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 class TensorBoard:
     """Writes means over seeds to `tensorboard/CASE, SETTING` in a run folder.
 
-    What an earlier run has written there from its first task on is forgotten.
+    They replace what earlier runs wrote there for the same and later tasks.
 
     Args:
       folder: the run folder.
@@ -163,21 +165,21 @@ class TensorBoard:
                 self._writers[name].add_scalar(tag, number, result.task)
 
     def close(self) -> None:
-        """Writes what is left to the files."""
+        """Writes the remaining data to the files."""
         for writer in self._writers.values():
             writer.close()
         self._writers = {}
 
 
 class WeightsAndBiases:
-    """Logs means over seeds to Weights & Biases, a run there for each case and setting.
+    """Logs means over seeds to Weights & Biases, as one run per case and setting.
 
-    Its project is `cbp_jax` if WANDB_PROJECT names no other, its group the run folder,
-    and its step the task. What a resumed run adds is a run of the same name.
+    The project is `cbp_jax` unless WANDB_PROJECT is set, the group is the run folder,
+    and the step is the task. A resumed run logs to new runs of the same names.
 
     Args:
       folder: the run folder.
-      config: the run's config, which is shown beside the curves.
+      config: the run's config, which is shown with the curves.
 
     Raises:
       ImportError: wandb is not installed; the message says how to install it.
@@ -201,7 +203,7 @@ class WeightsAndBiases:
             self._runs[name].log(numbers, step=result.task)
 
     def close(self) -> None:
-        """Ends the runs, which uploads what is left."""
+        """Ends the runs, which uploads the remaining data."""
         for run in self._runs.values():
             run.finish()
         self._runs = {}
@@ -212,7 +214,7 @@ class WeightsAndBiases:
             group=self._group,
             name=name,
             config={**self._config, "case": case},
-            reinit="create_new",  # Runs of several settings are open at once.
+            reinit="create_new",  # The runs of several settings are open at once.
         )
 
 
@@ -223,7 +225,7 @@ def scalars(result: TaskResult) -> Iterator[tuple[str, dict[str, float]]]:
       The name of the case and its setting, as in "backprop, step_size 0.1", and the
       numbers by name, `dead_units/dense_0` for those of a layer.
     """
-    # It imports xarray and pandas, which take long.
+    # It imports xarray and pandas, which are slow.
     from experiments.reporting.run_results import BY_EPOCH
 
     *swept, _ = result.coordinates
@@ -272,7 +274,7 @@ def _import_extra(package: str, extra: str) -> Any:
 
     Args:
       package: its name.
-      extra: of pyproject.toml, and the config field that needs it.
+      extra: name of the extra in pyproject.toml and of the config field that needs it.
 
     Raises:
       ImportError: it is not installed.
@@ -281,6 +283,6 @@ def _import_extra(package: str, extra: str) -> Any:
         return importlib.import_module(package)
     except ImportError as error:
         raise ImportError(
-            f"config.{extra} needs {package}: pip install '.[{extra}]', or "
-            f"--config.{extra}=false."
+            f"config.{extra} needs {package}, which is not installed: run pip install "
+            f"'.[{extra}]', or pass --config.{extra}=false."
         ) from error

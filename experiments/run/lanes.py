@@ -1,8 +1,8 @@
-"""One program for all lanes: how they are spread over devices, vmapped and in turn.
+"""Runs all lanes in one program: sharded over devices, in blocks, and vmapped.
 
-A lane is one learner; those of a case are one flat axis. Inside a device they are
-vmapped or taken one block after the other; devices split the axis between them and
-never wait for each other.
+A lane is one learner; the lanes of a case form one flat axis. The devices split this
+axis and never wait for each other. Each device vmaps all its lanes, or one block of
+them after the other.
 """
 
 from collections.abc import Callable
@@ -25,15 +25,15 @@ class LaneMap:
 
     Args:
       num_lanes: L.
-      block: lanes that a device vmaps together, 0 for all that it has. The blocks of a
+      block: lanes that a device vmaps together, 0 for all of its lanes. The blocks of a
         device run one after the other.
-      devices: the devices to spread the lanes over, None for all of all processes.
+      devices: the devices for the lanes; None for all devices of all processes.
     """
 
     def __init__(self, num_lanes: int, block: int = 0, devices: Any = None):
         devices = jax.devices() if devices is None else devices
         self.num_lanes = num_lanes
-        # Every process must hold lanes, if only those that fill up.
+        # Every process must have lanes, even if they are only padding.
         is_alone = jax.process_count() == 1
         num_devices = min(len(devices), num_lanes) if is_alone else len(devices)
         self._per_device = math.ceil(num_lanes / num_devices)
@@ -42,7 +42,7 @@ class LaneMap:
         self._mesh = Mesh(np.asarray(devices[:num_devices]), (_AXIS,))
 
     def put(self, tree: Any) -> Any:
-        """Puts arrays [L, ...] on the devices; the last lane fills up the rest."""
+        """Puts arrays [L, ...] on the devices, padded by copies of the last lane."""
         spare = self._padded - self.num_lanes
 
         def pad_and_put(leaf: Any) -> jax.Array:
@@ -57,7 +57,7 @@ class LaneMap:
         return jax.tree.map(lambda leaf: _spread(np.asarray(leaf), sharding), tree)
 
     def like_put(self, tree: Any) -> Any:
-        """Returns shapes of what `put` would return, for devices that are not here."""
+        """Returns the shapes that `put` would return, also for absent devices."""
         spec = PartitionSpec(_AXIS)
         return jax.tree.map(
             lambda leaf: self._shape((self._padded, *leaf.shape[1:]), leaf.dtype, spec),
@@ -65,7 +65,7 @@ class LaneMap:
         )
 
     def like_replicated(self, tree: Any) -> Any:
-        """Returns shapes of what `replicate` would return."""
+        """Returns the shapes that `replicate` would return."""
         return jax.tree.map(
             lambda leaf: self._shape(leaf.shape, leaf.dtype, PartitionSpec()), tree
         )
@@ -77,7 +77,7 @@ class LaneMap:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
 
     def get(self, tree: Any) -> Any:
-        """Fetches arrays [L, ...] as NumPy, without the lanes that filled up."""
+        """Fetches arrays [L, ...] as NumPy arrays, without the padding."""
         return jax.tree.map(
             lambda leaf: leaf[: self.num_lanes], distributed.gather(tree)
         )
@@ -88,13 +88,13 @@ class LaneMap:
         """Compiles a function of one lane for all lanes.
 
         Args:
-          function: called with the lane's part of the leading arguments, and the shared
-            ones whole.
-          num_shared: how many of the last arguments all lanes share.
-          donate: let the result take over the memory of the first argument.
+          function: called with the lane's slice of the leading arguments, and with the
+            whole shared arguments.
+          num_shared: number of trailing arguments that all lanes share.
+          donate: let the result reuse the memory of the first argument.
 
         Returns:
-          A jitted function of arguments with a leading lane axis.
+          A jitted function whose arguments have a leading lane axis.
         """
 
         def on_device(*arguments: Any) -> Any:
@@ -121,12 +121,12 @@ class LaneMap:
                 check_vma=False,
             )(*arguments)
 
-        spread.__name__ = function.__name__  # What compilation logs and profiles show.
+        spread.__name__ = function.__name__  # For compilation logs and profiles.
         return jax.jit(spread, donate_argnums=0 if donate else ())
 
 
 def _spread(array: np.ndarray, sharding: NamedSharding) -> jax.Array:
-    """Puts an array that every process holds whole on the devices of all processes."""
+    """Shards an array that every process has over the devices of all processes."""
     return jax.make_array_from_callback(
         array.shape, sharding, lambda index: array[index]
     )

@@ -1,4 +1,4 @@
-"""The file of replacements, which a run writes if asked to."""
+"""The CSV file of replacements, which a run writes if its config says so."""
 
 from collections.abc import Mapping, Sequence
 import csv
@@ -13,17 +13,17 @@ from experiments.reporting.files import REPLACEMENTS_FILE
 
 
 class LogFile:
-    """The CSV file of a run, one line for each replacement, in the order of writing.
+    """The CSV file of a run, with one line per replacement, in the order of writing.
 
     Columns: case, task, each swept hyperparameter, seed, then `step` (updates since
-    the start of the task), `layer`, `unit`, `age` (updates since its birth) and
-    `utility` (age-corrected, of the step before; nan if the rule keeps none).
+    the start of the task), `layer`, `unit`, `age` (updates since its last reset) and
+    `utility` (age-corrected, of the previous step; nan if the rule has no utilities).
 
-    A hyperparameter that a case does not sweep is empty in its lines.
+    A hyperparameter that a case does not sweep is empty in the lines of that case.
 
     Args:
       folder: the run folder.
-      swept: the hyperparameters that any case of the run sweeps.
+      swept: all hyperparameters that some case of the run sweeps.
     """
 
     def __init__(self, folder: pathlib.Path, swept: Sequence[str] = ()):
@@ -73,10 +73,10 @@ class LogFile:
         return int(np.maximum(log.count - capacity, 0).sum())
 
     def forget_after(self, tasks_done: Mapping[str, int]) -> None:
-        """Takes back the lines of tasks that no checkpoint holds.
+        """Deletes the lines of tasks that are not in a checkpoint.
 
         Args:
-          tasks_done: for each case the tasks that its checkpoint holds.
+          tasks_done: number of tasks in each case's checkpoint.
         """
         if not self._path.exists():
             return
@@ -87,7 +87,7 @@ class LogFile:
             num_columns = len(next(csv.reader([header]), ()))
             for line in file:
                 fields = next(csv.reader([line]))
-                # The last line of a run that was killed may be cut off.
+                # The last line of a killed run may be cut off.
                 is_whole = line.endswith("\n") and len(fields) == num_columns
                 if is_whole and int(fields[1]) < tasks_done.get(fields[0], 0):
                     copy.write(line)

@@ -1,4 +1,4 @@
-"""What a run takes of its machine: cores, threads, memory, and programs kept there."""
+"""A run's use of its machine: cores, threads, memory, cache of compiled programs."""
 
 from collections.abc import Iterator
 import hashlib
@@ -16,7 +16,7 @@ from tqdm import tqdm
 from experiments.learning.checks import ConfigError
 
 _XLA_DEVICES = "--xla_force_host_platform_device_count"
-# What the libraries that LAPACK may come from are told their threads by.
+# Environment variables that set the threads of the possible LAPACK libraries.
 _LAPACK_THREADS = (
     *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "GOTO_NUM_THREADS"),
     *("MKL_NUM_THREADS", "BLIS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
@@ -25,18 +25,18 @@ _ROOT = pathlib.Path("/")
 
 
 def use_all_cores() -> None:
-    """Makes each core an XLA device, since one device uses little more than one.
+    """Makes each core an XLA device, since one device uses little more than one core.
 
-    In the environment JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
-    --xla_force_host_platform_device_count, sets another number. LAPACK, which finds
-    ranks, gets one thread, if OPENBLAS_NUM_THREADS or the like does not set another
-    number: more would spin for a while on cores that devices need.
+    The environment variable JAX_NUM_CPU_DEVICES, or XLA_FLAGS with
+    --xla_force_host_platform_device_count, sets another number. LAPACK, which computes
+    ranks, gets one thread unless OPENBLAS_NUM_THREADS or the like is set: further
+    threads would spin for a while on cores that devices need.
     """
     if os.environ.keys().isdisjoint(_LAPACK_THREADS):
-        # JAX takes LAPACK from scipy, and a limit holds for libraries already loaded.
+        # JAX uses scipy's LAPACK, and the limit applies only to loaded libraries.
         importlib.import_module("scipy.linalg")
         threadpoolctl.threadpool_limits(1, user_api="blas")
-    # A config file may have set what JAX itself reads from the environment.
+    # A config file may have set the number that JAX reads from the environment.
     is_set = "JAX_NUM_CPU_DEVICES" in os.environ or jax.config.jax_num_cpu_devices >= 0
     if is_set or _XLA_DEVICES in os.environ.get("XLA_FLAGS", ""):
         return
@@ -46,14 +46,13 @@ def use_all_cores() -> None:
 def available_cores(root: pathlib.Path = _ROOT) -> int:
     """Counts the cores that this process may use, at least 1.
 
-    They are those that it may be scheduled on, or fewer where a container, a batch
-    system or systemd grants it less time than they have: a quota of 1.5 cores is
-    rounded up to 2.
+    These are the cores that it may be scheduled on, or fewer if a container, a batch
+    system or systemd limits its CPU time: a quota of 1.5 cores is rounded up to 2.
 
     Args:
-      root: where `proc` and `sys` are mounted.
+      root: the folder in which `proc` and `sys` are mounted.
     """
-    if hasattr(os, "process_cpu_count"):  # Python 3.13; heeds PYTHON_CPU_COUNT.
+    if hasattr(os, "process_cpu_count"):  # Python 3.13; honors PYTHON_CPU_COUNT.
         cores = os.process_cpu_count()
     elif hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
@@ -63,10 +62,10 @@ def available_cores(root: pathlib.Path = _ROOT) -> int:
 
 
 def _quotas(root: pathlib.Path) -> Iterator[float]:
-    """Finds the quotas, in cores, of the control groups that the process is in.
+    """Yields the quotas, in cores, of the control groups that the process is in.
 
-    Those around a group limit it as well. A container may show its own group as the
-    outermost, while `/proc` tells the path that it has outside.
+    A group's ancestors limit it as well. A container may show its own group as the
+    root, while `/proc` has the path outside the container.
     """
     place = root / "sys" / "fs" / "cgroup"
     for line in _read(root / "proc" / "self" / "cgroup").splitlines():
@@ -85,7 +84,7 @@ def _quotas(root: pathlib.Path) -> Iterator[float]:
 
 
 def _quota(*quota_and_period: str) -> Iterator[float]:
-    """Yields the quota, if there is one: version 1 says -1 for none, version 2 max."""
+    """Yields the quota, if any; without one, version 1 has -1 and version 2 "max"."""
     try:
         quota, period = map(int, quota_and_period)
     except ValueError:
@@ -102,18 +101,18 @@ def _read(path: pathlib.Path) -> str:
 
 
 COMPILED_FOLDER = ".compiled"
-"""Folder beside run folders that holds compiled programs; it may be deleted."""
+"""Folder of compiled programs, next to run folders; it may be deleted."""
 
-# Programs that take less to compile are not worth a file.
+# Programs that compile faster than this are not worth a file.
 _LEAST_SECONDS = 0.3
 _SECONDS_FIELD = "jax_persistent_cache_min_compile_time_secs"
 
 
 def keep_compiled_programs(folder: pathlib.Path) -> None:
-    """Lets JAX keep the programs of a run beside its folder, and look for them there.
+    """Makes JAX cache the compiled programs of a run next to its folder.
 
-    What JAX itself is told, by JAX_COMPILATION_CACHE_DIR and
-    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, goes first.
+    JAX's own settings, JAX_COMPILATION_CACHE_DIR and
+    JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS, take precedence.
 
     Args:
       folder: the run folder.
@@ -126,9 +125,9 @@ def keep_compiled_programs(folder: pathlib.Path) -> None:
 
 
 def _processor() -> str:
-    """Names the kind of processor: a program may not run on another, or badly.
+    """Identifies the kind of CPU, since a program may fail or be slow on another.
 
-    JAX tells the kinds of accelerators apart, but not those of processors.
+    JAX's cache distinguishes kinds of accelerators, but not of CPUs.
     """
     described = f"{platform.machine()} {platform.processor()}"
     cpuinfo = pathlib.Path("/proc/cpuinfo")
@@ -142,7 +141,7 @@ def _processor() -> str:
 
 
 def device_limit() -> float:
-    """Returns the bytes that a device of this process has, infinity if unknown."""
+    """Returns the memory of a device of this process, in bytes; infinity if unknown."""
     device = jax.local_devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit", math.inf)
@@ -163,13 +162,13 @@ def bytes_needed(program: jax.stages.Compiled) -> int:
 
 
 def check_fits(case: str, config: Any, state: Any, num_lanes: int) -> None:
-    """Raises ConfigError if the states of all lanes are larger than the memory.
+    """Raises ConfigError if the states of all lanes do not fit in memory.
 
     Args:
       case: name of the case.
       config: the case's config.
-      state: of one lane, a pytree of `jax.ShapeDtypeStruct`.
-      num_lanes: of the case.
+      state: state of one lane, a pytree of `jax.ShapeDtypeStruct`.
+      num_lanes: number of lanes of the case.
     """
     lane = sum(
         math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)

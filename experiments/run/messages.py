@@ -1,4 +1,4 @@
-"""What a run says while it goes on."""
+"""Messages of a run in progress."""
 
 import contextlib
 import sys
@@ -10,14 +10,14 @@ from tqdm import tqdm
 def say(text: str, file: TextIO | None = None) -> None:
     """Prints a line above the progress bar, if it can be printed.
 
-    A terminal that was closed or a pipe that nobody reads must not end a run, nor keep
-    it from saving. A signal handler may come in the middle of another line, and Python
-    allows no second one inside it.
+    A closed terminal or a pipe without a reader must not end a run or keep it from
+    saving. A signal handler may interrupt another print, and Python does not allow a
+    second one inside it.
 
     Args:
-      text: the line, or several.
-      file: where to; None for standard error.
+      text: one or more lines.
+      file: the stream; None for standard error.
     """
-    # OSError: the terminal is gone. ValueError: closed. RuntimeError: inside a write.
+    # OSError: no terminal. ValueError: closed stream. RuntimeError: nested write.
     with contextlib.suppress(OSError, ValueError, RuntimeError):
         tqdm.write(text, file=file or sys.stderr)

@@ -1,4 +1,4 @@
-"""Profiles of a task: what a device does, and for which part of an update."""
+"""Profiles of a task: what a device does in each part of an update."""
 
 from collections.abc import Iterator
 import contextlib
@@ -17,16 +17,16 @@ PROFILE_FOLDER = "profile"
 def profiled_task(
     folder: pathlib.Path, case: str, task: int, is_on: bool = True
 ) -> Iterator[None]:
-    """Writes a profile of what happens inside, and says how to open it.
+    """Profiles what runs inside the context, and prints how to open the profile.
 
-    The parts of a task are the named scopes `stream`, `measures` and, of each update,
+    The parts of a task are the named scopes `stream`, `measures` and, in each update,
     `gradient`, `optimizer`, `apply` and `log`.
 
     Args:
       folder: the run folder; the profile goes to `profile/CASE` there.
-      case: its name.
-      task: its number.
-      is_on: whether to do so at all.
+      case: name of the case.
+      task: number of the task.
+      is_on: False writes no profile.
     """
     if not (is_on and distributed.is_first()):
         yield

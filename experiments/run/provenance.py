@@ -1,9 +1,9 @@
-"""What decides the numbers of a run: recorded in its folder, and told when it changes.
+"""Records what determines the numbers of a run, and reports when it changes.
 
-That is its config, the code that computes, the generator of random numbers and some
-settings of JAX. A run folder keeps one record for each code that has gone on with it.
-Not in it is what changes no more than rounding: the machine, the number of devices, and
-how a compiler orders its sums.
+That is its config, the code, the random number generator and some settings of JAX. A
+run folder has one record for each version of the code that continued the run. What only
+changes rounding is not recorded: the machine, the number of devices, and how a compiler
+orders sums.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,37 +26,37 @@ import cbp_jax
 from experiments.learning.keys import PRNG_IMPL
 
 VERSION_FIELD = "cbp_jax"
-"""The field of a written config that tells the version, and that a run wrote it."""
+"""The field of a written config with the version; it also shows that a run wrote it."""
 
-_NUMERICS_FIELD = "numerics"  # Of a written config, see `environment`.
+_NUMERICS_FIELD = "numerics"  # Field of a written config; see `environment`.
 
-# Fields that say how a run is carried out and leave its results as they are.
+# Fields that change how a run is carried out, but not its results.
 _NOT_RESULTS = (
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "timed_task"),
     *("tensorboard", "wandb", "tasks_per_bin"),
-    "probe",  # Of earlier versions, `timed_task` today.
+    "probe",  # The name of `timed_task` in earlier versions.
 )
-# Every task follows from the key and its number, so a run can be made longer.
+# Each task is determined by the key and its number, so a run can be made longer.
 _NUM_TASKS = re.compile(r"(cases\..+\.)?num_tasks")
 
 CODE_FILE = "code.json"
 
 Code = dict[str, Any]
-"""A record: versions of `cbp_jax`, `jax`, `jaxlib` and `python`; the git `commit`, None
-if there is none, and whether files differ from it (`dirty`); `sources`, a hash of the
-`files`, which are those of the table with a hash of each."""
+"""A record: versions of `cbp_jax`, `jax`, `jaxlib` and `python`; the git `commit`, or
+None, and whether files differ from it (`dirty`); `files`, the hash of each source file
+by name; and `sources`, a hash of `files`."""
 
 UNKNOWN = "unknown"
 """The hash of sources that were not recorded."""
 
-# What computes numbers; the rest of the experiments carries out, saves and draws.
+# The code that computes numbers; the rest of the experiments runs, saves and draws.
 _EXPERIMENTS = pathlib.Path(__file__).parents[1]
 _COMPUTING = (
     *("learning", "streams"),
     *("run/config.py", "run/cases.py", "run/lanes.py"),
 )
 
-# Settings of JAX, and what they are where nobody has set them.
+# Settings of JAX, and their defaults.
 _JAX_DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "jax_enable_x64": False,
@@ -68,7 +68,7 @@ _JAX_DEFAULTS: Mapping[str, Any] = MappingProxyType(
 
 
 def to_json(config: ConfigDict) -> str:
-    """Writes a config, the version of the package and what else numbers depend on."""
+    """Writes a config, the package's version and what else the numbers depend on."""
     fields = {
         VERSION_FIELD: cbp_jax.__version__,
         _NUMERICS_FIELD: environment(),
@@ -77,16 +77,16 @@ def to_json(config: ConfigDict) -> str:
 
 
 def config_differences(old: str, new: str) -> list[str]:
-    """Says why a run of the new config cannot go on from one of the old.
+    """Says why a run of the new config cannot continue one of the old.
 
     Args:
       old: written by `to_json`.
       new: written by `to_json`.
 
     Returns:
-      One line for each field that differs, but for those that do not change results:
-      how a run is carried out, and a number of tasks that has grown. And one for each
-      setting of JAX that differs and changes numbers.
+      One line for each field that differs, except for those that do not change results:
+      how a run is carried out, and a larger number of tasks. One line for each JAX
+      setting that differs and changes numbers.
     """
     old_config, new_config = json.loads(old), json.loads(new)
     found = _environment_differences(
@@ -108,10 +108,10 @@ def config_differences(old: str, new: str) -> list[str]:
 
 
 def environment() -> dict[str, Any]:
-    """Returns the generator of random numbers, and JAX's settings that matter.
+    """Returns the random number generator and the JAX settings that change numbers.
 
-    Its values are what JSON has. JAX's default generator does not matter, because all
-    keys of experiments are of the one named here.
+    The values are those that JSON can represent. JAX's default generator does not
+    matter, because all keys of experiments use the one named here.
     """
     settings = {
         name: getattr(jax.config, name, default)
@@ -124,7 +124,7 @@ def current_code(make_problem: Callable[..., Any]) -> Code:
     """Describes the code that is running.
 
     Args:
-      make_problem: of the run; its file is part of the sources.
+      make_problem: that of the run; its file is part of the sources.
     """
     files = {
         name: hashlib.sha256(path.read_bytes()).hexdigest()
@@ -144,12 +144,12 @@ def current_code(make_problem: Callable[..., Any]) -> Code:
 
 
 def unrecorded_code(version: str) -> Code:
-    """Describes the code of a run that has kept no record of it, but its version."""
+    """Describes the code of a run that recorded only its version."""
     return {"cbp_jax": version, "commit": None, "sources": UNKNOWN, "files": {}}
 
 
 def read_codes(folder: pathlib.Path) -> list[Code]:
-    """Reads the records of a run folder, the last one last; [] if there are none.
+    """Reads the records of a run folder, oldest first; [] if there are none.
 
     Raises:
       ValueError: the file is damaged.
@@ -164,8 +164,8 @@ def read_codes(folder: pathlib.Path) -> list[Code]:
         return codes
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is damaged: {error}. Put it back from a copy, or delete it: the "
-            "run then goes on as one whose first code is unknown."
+            f"{path} is damaged: {error}. Restore it from a backup, or delete it: the "
+            "run then continues as one whose first code is unknown."
         ) from error
 
 
@@ -177,16 +177,16 @@ def write_codes(folder: pathlib.Path, codes: Sequence[Code]) -> None:
 
 
 def add_code(codes: Sequence[Code], code: Code) -> list[Code]:
-    """Adds a record, if anything but the commit has changed since the last one."""
-    told_apart = ("cbp_jax", "jax", "jaxlib", "sources")
+    """Adds a record, unless it only differs from the last one in the commit."""
+    compared = ("cbp_jax", "jax", "jaxlib", "sources")
     last = codes[-1] if codes else {}
-    if all(last.get(name) == code[name] for name in told_apart):
+    if all(last.get(name) == code[name] for name in compared):
         return list(codes)
     return [*codes, code]
 
 
 def code_differences(old: Code, new: Code) -> list[str]:
-    """Says how the sources of two records differ; [] if they do not, or are unknown."""
+    """Says how the sources of two records differ; [] if equal or unknown."""
     from experiments.reporting.run_results import describe_code
 
     if UNKNOWN in (old["sources"], new["sources"]) or old["sources"] == new["sources"]:
@@ -206,7 +206,7 @@ def code_differences(old: Code, new: Code) -> list[str]:
 
 
 def as_attribute(codes: Sequence[Code]) -> str:
-    """Writes records in JSON, without the single files."""
+    """Writes records as JSON, without the hashes of the files."""
     return json.dumps(
         [
             {name: value for name, value in code.items() if name != "files"}
@@ -220,7 +220,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
         elif prefix == "sweep." and not value:
-            continue  # As if it were not there.
+            continue  # An empty entry means the same as a missing one.
         else:
             yield f"{prefix}{name}", value
 
@@ -228,12 +228,12 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 def _environment_differences(
     old: Mapping[str, Any] | None, new: Mapping[str, Any]
 ) -> list[str]:
-    """Says why a run cannot go on in another environment, a line for each setting.
+    """Says why a run cannot continue in another environment, one line per setting.
 
     Args:
-      old: the environment that the run was begun in; None for a run of a version that
-        did not record it, which can go on where nobody has set anything.
-      new: the environment here.
+      old: the environment in which the run started; None for a run of a version that
+        did not record it, which can continue with default settings.
+      new: the current environment.
     """
     known = {"prng_impl": PRNG_IMPL} | _JAX_DEFAULTS | (old or {})
     lines = []
@@ -250,16 +250,16 @@ def _environment_differences(
 
 def _remedy(name: str, before: Any) -> str:
     if name not in _JAX_DEFAULTS:
-        return "go on with the version of cbp_jax that began the run"
+        return "continue with the version of cbp_jax that started the run"
     if before is None:
-        return f"unset {name.upper()} to go on"
-    return f"set {name.upper()}={before} to go on"
+        return f"unset {name.upper()} to continue"
+    return f"set {name.upper()}={before} to continue"
 
 
 def _sources(
     make_problem: Callable[..., Any],
 ) -> Iterator[tuple[str, pathlib.Path]]:
-    """Goes through the files that compute numbers, with names that do not move."""
+    """Yields the files that compute numbers, with names independent of the folder."""
     package = pathlib.Path(cbp_jax.__file__).parent
     for root, parts in ((package, ("",)), (_EXPERIMENTS, _COMPUTING)):
         for part in parts:
@@ -268,7 +268,7 @@ def _sources(
                 yield file.relative_to(root.parent).as_posix(), file
     try:
         problem = pathlib.Path(inspect.getsourcefile(inspect.unwrap(make_problem)))
-    except TypeError:  # It is no plain function.
+    except TypeError:  # It is not a plain function.
         return
     if problem.is_file():
         yield f"{_EXPERIMENTS.name}/{problem.name}", problem
@@ -277,8 +277,8 @@ def _sources(
 def _git_state(root: pathlib.Path) -> tuple[str | None, bool | None]:
     """Returns the commit of a checkout and whether its files differ from it.
 
-    An installed package may lie inside another project's checkout, so only one that
-    begins at `root` counts.
+    An installed package may be inside another project's checkout, so only a checkout
+    whose root is `root` counts.
     """
     if not (root / ".git").exists():
         return None, None

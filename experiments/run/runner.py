@@ -31,13 +31,14 @@ from experiments.run.profiles import profiled_task
 from experiments.run.signals import SaveClock, StopRequest, stop_signals
 from experiments.run.storage import Checkpointer
 
-# Between writes of unfinished results, and as a multiple of the time that one takes.
+# Shortest time between writes of unfinished results: seconds, and multiples of the time
+# that a write takes.
 _LEAST_SECONDS = 10
 _TIMES_A_WRITE = 20
 
 
 class Interrupted(RuntimeError):
-    """The run was asked to stop, and has saved what it had."""
+    """The run was asked to stop, and has saved its progress."""
 
 
 def run(
@@ -50,36 +51,36 @@ def run(
     hooks: Sequence[Hook] = (),
     profile: bool = False,
 ) -> Any:
-    """Trains all cases, or goes on where a killed or shorter run of the config stopped.
+    """Trains all cases, or continues a stopped or shorter run of the config.
 
     Args:
       config: the run's config.
-      folder: the run folder; holds `results.nc`, from the first checkpoints on,
-        `config.json`, `code.json`, `checkpoints/`, and what `config.replacement_log`,
-        `config.tensorboard` and `profile` switch on. With several processes it must be
-        the same folder for all.
+      folder: the run folder. It contains `results.nc`, from the first checkpoints on,
+        `config.json`, `code.json`, `checkpoints/`, and the output that
+        `config.replacement_log`, `config.tensorboard` and `profile` enable. With
+        several processes it must be the same folder for all.
       make_problem: builds a problem from the config of a case.
-      overwrite: delete the run that the folder holds and start anew.
-      allow_changed_code: go on with a run that other code has begun; the results name
+      overwrite: delete the run in the folder and start from scratch.
+      allow_changed_code: continue a run that other code started; the results name
         both.
-      hooks: called after each task, beside those that the config switches on.
-      profile: write a profile of the second task of each case, see `profiles`.
+      hooks: called after each task, in addition to those that the config enables.
+      profile: write a profile of the second task of each case; see `profiles`.
 
     Returns:
-      The results, an `xarray.Dataset`, see `run_results.case_dataset`.
+      The results, an `xarray.Dataset`; see `run_results.case_dataset`.
 
     Raises:
-      ValueError: a config that cannot be run.
-      RunFolderError: the folder holds a run of another config, version or code, one
-        that is not over, or something else.
-      CheckpointError: a checkpoint cannot be written, and the last one is whole; or all
-        of a case are damaged.
-      HookError: a hook raised an exception; the results up to there are saved.
+      ValueError: the config cannot be run.
+      RunFolderError: the folder contains a run of another config, version or code, a
+        run that is still going, or something else.
+      CheckpointError: a checkpoint cannot be written, and the last one is intact; or
+        all checkpoints of a case are damaged.
+      HookError: a hook raised an exception; the results so far are saved.
       Interrupted: a signal asked the run to stop (SIGINT, SIGTERM, SIGHUP, SIGUSR1,
-        SIGUSR2 or SIGXCPU); the same call goes on from there. Signals are not taken in
-        other threads than the main one.
-      KeyboardInterrupt: a second SIGINT came inside a task, which is lost; the same
-        call goes on from the last checkpoint.
+        SIGUSR2 or SIGXCPU); the same call continues from there. Only the main thread
+        handles signals.
+      KeyboardInterrupt: a second SIGINT came during a task, which is lost; the same
+        call continues from the last checkpoint.
     """
     config = complete(config)
     cases = prepare_cases(config, make_problem)
@@ -111,12 +112,14 @@ def _opened(folder: pathlib.Path, *options: Any) -> Iterator[None]:
             except (OSError, ValueError) as caught:
                 error = caught
         if distributed.any_process(error is not None):
-            raise error or RunFolderError("Process 0 says why it cannot start.")
+            raise error or RunFolderError(
+                "The run cannot start; see the error of process 0."
+            )
         yield
 
 
 class _Run:
-    """A run on the host: what is done, and where it is written."""
+    """The host's side of a run: its progress and its files."""
 
     def __init__(
         self,
@@ -188,7 +191,7 @@ class _Run:
             state = compiled.start(self._saved_states.pop(case.name, None))
         if distributed.any_process(bool(self._stop)):
             raise Interrupted(_goes_on(f"before task {first_task}", case))
-        # The first task compiles, so the second tells more.
+        # The first task compiles, so the second is more representative.
         profiled = min(first_task + 1, case.config.num_tasks - 1)
         for task in range(first_task, case.config.num_tasks):
             is_profiled = self._profile and task == profiled
@@ -236,8 +239,8 @@ class _Run:
             )
             if lost:
                 say(
-                    f"{case.name}, task {task}: {lost} replacements did not fit into "
-                    "the log; raise config.replacement_log.",
+                    f"{case.name}, task {task}: {lost} replacements did not fit in the "
+                    "log; raise config.replacement_log.",
                     sys.stdout,
                 )
 
@@ -269,12 +272,12 @@ class _Run:
         return self._progress[case.name].num_tasks
 
     def _save_unfinished_results(self, at_once: bool) -> None:
-        """Writes what is done so far, so seldom that it takes a small share of the run.
+        """Writes the results so far, rarely enough to take a small share of the time.
 
-        A checkpoint holds it, so that a run does not end when it cannot be written.
+        The run continues if they cannot be written, because checkpoints contain them.
 
         Args:
-          at_once: as soon as the run is not over.
+          at_once: write them now, unless the run is over.
         """
         start = time.monotonic()
         is_over = all(
@@ -287,15 +290,15 @@ class _Run:
             self._save_results()
         except OSError as error:
             say(
-                f"The results so far are not in {self._folder}: {error}. The run goes "
-                "on, and tries again later."
+                f"Cannot write the results so far to {self._folder}: {error}. The run "
+                "continues and will try again later."
             )
         end = time.monotonic()
         self._results_due = end + max(_LEAST_SECONDS, _TIMES_A_WRITE * (end - start))
 
     def _save_results(self) -> Any:
-        """Labels what is done so far, and writes it; returns an `xarray.Dataset`."""
-        # Not before there are results: it imports xarray and pandas, which take long.
+        """Labels and writes the results so far; returns an `xarray.Dataset`."""
+        # Imported late, because it imports xarray and pandas, which are slow.
         from experiments.reporting import run_results
 
         datasets = [
@@ -335,12 +338,12 @@ class _Run:
 
 def _goes_on(where: str, case: Case) -> str:
     return (
-        f"Stopped {where} of case {case.name!r}. The same command goes on from there."
+        f"Stopped {where} of case {case.name!r}. The same command continues from there."
     )
 
 
 def _show(bar: tqdm, metrics: dict[str, np.ndarray]) -> None:
-    """Shows the mean score of a task over lanes beside the progress bar."""
+    """Shows the mean score of a task over lanes next to the progress bar."""
     score = metrics.get("accuracy", metrics.get("error"))
     if np.isfinite(score).any():
         bar.set_postfix(score=f"{np.nanmean(score):.4f}", refresh=False)
@@ -350,7 +353,7 @@ class CaseProgress:
     """Metrics of the tasks that a case has done, and the time they took."""
 
     def __init__(self) -> None:
-        # Blocks of tasks one after the other, arrays [L, T, ...].
+        # Consecutive blocks of tasks, arrays [L, T, ...].
         self._saved: list[Mapping[str, np.ndarray]] = []
         self._unsaved: list[Mapping[str, np.ndarray]] = []
         self.num_tasks = 0  # Tasks done.
@@ -360,7 +363,7 @@ class CaseProgress:
 
     @property
     def num_lanes(self) -> int:
-        """L, 0 before the first task."""
+        """L; 0 before the first task."""
         arrays = self.arrays()
         return len(next(iter(arrays.values()))) if arrays else 0
 
@@ -373,8 +376,8 @@ class CaseProgress:
         """Adds the metrics [L, ...] of a task.
 
         Raises:
-          ValueError: they are not those of the tasks before, as after a change of the
-            code.
+          ValueError: the metrics or their shapes differ from those of earlier tasks,
+            because the code has changed.
         """
         block = {name: values[:, None] for name, values in metrics.items()}
         for before in (*self._saved[:1], *self._unsaved[:1]):
@@ -387,7 +390,7 @@ class CaseProgress:
         return _join(self._unsaved)
 
     def mark_saved(self) -> None:
-        """Notes that what `unsaved` has returned is saved."""
+        """Marks the metrics that `unsaved` returned as saved."""
         self._saved += [_join(self._unsaved)] if self._unsaved else []
         self._unsaved = []
 
@@ -397,7 +400,7 @@ class CaseProgress:
         return _join([*self._saved, *self._unsaved])
 
     def to_tree(self) -> dict[str, Any]:
-        """Returns all but the metrics as a dict of arrays."""
+        """Returns everything but the metrics as a dict of arrays."""
         other = [self.timed_steps, self.timed_seconds, self.block]
         return {"other": np.array(other, np.float64)}
 
@@ -408,9 +411,9 @@ class CaseProgress:
         """Undoes `to_tree`.
 
         Args:
-          tree: from `to_tree`. Checkpoints written until November 2026 hold the metrics
-            as well; these are saved anew.
-          blocks: what was saved of `unsaved`, in order.
+          tree: from `to_tree`. Checkpoints written until November 2026 also contain
+            the metrics; these are saved again.
+          blocks: the saved results of `unsaved`, in order.
         """
         progress = cls()
         progress._saved = list(blocks)
@@ -423,7 +426,7 @@ class CaseProgress:
 
 
 def _join(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Lays blocks of tasks one behind the other."""
+    """Concatenates blocks of tasks."""
     if not blocks:
         return {}
     return {
@@ -435,7 +438,7 @@ def _join(blocks: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _check_alike(
     before: Mapping[str, np.ndarray], block: Mapping[str, np.ndarray]
 ) -> None:
-    """Raises ValueError unless two blocks hold metrics of the same shapes."""
+    """Raises ValueError unless two blocks have the same metrics and shapes."""
     one, two = (
         {name: (values.shape[0], *values.shape[2:]) for name, values in each.items()}
         for each in (before, block)
@@ -443,8 +446,8 @@ def _check_alike(
     differing = sorted(name for name, _ in one.items() ^ two.items())
     if differing:
         raise ValueError(
-            "The tasks done so far measured something else than this one: "
-            f"{', '.join(dict.fromkeys(differing))} differ, because the code has "
-            "changed. Go on with the code of those tasks, pass --overwrite to start "
-            "anew, or another --workdir."
+            "The metrics of this task differ from those of the tasks so far: "
+            f"{', '.join(dict.fromkeys(differing))}. The code has changed. Continue "
+            "with the earlier code, pass --overwrite to start from scratch, or pass "
+            "another --workdir."
         )

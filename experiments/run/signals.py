@@ -1,4 +1,4 @@
-"""How a run stops: asked by a signal, and with as little lost as possible."""
+"""Stops a run at a signal, with as little lost as possible."""
 
 from collections.abc import Callable, Iterator
 import contextlib
@@ -9,7 +9,7 @@ from typing import Any
 
 from experiments.run.messages import say
 
-# Ctrl-C, schedulers and terminals that close. SIGQUIT (Ctrl-\) still kills at once.
+# From Ctrl-C, schedulers and closing terminals. SIGQUIT (Ctrl-\) still kills at once.
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 _LEAST_SAVES_APART = 10
 
@@ -18,17 +18,17 @@ class StopRequest:
     """Whether a signal has asked the run to stop after its task."""
 
     def __init__(self) -> None:
-        self.outlook: Callable[[], str] = str  # What the run adds to the message.
+        self.outlook: Callable[[], str] = str  # Text that the run adds to the message.
         self._received: list[int] = []
         self._can_interrupt = False
 
     def __bool__(self) -> bool:
-        """Whether it has."""
+        """Whether a signal has been received."""
         return bool(self._received)
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Lets a second Ctrl-C raise KeyboardInterrupt here, where nothing is saved."""
+        """Lets a second Ctrl-C raise KeyboardInterrupt inside the context."""
         self._can_interrupt = True
         try:
             yield
@@ -39,8 +39,8 @@ class StopRequest:
         """The handler of all signals.
 
         Raises:
-          KeyboardInterrupt: the second Ctrl-C, inside `at_once` only. Schedulers repeat
-            the other signals, and mean the same.
+          KeyboardInterrupt: this is the second Ctrl-C, inside `at_once`. Other signals
+            do not raise it, because schedulers repeat them.
         """
         del frame
         is_second = number == signal.SIGINT and number in self._received
@@ -50,16 +50,16 @@ class StopRequest:
         self._received.append(number)
         if is_first:
             name = signal.Signals(number).name
-            say(f"{name} received: stopping as soon as all is saved. {self.outlook()}")
+            say(f"{name} received: stopping after the next save. {self.outlook()}")
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[StopRequest]:
-    """Takes the signals that ask a program to stop, as long as the context lasts.
+    """Handles the signals that ask a program to stop, inside the context.
 
-    What is ignored stays so (nohup ignores SIGHUP), but for SIGINT, which shells ignore
-    for all jobs in the background. Only the main thread can handle signals: in another
-    one the request is never set.
+    Signals that are ignored stay ignored (nohup ignores SIGHUP), except for SIGINT,
+    which shells ignore for all background jobs. Only the main thread can handle
+    signals; in other threads the request is never set.
     """
     request = StopRequest()
     old = {}
@@ -69,7 +69,7 @@ def stop_signals() -> Iterator[StopRequest]:
                 number = getattr(signal, name, None)  # Not every system has them all.
                 handler = number and signal.getsignal(number)
                 is_ignored = handler == signal.SIG_IGN and number != signal.SIGINT
-                # None is a handler of another language, which cannot be put back.
+                # None is a handler not set from Python, which cannot be restored.
                 if handler is not None and not is_ignored:
                     old[number] = signal.signal(number, request.handle)
         yield request
@@ -79,12 +79,12 @@ def stop_signals() -> Iterator[StopRequest]:
 
 
 class SaveClock:
-    """Times the tasks and checkpoints of a case, and tells what a kill would lose.
+    """Times the tasks and checkpoints of a case, and says what a kill would lose.
 
     Args:
       case: name of the case.
-      tasks_done: those that its last checkpoint holds.
-      seconds: after which a checkpoint is due.
+      tasks_done: number of tasks in its last checkpoint.
+      seconds: seconds after which a checkpoint is due.
     """
 
     def __init__(self, case: str, tasks_done: int, seconds: float):
@@ -115,22 +115,22 @@ class SaveClock:
         self._tasks_saved = self._tasks_done
 
     def is_due(self) -> bool:
-        """Whether to save, so that a kill inside the next task loses little before it.
+        """Whether to save, so that a kill during the next task loses little.
 
-        Where that would cost more than a tenth of the time, it is put off.
+        Saving is postponed while it would take more than a tenth of the time.
         """
         waited = time.monotonic() - self._saved_at
         saving = self._save_seconds or 0
         return waited >= max(self._seconds, _LEAST_SAVES_APART * saving)
 
     def outlook(self) -> str:
-        """Says how long it takes to stop, and what is lost if that is too long."""
+        """Says how long stopping takes, and what a kill before then would lose."""
         saving = "then it is saved"
         if self._save_seconds is not None:
             saving += f", which took {self._save_seconds:.1f} s the last time"
         if self._task_began is None:
             return ""
-        left = "the time is not known before one is done"
+        left = "time unknown before the first task is done"
         if self._task_seconds is not None:
             passed = time.monotonic() - self._task_began
             left = f"about {max(self._task_seconds - passed, 0):.0f} s more"
@@ -139,5 +139,6 @@ class SaveClock:
             lost += f" and {unsaved} before it"
         return (
             f"Task {self._tasks_done} of case {self._case!r} ends first ({left}), "
-            f"{saving}. A kill before loses {lost}; so does another Ctrl-C, at once."
+            f"{saving}. A kill before then loses {lost}. Another Ctrl-C stops at once "
+            "and loses the same."
         )

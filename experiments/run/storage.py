@@ -1,9 +1,9 @@
-"""Checkpoints of a run: all that it takes to go on as if nothing had happened.
+"""Checkpoints of a run, which continues from them as if it had not stopped.
 
-What only grows stands in append-only files of records beside the checkpoints, each kept
-twice. A record begins with the SHA-256 sum of all that follows in it and the lengths of
-its two parts: a header in JSON, which names the arrays with their dtypes and shapes,
-and their bytes one after the other.
+Data that only grow are in append-only files of records next to the checkpoints, in two
+copies. A record begins with the SHA-256 checksum of the rest of it and the lengths of
+its two parts: a JSON header with the names, dtypes and shapes of the arrays, and their
+concatenated bytes.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,18 +37,19 @@ _CHECKSUMS_FILE = "SHA256SUMS"
 
 
 class CheckpointError(OSError):
-    """A checkpoint cannot be written or read; the message says what is left."""
+    """A checkpoint cannot be written or read; the message says what is intact."""
 
 
 class Checkpointer:
-    """Keeps the last two whole checkpoints of a case.
+    """Keeps the last two complete checkpoints of a case.
 
-    A checkpoint is a folder named by the tasks done, which Orbax writes. A list of the
-    SHA-256 sums of its files, as `sha256sum -c` reads it, makes it whole: a process may
-    be killed before, and Orbax does not notice every bit that has flipped since.
+    A checkpoint is a folder that Orbax writes, named by the number of tasks done. A
+    file of SHA-256 checksums, as `sha256sum -c` reads it, marks it as complete, since
+    the process may be killed while writing, and Orbax does not notice every flipped
+    bit.
 
-    What only grows is not written anew each time, but appended to a file of records
-    beside the checkpoints; each of these knows how many of its bytes belong to it.
+    Data that only grow are not rewritten each time, but appended to a file of records
+    next to the checkpoints; each checkpoint knows how many bytes of it are its own.
 
     Args:
       folder: the run folder.
@@ -68,12 +69,12 @@ class Checkpointer:
         tree: dict[str, Any],
         record: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Writes a checkpoint; of those before, one is kept.
+        """Writes a checkpoint, and keeps one earlier checkpoint.
 
         Args:
-          tasks_done: by the case; must grow.
+          tasks_done: tasks that the case has done; must grow.
           tree: nested dict of NumPy arrays.
-          record: what has come to the records since the checkpoint before.
+          record: new data for the records since the previous checkpoint.
 
         Raises:
           CheckpointError: it cannot be written, for example because the disk is full.
@@ -94,9 +95,9 @@ class Checkpointer:
         except Exception as error:
             steps = _steps(self._folder)
             whole = next((step for step in steps if _is_listed(step)), None)
-            start = "begins this case anew"
+            start = "starts this case from scratch"
             if whole is not None:
-                start = f"goes on from the one after {whole.name} tasks, which is whole"
+                start = f"continues from the intact one after {whole.name} tasks"
             raise CheckpointError(
                 f"Cannot write a checkpoint to {self._folder}: "
                 f"{write_failure(error)}. Once it can be written, the same command "
@@ -104,10 +105,10 @@ class Checkpointer:
             ) from error
 
     def restore(self) -> dict[str, Any] | None:
-        """Reads the last whole checkpoint; None if there is none.
+        """Reads the last intact checkpoint; None if there is none.
 
-        One that is damaged is named, and the one before is read. Saved records are in
-        the list `tree["records"]`.
+        If one is damaged, a message names it and the previous one is read. Saved
+        records are in the list `tree["records"]`.
 
         Raises:
           CheckpointError: all are damaged.
@@ -119,8 +120,8 @@ class Checkpointer:
         if found < 0:
             raise CheckpointError(
                 f"All checkpoints of case {self._case!r} in {self._folder} are "
-                "damaged. Put one back from a copy, pass --overwrite to start anew, or "
-                "another --workdir."
+                "damaged. Restore one from a backup, pass --overwrite to start from "
+                "scratch, or pass another --workdir."
             )
         if not found:
             return None
@@ -146,9 +147,9 @@ class Checkpointer:
         return self._manager
 
     def _find_whole(self) -> int:
-        """Tasks done at the last whole checkpoint, 0 for none, -1 if all are damaged.
+        """Tasks done at the last intact checkpoint, 0 for none, -1 if all are damaged.
 
-        Later ones are deleted, since the run comes by them again.
+        Later ones are deleted, since the run will write them again.
         """
         damaged, unfinished = {}, []
         for step in _steps(self._folder):
@@ -160,7 +161,7 @@ class Checkpointer:
                 for other, reason in damaged.items():
                     say(
                         f"The checkpoint of case {self._case!r} after {other.name} "
-                        f"tasks is damaged ({reason}); going on from the one after "
+                        f"tasks is damaged ({reason}); continuing from the one after "
                         f"{step.name} tasks."
                     )
                 for other in (*damaged, *unfinished):
@@ -174,23 +175,23 @@ class Checkpointer:
         return 0
 
     def _wrong_records(self, step: pathlib.Path) -> str | None:
-        """Names the file of records if those of a checkpoint are damaged.
+        """Returns the name of the file of records if those of a checkpoint are damaged.
 
-        Those of which one copy is whole are repaired.
+        Records with one intact copy are repaired.
         """
         try:
             for path in self._records.repair(_num_bytes(step)):
-                say(f"{path} was damaged, and is written anew from its copy.")
+                say(f"{path} was damaged and has been restored from its copy.")
         except (RecordError, OSError) as error:
             return str(error)
         return None
 
 
 def ignore_late_callbacks() -> None:
-    """Silences what threads of Orbax print when a write has failed.
+    """Silences the threads of Orbax after a write has failed.
 
-    Of several arrays one fails first and is reported. Others then find the event loop
-    closed, and each would print a traceback after the message.
+    The first array that fails is reported. The others then find the event loop closed,
+    and each would print a traceback after the message.
     """
     before = sys.unraisablehook
 
@@ -206,9 +207,9 @@ def ignore_late_callbacks() -> None:
 
 
 def write_failure(error: Exception) -> str:
-    """Says in a few words why a write has failed.
+    """Says in a few words why a write failed.
 
-    TensorStore puts what the system said before a page of its own settings.
+    TensorStore prints the system's message followed by a page of its own settings.
     """
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
@@ -220,13 +221,13 @@ def write_failure(error: Exception) -> str:
 
 
 def _num_bytes(step: pathlib.Path) -> int:
-    """Returns how many bytes of the records belong to a whole checkpoint."""
+    """Returns how many bytes of the records belong to a complete checkpoint."""
     path = step / _NUM_BYTES_FILE
     return json.loads(path.read_text())["bytes"] if path.exists() else 0
 
 
 def _steps(folder: pathlib.Path) -> list[pathlib.Path]:
-    """Lists the folders of checkpoints, the last one first."""
+    """Lists the folders of checkpoints, latest first."""
     steps = [path for path in folder.glob("*") if path.name.isdigit()]
     return sorted(steps, key=lambda path: -int(path.name))
 
@@ -236,7 +237,7 @@ def _is_listed(step: pathlib.Path) -> bool:
 
 
 def _files(step: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Lists what Orbax has written; hidden files are of file systems and browsers."""
+    """Lists the files that Orbax wrote; hidden ones come from other programs."""
     for path in sorted(step.rglob("*")):
         is_hidden = path.name.startswith(".")
         if path.is_file() and not is_hidden and path.name != _CHECKSUMS_FILE:
@@ -259,7 +260,7 @@ def _write_checksums(step: pathlib.Path) -> None:
 
 
 def _wrong_files(step: pathlib.Path) -> Iterator[str]:
-    """Names the files of a checkpoint that are not what was written."""
+    """Yields the names of the files of a checkpoint that are damaged."""
     try:
         written = (step / _CHECKSUMS_FILE).read_bytes().decode("utf-8")
         found = _checksums(step)
@@ -279,15 +280,15 @@ def to_dict(state: Any) -> dict[str, np.ndarray]:
 
 
 def from_dict(saved: dict[str, np.ndarray], like: Any, case: str) -> Any:
-    """Undoes `to_dict` for a state of the structure of `like`.
+    """Undoes `to_dict` for a state with the structure of `like`.
 
     Args:
-      saved: what was saved, with a leading axis of lanes.
+      saved: the saved arrays, with a leading axis of lanes.
       like: a state, or its shapes and dtypes.
       case: name of the case, for the message.
 
     Raises:
-      CheckpointError: another version's state, of other arrays.
+      CheckpointError: the arrays are those of another version's state.
     """
     leaves, treedef = jax.tree.flatten(jax.eval_shape(keys_to_data, like))
     found = [saved[name] for name in sorted(saved, key=int)]
@@ -296,8 +297,8 @@ def from_dict(saved: dict[str, np.ndarray], like: Any, case: str) -> Any:
     )
     if held != wanted:
         raise CheckpointError(
-            f"The checkpoint of case {case!r} holds {_what_differs(held, wanted)}, "
-            "pass --overwrite to start anew, or another --workdir."
+            f"The checkpoint of case {case!r} contains {_what_differs(held, wanted)}, "
+            "pass --overwrite to start from scratch, or pass another --workdir."
         )
     return treedef.unflatten(found)
 
@@ -306,11 +307,11 @@ Leaves = Sequence[tuple[tuple[int, ...], np.dtype]]
 
 
 def _what_differs(held: Leaves, wanted: Leaves) -> str:
-    """Says what state a checkpoint holds, and how to go on with it.
+    """Says what state a checkpoint contains, and how to continue from it.
 
     Args:
-      held: shapes of a lane and dtypes in the checkpoint.
-      wanted: those of the state here, in which something differs.
+      held: shapes (of one lane) and dtypes in the checkpoint.
+      wanted: shapes and dtypes of this run's state, which differ.
     """
     if len(held) == len(wanted):
         pairs = zip(held, wanted, strict=True)
@@ -320,8 +321,8 @@ def _what_differs(held: Leaves, wanted: Leaves) -> str:
         if words == {(4, 2)} and dtypes == {np.dtype(np.uint32)}:
             return (
                 "keys of the generators rbg or unsafe_rbg, which earlier versions of "
-                "cbp_jax took if JAX_DEFAULT_PRNG_IMPL named one; this version draws "
-                f"all random numbers by {PRNG_IMPL}. Go on with that version and "
+                "cbp_jax used if JAX_DEFAULT_PRNG_IMPL named one; this version draws "
+                f"all random numbers with {PRNG_IMPL}. Continue with that version and "
                 "that setting"
             )
         if all(
@@ -329,24 +330,24 @@ def _what_differs(held: Leaves, wanted: Leaves) -> str:
         ):
             wide = any(dtype.itemsize == 8 for _, dtype in held)
             return (
-                f"numbers of {64 if wide else 32} bits where this run has others. Set "
-                f"JAX_ENABLE_X64={wide} to go on"
+                f"{64 if wide else 32}-bit numbers, but this run uses another "
+                f"precision. Set JAX_ENABLE_X64={wide} to continue"
             )
     return (
-        f"the state of another version of cbp_jax ({len(held)} arrays, {len(wanted)} "
-        "are needed here). Go on with that version"
+        f"the state of another version of cbp_jax ({len(held)} arrays; this version "
+        f"needs {len(wanted)}). Continue with that version"
     )
 
 
 def keys_to_data(tree: Any) -> Any:
-    """Turns typed PRNG keys into their bits, which every library can save."""
+    """Turns typed PRNG keys into their bits, which any library can save."""
     return jax.tree.map(
         lambda leaf: jax.random.key_data(leaf) if _is_key(leaf) else leaf, tree
     )
 
 
 def data_to_keys(tree: Any, like: Any) -> Any:
-    """Undoes `keys_to_data` for a tree of the dtypes of `like`."""
+    """Undoes `keys_to_data` for a tree with the dtypes of `like`."""
 
     def restore(leaf: Any, like: Any) -> Any:
         if not _is_key(like):
@@ -373,14 +374,14 @@ class _Record(NamedTuple):
 
 
 class RecordFile:
-    """Records written one after the other, so that each costs what it holds.
+    """An append-only file of records, so that a write costs only its new data.
 
-    Whoever writes keeps the number of bytes that are whole, in a checkpoint written
-    after them. What a killed process has left behind these is overwritten.
+    The caller saves the number of valid bytes in a checkpoint written after them.
+    Anything that a killed process left after these bytes is overwritten.
 
     Args:
-      path: of the first copy; the second is `PATH.copy`, since what is written once
-        and never again must survive a damaged file as well as checkpoints do.
+      path: path of the first copy. The second is `PATH.copy`, since data that are
+        written only once must survive a damaged file as checkpoints do.
     """
 
     def __init__(self, path: pathlib.Path):
@@ -390,23 +391,23 @@ class RecordFile:
         """Writes a record, and waits until it is on the disk.
 
         Args:
-          num_bytes: what is whole so far; the record goes there.
-          arrays: what it holds.
+          num_bytes: number of valid bytes so far, after which the record is written.
+          arrays: the arrays of the record.
 
         Returns:
-          The number of bytes that are whole now.
+          The new number of valid bytes.
 
         Raises:
-          OSError: it cannot be written, and what was whole before still is; or that
-            is not there any more.
+          OSError: the record cannot be written, which leaves the earlier records
+            intact; or some of these are missing.
         """
         record = _to_bytes(arrays)
         for path in self._paths:
             path.parent.mkdir(parents=True, exist_ok=True)
-            # Neither "a" nor "w": a record may have to go before what is there.
+            # Neither "a" nor "w": a record may have to overwrite the end of the file.
             with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
                 if file.seek(0, os.SEEK_END) < num_bytes:
-                    raise OSError(f"{path.name} has lost what was written before")
+                    raise OSError(f"{path.name} has lost earlier records")
                 file.truncate(num_bytes)
                 file.seek(num_bytes)
                 file.write(record)
@@ -415,21 +416,21 @@ class RecordFile:
         return num_bytes + len(record)
 
     def read(self, num_bytes: int) -> list[dict[str, np.ndarray]]:
-        """Reads the records in the first bytes, each from a copy in which it is whole.
+        """Reads the records in the first bytes, each from an intact copy.
 
         Raises:
-          RecordError: one is damaged in both copies.
+          RecordError: a record is damaged in both copies.
         """
         return [record.arrays for record in self._records(num_bytes)[0]]
 
     def repair(self, num_bytes: int) -> list[pathlib.Path]:
-        """Writes the first bytes of damaged copies anew.
+        """Rewrites the first bytes of damaged copies.
 
         Returns:
           The copies that were damaged.
 
         Raises:
-          RecordError: a record is damaged in both.
+          RecordError: a record is damaged in both copies.
           OSError: a copy cannot be written.
         """
         _, whole = self._records(num_bytes)
@@ -441,7 +442,7 @@ class RecordFile:
         return damaged
 
     def _records(self, num_bytes: int) -> tuple[list[_Record], bytes]:
-        """Returns the records in the first bytes, and these bytes, free of damage."""
+        """Returns the records in the first bytes, and these bytes without damage."""
         copies = [_read(path, num_bytes) for path in self._paths]
         records, pieces, start = [], [], 0
         while start < num_bytes:
@@ -474,7 +475,7 @@ def _to_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def _from_bytes(data: bytes, start: int) -> _Record | None:
-    """Reads the record that begins there; None if it is damaged or cut off."""
+    """Reads the record that begins at `start`; None if it is damaged or cut off."""
     if len(data) < start + _START.size:
         return None
     checksum, header_size, body_size = _START.unpack_from(data, start)
@@ -494,23 +495,23 @@ def _from_bytes(data: bytes, start: int) -> _Record | None:
     return _Record(arrays, end)
 
 
-_TRIAL = ".trial"  # In place of a case, so that --overwrite knows what a kill leaves.
+_TRIAL = ".trial"  # Placed like a case, so that --overwrite recognizes its remains.
 
 
 @contextlib.contextmanager
 def writable_checkpoints(folder: pathlib.Path) -> Iterator[None]:
-    """Makes sure that checkpoints can be written as long as the context lasts.
+    """Makes sure that checkpoints can be written inside the context.
 
-    TensorStore, with which Orbax writes, locks each file by the operating system, and
-    fails where there are no such locks. There each file is locked by another one beside
-    it, which a process that is killed leaves behind; but only in a checkpoint that is
-    not whole, which Orbax deletes before it writes that one again.
+    TensorStore, with which Orbax writes, locks each file through the operating system,
+    and fails if the file system has no such locks. In that case, lock files are used
+    instead. A killed process leaves these behind, but only in an incomplete checkpoint,
+    which Orbax deletes before it writes that checkpoint again.
 
     Args:
       folder: the run folder, which must be locked.
 
     Raises:
-      CheckpointError: they cannot be written.
+      CheckpointError: checkpoints cannot be written.
     """
     trial = (folder / CHECKPOINTS_FOLDER / _TRIAL).absolute()
     with contextlib.ExitStack() as stack:
@@ -532,7 +533,7 @@ def writable_checkpoints(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _write_file(folder: pathlib.Path) -> None:
-    """Writes one file as TensorStore does, in a hundredth of a checkpoint's time."""
+    """Writes one file with TensorStore, 100 times faster than a checkpoint."""
     store = ts.KvStore.open({"driver": "file", "path": f"{folder}/"}).result()
     store.write("trial", b"written").result()
 
@@ -547,7 +548,7 @@ def _write_checkpoint(folder: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def _lock_files_beside() -> Iterator[None]:
-    """Has TensorStore lock files by files; Orbax has no setting for it (0.12)."""
+    """Makes TensorStore use lock files; Orbax has no setting for it (0.12)."""
     module = inspect.getmodule(ocp.type_handlers.get_ts_context)
     get_context = module.get_ts_context
 

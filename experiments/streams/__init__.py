@@ -1,1 +1,1 @@
-"""What a learner sees: data sets and generators, pure functions of key and task."""
+"""Streams of tasks: data sets and generators, as pure functions of key and task."""

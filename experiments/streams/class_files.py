@@ -1,4 +1,4 @@
-"""Reads a folder of one NumPy file for each class, as the paper's authors share theirs.
+"""Reads a folder with one NumPy file per class, the format of the paper's authors.
 
 Shapes: K classes of N images of H x W pixels, C channels.
 """
@@ -14,23 +14,23 @@ _CHANNELS = (1, 3)
 
 
 def read_class_files(folder: Path, num_classes: int, per_class: int) -> np.ndarray:
-    """Reads `0.npy`, `1.npy` ... of a folder, or of its subfolder `classes`.
+    """Reads `0.npy`, `1.npy` ... in a folder, or in its subfolder `classes`.
 
-    Each holds the images of one class, `[images, C, H, W]` or `[images, H, W, C]` with
-    1 or 3 channels, as uint8 or as floats of either 0 to 255 or, in all files, 0 to 1.
-    All headers are checked before any image is read.
+    Each contains the images of one class, `[images, C, H, W]` or `[images, H, W, C]`
+    with 1 or 3 channels, as uint8, or as floats from 0 to 255 or, in all files, from 0
+    to 1. All headers are checked before any image is read.
 
     Args:
-      folder: where the files are.
-      num_classes: K, 0 for all that there are.
+      folder: folder of the files.
+      num_classes: K, 0 for all classes.
       per_class: N, the first images of each file.
 
     Returns:
       uint8 [K, N, H, W, C].
 
     Raises:
-      DatasetError: a file is missing, is no such array, has too few images, or has
-        another shape or dtype than the first; there are too few files; or pixels are
+      DatasetError: a file is missing, is not such an array, has too few images, or
+        differs from the first in shape or dtype; there are too few files; or pixels are
         out of range.
     """
     paths = _find_files(folder, num_classes)
@@ -39,8 +39,8 @@ def read_class_files(folder: Path, num_classes: int, per_class: int) -> np.ndarr
     for path, array in zip(paths, arrays, strict=True):
         if len(array) < per_class:
             raise DatasetError(
-                f"{path} has {len(array)} images, but {per_class} are wanted of each "
-                "class; set --config.train_per_class and --config.test_per_class lower"
+                f"{path} has {len(array)} images, but {per_class} per class are "
+                "needed; lower --config.train_per_class and --config.test_per_class"
             )
     channels_first = _has_channels_first(paths[0], arrays[0].shape)
     scale = _scale(paths, arrays, per_class)
@@ -54,7 +54,7 @@ def read_class_files(folder: Path, num_classes: int, per_class: int) -> np.ndarr
 
 
 def _find_files(folder: Path, num_classes: int) -> list[Path]:
-    """Returns the paths of the classes in order, without a gap."""
+    """Returns the paths of the class files in order, without gaps."""
     if (folder / "classes").is_dir():
         folder = folder / "classes"
     numbers = {
@@ -64,20 +64,20 @@ def _find_files(folder: Path, num_classes: int) -> list[Path]:
     }
     if not numbers:
         raise DatasetError(
-            f"{folder} holds no class files (0.npy, 1.npy ...); pass the folder that "
-            "does as --config.data_dir=FOLDER"
+            f"{folder} contains no class files (0.npy, 1.npy ...); pass the folder "
+            "that does as --config.data_dir=FOLDER"
         )
     if max(numbers) + 1 < num_classes:
         raise DatasetError(
-            f"{folder} has {len(numbers)} classes, but {num_classes} are wanted; set "
+            f"{folder} has {len(numbers)} classes, but {num_classes} are needed; set "
             f"--config.num_classes to at most {len(numbers)}"
         )
     num_classes = num_classes or max(numbers) + 1
     missing = sorted(set(range(num_classes)) - numbers)
     if missing:
         raise DatasetError(
-            f"{folder} lacks {len(missing)} of the {num_classes} class files, "
-            f"{missing[0]}.npy first; copy them there, or set --config.num_classes to "
+            f"{folder} lacks {len(missing)} of the {num_classes} class files, starting "
+            f"with {missing[0]}.npy; copy them there, or set --config.num_classes to "
             f"{missing[0]}"
         )
     return [folder / f"{number}.npy" for number in range(num_classes)]
@@ -98,18 +98,18 @@ def _check_alike(paths: list[Path], arrays: list[np.ndarray]) -> None:
     first = arrays[0]
     if first.dtype != np.uint8 and not np.issubdtype(first.dtype, np.floating):
         raise DatasetError(
-            f"{paths[0]} holds {first.dtype}; class files hold uint8 or floats"
+            f"{paths[0]} has dtype {first.dtype}; class files must be uint8 or floats"
         )
     for path, array in zip(paths, arrays, strict=True):
         if array.dtype != first.dtype:
             raise DatasetError(
-                f"{path} holds {array.dtype}, but {paths[0].name} {first.dtype}; all "
-                "class files must have one dtype"
+                f"{path} has dtype {array.dtype}, but {paths[0].name} has "
+                f"{first.dtype}; all class files must have the same dtype"
             )
         if array.shape[1:] != first.shape[1:]:
             raise DatasetError(
-                f"{path} holds an array {array.shape}, but {paths[0].name} "
-                f"{first.shape}; all images must have one shape"
+                f"{path} has shape {array.shape}, but {paths[0].name} has "
+                f"{first.shape}; all images must have the same shape"
             )
 
 
@@ -119,13 +119,13 @@ def _has_channels_first(path: Path, shape: tuple[int, ...]) -> bool:
         if first != last:
             return first
     raise DatasetError(
-        f"{path} holds an array {shape}; class files hold [images, channels, height, "
+        f"{path} has shape {shape}; class files must be [images, channels, height, "
         "width] or [images, height, width, channels], with 1 or 3 channels"
     )
 
 
 def _scale(paths: list[Path], arrays: list[np.ndarray], per_class: int) -> float | None:
-    """Returns the factor that makes all pixels 0 to 255; None where they are uint8."""
+    """Returns the factor that scales all pixels to 0 to 255; None if they are uint8."""
     if arrays[0].dtype == np.uint8:
         return None
     highest = 0.0
@@ -134,8 +134,8 @@ def _scale(paths: list[Path], arrays: list[np.ndarray], per_class: int) -> float
         low, high = float(np.min(pixels)), float(np.max(pixels))
         if not (low >= 0 and high <= 255):
             raise DatasetError(
-                f"{path} holds pixels from {low:g} to {high:g}; floats must be from 0 "
-                "to 255, or all from 0 to 1"
+                f"{path} has pixels from {low:g} to {high:g}; floats must be from 0 to "
+                "255, or all from 0 to 1"
             )
         highest = max(highest, high)
     return 1.0 if highest > 1 else 255.0

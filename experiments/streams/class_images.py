@@ -1,6 +1,6 @@
 """Images by class, from files or TensorFlow Datasets, for streams that choose classes.
 
-Shapes: K classes, N images of each, H x W pixels, C channels.
+Shapes: K classes, N images per class, H x W pixels, C channels.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,8 +19,8 @@ from experiments.streams.tfds_sets import read_classes
 class ClassImages(NamedTuple):
     """Training and test images of classes; pixels are 0 to 255."""
 
-    train: np.ndarray  # uint8 [K, N of training, H, W, C]
-    test: np.ndarray  # uint8 [K, N of test, H, W, C]
+    train: np.ndarray  # uint8 [K, training images, H, W, C]
+    test: np.ndarray  # uint8 [K, test images, H, W, C]
 
     def mean_image(self) -> np.ndarray:
         """Returns the mean of all training images over 255, float32 [H, W, C]."""
@@ -35,24 +35,24 @@ def load(
     train_per_class: int,
     test_per_class: int,
 ) -> ClassImages:
-    """Loads the first images of the first classes of a set; the last call is kept.
+    """Loads the first images of the first classes of a set, and caches the last call.
 
-    * `class_files`: a folder of one NumPy file for each class, see `read_class_files`;
-      the first images of a file are for training, the next for test.
-    * `cifar100`: the TFDS set, with its own split for test.
-    * `imagenet_resized/32x32`: the TFDS set of small ImageNet; both from its split for
-      training, as its other one has only 50 images of a class.
+    * `class_files`: a folder with one NumPy file per class; see `read_class_files`. The
+      first images of a file are for training, the next ones for testing.
+    * `cifar100`: the TFDS set, with its test split.
+    * `imagenet_resized/32x32`: the TFDS set of small ImageNet. All images are from its
+      training split, since the other has only 50 images per class.
 
     Args:
       name: one of `LOADERS`.
       data_dir: folder of the class files or of prepared TFDS sets; "" for TFDS's
         default.
       num_classes: K, 0 for all classes of the set.
-      train_per_class: training images of each class.
-      test_per_class: test images of each class.
+      train_per_class: training images per class.
+      test_per_class: test images per class.
 
     Returns:
-      The images. They cannot be written to, as all cases of a run share them.
+      The images. They are read-only, because all cases of a run share them.
 
     Raises:
       DatasetError: `data_dir` is not a folder, the set is missing or damaged, or it has

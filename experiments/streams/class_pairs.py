@@ -1,6 +1,6 @@
-"""The stream of Continual ImageNet: pairs of classes to tell apart, one after another.
+"""The stream of Continual ImageNet: one pair of classes to distinguish after another.
 
-Shapes: N training and M test images of a class, H x W pixels, C channels.
+Shapes: N training and M test images per class, H x W pixels, C channels.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from experiments.streams import class_images, textures
 
 TEXTURES = "textures"
 DATASETS = (TEXTURES, *class_images.LOADERS)
-"""What `config.dataset` can be."""
+"""The values that `config.dataset` can have."""
 
-# Purposes of the random numbers derived from a stream's key.
+# Purposes of the keys derived from a stream's key.
 _CLASS_ORDER, _NEW_CLASSES, _IMAGE_ORDER = range(3)
-_TEXTURES_KEY = 0  # Of the classes that all lanes share.
+_TEXTURES_KEY = 0  # Seed of the classes that all lanes share.
 
 
 class Pair(NamedTuple):
@@ -37,7 +37,8 @@ class PairStream(NamedTuple):
     Attributes:
       data: pytree of NumPy arrays that all lanes share.
       image_shape: (H, W, C).
-      mean_image: of the classes used, over 255, float32, broadcast to [H, W, C].
+      mean_image: mean image of the classes used, over 255, float32, broadcasts to
+        [H, W, C].
       draw_pair: `(lane_key, task, data) -> Pair`.
     """
 
@@ -48,29 +49,29 @@ class PairStream(NamedTuple):
 
 
 def make_stream(config: Any) -> PairStream:
-    """Loads the classes of a config, or gets ready to draw them.
+    """Loads the classes of a config, or prepares to draw them.
 
-    Classes come in a random order of each seed, two by two; when all have been seen the
-    order begins again, so that the pairs recur. Of an odd number of classes the last in
-    order is left out. Only `textures` can do without recurrence: with
-    `config.num_classes` 0 each task has two new classes of its seed.
+    Each seed has a random order of the classes and takes them in pairs. After the last
+    pair the order repeats, so the pairs recur. If the number of classes is odd, the
+    last one in the order is not used. Only `textures` can avoid recurrence: if
+    `config.num_classes` is 0, each task has two new classes, which depend on the seed.
 
     Args:
-      config: `dataset`, `data_dir`, `num_classes`, `train_per_class`, `test_per_class`
-        and `texture_pixels`.
+      config: a config with `dataset`, `data_dir`, `num_classes`, `train_per_class`,
+        `test_per_class` and `texture_pixels`.
 
     Returns:
       The stream.
 
     Raises:
-      ValueError: a field out of range, or the data set cannot be loaded.
+      ValueError: a field is out of range, or the data set cannot be loaded.
     """
     check_choice("dataset", config.dataset, DATASETS)
     check_positive(config, "train_per_class", "test_per_class", "texture_pixels")
     if config.num_classes < 0 or config.num_classes == 1:
         raise ConfigError(
-            "config.num_classes must be at least 2, or 0 for all of a data set and for "
-            f"textures without end, got {config.num_classes}."
+            "config.num_classes must be at least 2, or 0 for all classes of a data set "
+            f"or for new textures in each task, got {config.num_classes}."
         )
     if config.dataset == TEXTURES:
         return _texture_stream(config)
@@ -81,9 +82,9 @@ def draw_classes(lane_key: jax.Array, task: jax.Array, num_classes: int) -> jax.
     """Draws the two classes of a task.
 
     Args:
-      lane_key: the lane's key; the same for every method.
-      task: its number, int32 scalar.
-      num_classes: to choose from, at least 2.
+      lane_key: the lane's key, the same for every method.
+      task: number of the task, int32 scalar.
+      num_classes: number of classes to choose from, at least 2.
 
     Returns:
       int32 [2].
@@ -99,7 +100,7 @@ def draw_orders(
     """Draws the order of a task's images in each epoch.
 
     Returns:
-      int32 [num_epochs, num_images]; the first epochs are those of a shorter task.
+      int32 [num_epochs, num_images]. With more epochs, the first ones stay the same.
     """
     key = jax.random.fold_in(_stream_key(lane_key), _IMAGE_ORDER)
     key = jax.random.fold_in(key, task)
@@ -129,7 +130,7 @@ def _image_stream(config: Any) -> PairStream:
 
 
 def _texture_stream(config: Any) -> PairStream:
-    """Draws the images of a task when it begins; nothing is stored."""
+    """Draws the images of each task when it starts; none are stored."""
     num_train, num_test = config.train_per_class, config.test_per_class
     num_pixels = config.texture_pixels
 

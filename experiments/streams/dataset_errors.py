@@ -1,4 +1,4 @@
-"""What is wrong with a data set, and how to say it."""
+"""Errors of data sets, and their messages."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ class DatasetError(ValueError):
 
 
 def damaged(path: Path, expected: str, found: str) -> DatasetError:
-    """Returns the error of a file that is not what it should be."""
+    """Returns the error for a damaged file."""
     return DatasetError(
         f"{path}: expected {expected}, found {found}; replace it with an intact copy "
         "of the original"

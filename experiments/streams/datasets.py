@@ -1,7 +1,7 @@
 """Image data sets as NumPy arrays: scikit-learn digits, IDX files and TFDS.
 
 Images stay uint8, as stored; a program divides them by `max_value` on the device.
-scikit-learn and TensorFlow Datasets (TFDS) are imported by the sets that need them.
+scikit-learn and TensorFlow Datasets (TFDS) are imported only for sets that need them.
 """
 
 from collections.abc import Callable, Mapping
@@ -37,7 +37,7 @@ class ImageDataset(NamedTuple):
     images: np.ndarray  # uint8 [M, H, W, C], 0 to max_value
     labels: np.ndarray  # int32 [M], 0 to num_classes - 1
     num_classes: int
-    max_value: float  # images / max_value lies in [0, 1]
+    max_value: float  # images / max_value is in [0, 1]
 
 
 def load(
@@ -49,15 +49,15 @@ def load(
       16. It has no test split, reads no folder and never uses the network.
     * `mnist`, `fashion_mnist`, `kmnist`: the IDX files in `data_dir`, gzipped or not;
       without them, the TFDS set of that name. The file names are the same for all
-      three, so the folder decides which one is read.
+      three, so the folder determines which one is read.
     * `cifar100`: the TFDS set, with the 100 fine labels.
 
-    A TFDS set that is not prepared yet is downloaded and prepared, if it can be.
+    A TFDS set that is not prepared is downloaded and prepared, if possible.
 
     Args:
       name: one of `LOADERS`.
       data_dir: folder of the IDX files or of prepared TFDS sets. None or an empty
-        string: TFDS's default folder.
+        string is TFDS's default folder.
       split: "train" or "test".
 
     Returns:
@@ -80,7 +80,7 @@ def load(
     if folder is not None and not folder.is_dir():
         raise DatasetError(
             f"data_dir {str(data_dir)!r} is not a folder; pass an existing one as "
-            "--config.data_dir=FOLDER, or leave it out"
+            "--config.data_dir=FOLDER, or omit it"
         )
     return LOADERS[name](name, folder, split)
 
@@ -103,7 +103,7 @@ def _load_idx_or_tfds(name: str, folder: Path | None, split: str) -> ImageDatase
         return _load_idx(name, *paths)
     pairs = zip(_IDX_FILES[split], paths, strict=True)
     missing = " and ".join(file_name for file_name, path in pairs if path is None)
-    place = f"in {folder}" if folder else "anywhere: no data_dir is given"
+    place = f"in {folder}" if folder else "to read, because data_dir is not set"
     message = (
         f"{name}: no {missing} (nor .gz) {place}; put the four IDX files "
         f"({', '.join(itertools.chain(*_IDX_FILES.values()))}, each with or without "
@@ -114,7 +114,9 @@ def _load_idx_or_tfds(name: str, folder: Path | None, split: str) -> ImageDatase
     try:
         return _load_tfds(name, folder, split)
     except DatasetError as error:
-        raise DatasetError(f"{message}.\nNor is there a TFDS set: {error}") from error
+        raise DatasetError(
+            f"{message}.\nThere is no TFDS set either: {error}"
+        ) from error
 
 
 def _find_idx(folder: Path | None, file_name: str) -> Path | None:

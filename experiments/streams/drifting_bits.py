@@ -1,9 +1,10 @@
-"""The stream of Slowly-Changing Regression: bits of which some drift slowly.
+"""The stream of Slowly-Changing Regression: random bits, some of which drift slowly.
 
-An example is one word. From its lowest bit on: `slow_bits` that change only at every
-`drift_every` examples, F fast bits drawn anew for every example, and a constant 1.
+An example is one word. From the lowest bit, it has `slow_bits` that change only every
+`drift_every` examples, F fast bits that are redrawn for every example, and a constant
+1.
 
-Shapes: T examples of a bin, M bits of an input, D drift periods that a bin may touch.
+Shapes: T examples of a bin, M bits of an input, D drift periods that a bin may overlap.
 """
 
 from collections.abc import Callable, Mapping
@@ -23,7 +24,7 @@ _MAX_FAST_BITS = 10
 
 
 class Examples(NamedTuple):
-    """The examples of a bin in the order of showing."""
+    """The examples of a bin, in the order in which they are presented."""
 
     words: jax.Array  # uint32 [T]
     targets: jax.Array  # float32 [T]
@@ -33,11 +34,11 @@ def make_stream(config: Any) -> Callable[[jax.Array, jax.Array, Any], Deferred]:
     """Returns the stream of a config.
 
     Returns:
-      `(key, task, data) -> Deferred`. Its inputs are the bits but the constant one,
-      float32 `[T, M - 1]`, and its targets float32 `[T]`.
+      `(key, task, data) -> Deferred`. Its inputs are the bits without the constant one,
+      float32 `[T, M - 1]`; its targets are float32 `[T]`.
 
     Raises:
-      ValueError: a field that cannot be.
+      ValueError: a field is invalid.
     """
     check_stream(config)
 
@@ -52,7 +53,7 @@ def make_stream(config: Any) -> Callable[[jax.Array, jax.Array, Any], Deferred]:
 
 
 def check_stream(config: Any) -> None:
-    """Raises ValueError for fields of the stream that cannot be."""
+    """Raises ValueError for invalid fields of the stream."""
     check_choice("drift", config.drift, DRIFTS)
     check_positive(config, "drift_every", "target_units", "slow_bits")
     num_bits, slow_bits = config.num_bits, config.slow_bits
@@ -68,8 +69,9 @@ def check_stream(config: Any) -> None:
     if num_bits - 1 - slow_bits > _MAX_FAST_BITS:
         raise ValueError(
             f"config.num_bits ({num_bits}) and config.slow_bits ({slow_bits}) leave "
-            f"{num_bits - 1 - slow_bits} bits that change with every example; at most "
-            f"{_MAX_FAST_BITS} can, because the target is tabulated for all of them."
+            f"{num_bits - 1 - slow_bits} bits that change with every example, but the "
+            f"table of targets allows at most {_MAX_FAST_BITS}: lower config.num_bits "
+            "or raise config.slow_bits."
         )
 
 
@@ -77,12 +79,12 @@ def draw_task(config: Any, key: jax.Array, task: jax.Array) -> Examples:
     """Draws the examples of a bin of a lane.
 
     Args:
-      config: the fields of the stream, and `examples_per_task`.
-      key: of the lane's stream; the same for every method and bin.
+      config: a config with the fields of the stream and `examples_per_task`.
+      key: key of the lane's stream, the same for every method and bin.
       task: number of the bin, int32 scalar.
 
     Returns:
-      The examples; all lanes of one seed see the same.
+      The examples, which are the same for all lanes of a seed.
     """
     target_key, slow_key, fast_key = jax.random.split(key, 3)
     network = draw_network(
@@ -94,8 +96,8 @@ def draw_task(config: Any, key: jax.Array, task: jax.Array) -> Examples:
     drift = DRIFTS[config.drift]
     slow = jax.vmap(lambda period: drift(slow_key, period, config.slow_bits))(touched)
 
-    # A drift period has only 2**F different examples, so the target is tabulated: [D,
-    # 2**F]. Evaluating it for each example would take longer than the learning.
+    # A drift period has only 2**F distinct examples, so the target is tabulated: [D,
+    # 2**F]. Evaluating it for each example would take longer than the updates.
     num_fast = config.num_bits - 1 - config.slow_bits
 
     def to_words(slow: jax.Array, fast: jax.Array) -> jax.Array:
@@ -119,7 +121,7 @@ def unpack(words: jax.Array, num_bits: int) -> jax.Array:
 
 
 def _flip_one(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
-    """Slow bits, uint32, of which a uniformly chosen one flips at each new period."""
+    """Returns slow bits, uint32; a uniformly chosen one flips at each new period."""
 
     def flip(number: jax.Array, word: jax.Array) -> jax.Array:
         chosen = _draw_word(jax.random.fold_in(key, number)) % slow_bits
@@ -130,7 +132,7 @@ def _flip_one(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
 
 
 def _redraw_all(key: jax.Array, period: jax.Array, slow_bits: int) -> jax.Array:
-    """Slow bits, uint32, that are all drawn anew at each new period."""
+    """Returns slow bits, uint32; all are redrawn at each new period."""
     return _draw_word(jax.random.fold_in(key, period)) >> (WORD_BITS - slow_bits)
 
 
@@ -140,12 +142,12 @@ DRIFTS: Mapping[str, Callable[..., jax.Array]] = MappingProxyType(
 
 
 def _draw_word(key: jax.Array, shape: tuple[int, ...] = ()) -> jax.Array:
-    """Draws words of `WORD_BITS` random bits, also where JAX computes in 64 bits."""
+    """Draws words of `WORD_BITS` random bits, even if JAX computes in 64 bits."""
     return jax.random.bits(key, shape, jnp.uint32)
 
 
 def _draw_small(key: jax.Array, number: int, num_bits: int) -> jax.Array:
-    """Draws so many integers of so many bits, uint32, several from each random word."""
+    """Draws integers of `num_bits` bits, uint32 [number], several from each word."""
     per_word = WORD_BITS // max(num_bits, 1)
     random = _draw_word(key, (-(-number // per_word), 1))
     shifts = num_bits * jnp.arange(per_word, dtype=jnp.uint32)[None]

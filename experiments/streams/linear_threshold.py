@@ -1,6 +1,6 @@
 """Networks of linear threshold units, the targets of Slowly-Changing Regression.
 
-Shapes: M bits of an input, the last of them always 1; N units.
+Shapes: M bits of an input, the last of which is always 1; N units.
 """
 
 from typing import NamedTuple
@@ -32,9 +32,9 @@ def draw_network(
     Returns:
       The network, float32.
     """
-    # One draw for all, since every draw takes half a second to compile.
+    # A single draw, since every draw takes half a second to compile.
     shape = num_bits + 1, num_units + 1
-    # As `jax.random.rademacher`, which draws other signs where JAX computes in 64 bits.
+    # Like `jax.random.rademacher`, which draws other signs if JAX computes in 64 bits.
     is_positive = jax.random.bernoulli(key, jnp.float32(0.5), shape)
     signs = 2 * is_positive.astype(jnp.float32) - 1
     weights = signs[:-1, :-1]
@@ -49,11 +49,12 @@ def draw_network(
 def unit_thresholds(weights: jax.Array, beta: float) -> jax.Array:
     """Returns the thresholds `beta * M - S` of units with weights `[M, N]`: `[N]`.
 
-    A unit fires where about a share `beta` of the M bits is as its weights want it, 1
-    for a positive weight and 0 for a negative one. S is the number of negative weights
-    as the released code computes it, `(M - 1 - w + b) / 2` with w the sum of the other
-    weights and b that of the constant bit. The number itself is `(M - w - b) / 2`, 1/2
-    less for b = 1 and 3/2 more for b = -1; errors are a third larger with it.
+    A unit fires if about a fraction `beta` of the M bits match its weights: 1 for a
+    positive weight and 0 for a negative one. S is the number of negative weights as the
+    released code computes it, `(M - 1 - w + b) / 2`, where w is the sum of the other
+    weights and b is the weight of the constant bit. The actual number is
+    `(M - w - b) / 2`, 1/2 less for b = 1 and 3/2 more for b = -1; errors are a third
+    larger with it.
     """
     num_others = len(weights) - 1
     num_negative = (num_others - jnp.sum(weights[:-1], axis=0) + weights[-1]) / 2

@@ -1,4 +1,4 @@
-"""The stream of Online Permuted MNIST: shuffled images, their pixels permuted."""
+"""The stream of Online Permuted MNIST: shuffled images with permuted pixels."""
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -19,8 +19,8 @@ class ImageStream(NamedTuple):
     Attributes:
       sample: `(key, task, data) -> Deferred`; its inputs are float32 from 0 to 1.
       data: `images`, uint8 `[images, num_pixels]`, and `labels`, int32 `[images]`.
-      num_pixels: of an image.
-      num_classes: of the labels.
+      num_pixels: number of pixels of an image.
+      num_classes: number of classes of the labels.
     """
 
     sample: Callable[[jax.Array, jax.Array, Any], Deferred]
@@ -33,13 +33,13 @@ def make_stream(config: Any) -> ImageStream:
     """Loads the images of a config.
 
     Args:
-      config: `dataset`, `data_dir`, `sampling` and `examples_per_task`.
+      config: a config with `dataset`, `data_dir`, `sampling` and `examples_per_task`.
 
     Returns:
       The stream.
 
     Raises:
-      ValueError: a field out of range, or the data set cannot be loaded.
+      ValueError: a field is out of range, or the data set cannot be loaded.
     """
     check_choice("sampling", config.sampling, SAMPLING)
     dataset = datasets.load(config.dataset, config.data_dir)
@@ -68,15 +68,15 @@ def draw_task(
     """Draws a task of a lane.
 
     Args:
-      config: `sampling` and `examples_per_task`.
-      key: of the lane's stream; the same for every method and task.
-      task: its number, int32 scalar.
-      num_pixels: of an image.
-      num_images: of the data set.
+      config: a config with `sampling` and `examples_per_task`.
+      key: key of the lane's stream, the same for every method and task.
+      task: number of the task, int32 scalar.
+      num_pixels: number of pixels of an image.
+      num_images: number of images in the data set.
 
     Returns:
       The permutation of the pixels, int32 `[num_pixels]`, and the indices of the images
-      in the order of showing, int32 `[examples_per_task]`.
+      in the order in which they are presented, int32 `[examples_per_task]`.
     """
     pixel_key, order_key = jax.random.split(jax.random.fold_in(key, task))
     pixels = jax.random.permutation(pixel_key, num_pixels)
@@ -85,7 +85,7 @@ def draw_task(
 
 
 def _without_replacement(key: jax.Array, num_images: int, number: int) -> jax.Array:
-    """Shuffles all images, as often as needed: every image once, before any twice."""
+    """Shuffles all images as often as needed: none repeats before all have appeared."""
     num_passes = -(-number // num_images)
     keys = jax.random.split(key, num_passes)
     passes = jax.vmap(lambda key: jax.random.permutation(key, num_images))(keys)

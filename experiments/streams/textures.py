@@ -1,11 +1,12 @@
-"""Classes of textures, drawn from a key: as many as wanted, without a download.
+"""Classes of textures, drawn from a key: any number of them, without a download.
 
-A class is a few gratings, waves of colored stripes. An image of it has them at random
-places and contrasts, under gratings of its own that mean nothing, and noise. A pixel by
-itself tells almost nothing of the class (only a faint tint), so a linear model does
-little better than chance, while a convolutional network finds the stripes.
+A class is a few gratings, which are waves of colored stripes. An image of the class has
+them at random positions and contrasts, plus noise and distractor gratings that differ
+in each image. A single pixel reveals almost nothing about the class (only a faint
+tint), so a linear model does little better than chance, while a convolutional network
+finds the stripes.
 
-Shapes: G gratings of a class, N images of P x P pixels.
+Shapes: G gratings per class, N images of P x P pixels.
 """
 
 import math
@@ -16,28 +17,28 @@ import jax.numpy as jnp
 
 _CLASS_GRATINGS = 2
 _OTHER_GRATINGS = 4
-_CYCLES = (0.08, 0.3)  # Of a grating, for each pixel.
-_CONTRASTS = (0.125, 0.375)  # Of a grating; the range of pixels is from -1 to 1.
+_CYCLES = (0.08, 0.3)  # Cycles of a grating per pixel.
+_CONTRASTS = (0.125, 0.375)  # Contrast of a grating; pixels are from -1 to 1.
 _TINT = 0.01  # Standard deviations.
 _NOISE = 0.15
 
 MEAN_PIXEL = 127.5
 """The mean of each pixel and channel over all classes."""
 
-# Numbers that make a grating: cycles, direction and three colors.
+# Parameters of a grating: cycles, direction and three colors.
 _PER_GRATING = 5
 
 
 class Texture(NamedTuple):
-    """What the images of a class have in common."""
+    """Properties that all images of a class share."""
 
-    gratings: jax.Array  # [G, 5], cycles and direction, and what it does to each color.
+    gratings: jax.Array  # [G, 5], cycles, direction and amplitudes of the colors.
     tint: jax.Array  # [3], the mean color.
 
 
 def draw_texture(key: jax.Array) -> Texture:
     """Draws a class."""
-    # One draw for all, since every draw takes half a second to compile.
+    # A single draw, since every draw takes half a second to compile.
     size = _CLASS_GRATINGS * _PER_GRATING + 3
     numbers = jax.random.uniform(key, (size,), jnp.float32)
     gratings = _to_gratings(numbers[:-3].reshape(_CLASS_GRATINGS, _PER_GRATING))
@@ -81,7 +82,7 @@ def draw_images(
 def _draw(
     key: jax.Array, number: int, shapes: tuple[tuple[int, ...], ...]
 ) -> list[jax.Array]:
-    """Draws numbers from [0, 1), for each shape an array `[number, *shape]`."""
+    """Draws numbers from [0, 1): an array `[number, *shape]` for each shape."""
     sizes = [math.prod(shape) for shape in shapes]
     numbers = jax.random.uniform(key, (number, sum(sizes)), jnp.float32)
     ends = [sum(sizes[:index]) for index in range(1, len(sizes))]
@@ -92,7 +93,7 @@ def _draw(
 
 
 def _to_gratings(numbers: jax.Array) -> jax.Array:
-    """Turns numbers `[..., 5]` from [0, 1) into gratings of all directions."""
+    """Turns numbers `[..., 5]` from [0, 1) into gratings of random directions."""
     cycles = _between(numbers[..., :1], _CYCLES)
     direction = math.pi * numbers[..., 1:2]
     color = _to_unit_variance(numbers[..., 2:])
@@ -105,5 +106,5 @@ def _between(numbers: jax.Array, ends: tuple[float, float]) -> jax.Array:
 
 
 def _to_unit_variance(numbers: jax.Array) -> jax.Array:
-    """Turns numbers from [0, 1) into some of mean 0 and variance 1."""
+    """Scales uniform numbers from [0, 1) to mean 0 and variance 1."""
     return _between(numbers, (-math.sqrt(3), math.sqrt(3)))

@@ -1,7 +1,7 @@
 """Reads and prepares sets of TensorFlow Datasets (TFDS).
 
-TensorFlow is needed only to prepare a set, never to read one. TFDS is imported when a
-set is read.
+TensorFlow is needed only to prepare a set, never to read it. TFDS is imported only when
+a set is read.
 
 Shapes: M images of H x W pixels, C channels; K classes of N images.
 """
@@ -18,10 +18,10 @@ import numpy as np
 
 from experiments.streams.dataset_errors import DatasetError, check_labels
 
-_FORMAT = "array_record"  # Of the formats of TFDS one that is read without TensorFlow.
+_FORMAT = "array_record"  # A TFDS format that can be read without TensorFlow.
 _INFO_FILE = "dataset_info.json"  # TFDS writes it last.
 _HOST_TIMEOUT_SECONDS = 5.0
-_CHUNK = 2048  # Examples in memory at a time, where not all are kept.
+_CHUNK = 2048  # Examples in memory at a time, if not all are kept.
 
 
 def read_split(
@@ -30,15 +30,15 @@ def read_split(
     """Reads all images and labels of a split.
 
     Args:
-      name: of the set.
-      folder: of prepared sets, None for TFDS's default.
-      split: of the set.
+      name: name of the set.
+      folder: folder of prepared sets, None for TFDS's default.
+      split: split of the set.
 
     Returns:
       Images uint8 [M, H, W, C], labels int32 [M] and the number of classes.
 
     Raises:
-      DatasetError: the set is damaged, or not prepared and cannot be.
+      DatasetError: the set is damaged, or it is not prepared and cannot be prepared.
     """
     with _reading(name, folder) as builder:
         chunks = list(_chunks(builder, split))
@@ -54,13 +54,13 @@ def read_classes(
 ) -> np.ndarray:
     """Reads the first images of the first classes of a split.
 
-    It stops as soon as it has them and keeps no others, so it can take a small part of
-    a set that does not fit into memory.
+    It stops as soon as it has them and keeps no others, so it can read a small part of
+    a set that does not fit in memory.
 
     Args:
-      name: of the set.
-      folder: of prepared sets, None for TFDS's default.
-      split: of the set.
+      name: name of the set.
+      folder: folder of prepared sets, None for TFDS's default.
+      split: split of the set.
       num_classes: K, 0 for all classes of the set.
       per_class: N.
 
@@ -89,26 +89,26 @@ def read_classes(
                     break
     if num_classes > available:
         raise DatasetError(
-            f"{name} has {available} classes, but {num_classes} are wanted; set "
+            f"{name} has {available} classes, but {num_classes} are needed; set "
             f"--config.num_classes to at most {available}"
         )
     if kept is None or counts.min() < per_class:
         raise DatasetError(
             f"{name} has {counts.min()} images of class {counts.argmin()} in its split "
-            f"{split!r}, but {per_class} are wanted of each class; set "
-            "--config.train_per_class and --config.test_per_class lower"
+            f"{split!r}, but {per_class} per class are needed; lower "
+            "--config.train_per_class and --config.test_per_class"
         )
     return kept
 
 
 @contextlib.contextmanager
 def _reading(name: str, folder: Path | None) -> Iterator[Any]:
-    """Gives the builder of a prepared set; what goes wrong within is a damaged set."""
+    """Yields the builder of a prepared set; errors inside mean a damaged set."""
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
         raise DatasetError(
-            f"{name}: reading a TFDS set needs more packages ({error}); "
+            f"{name}: reading a TFDS set needs more packages ({error}); run "
             "pip install tensorflow-datasets importlib_resources pillow"
         ) from error
     with _quiet_absl():
@@ -120,10 +120,10 @@ def _reading(name: str, folder: Path | None) -> Iterator[Any]:
         _choose_format(builder)
         try:
             yield builder
-        # So TFDS says that the set is in a format that it cannot read from.
+        # TFDS raises this if it cannot read the set's format.
         except NotImplementedError as error:
             raise DatasetError(_wrong_format(builder)) from error
-        # Storage formats raise what they like: RuntimeError, DecodeError, OSError ...
+        # Storage formats raise various errors: RuntimeError, DecodeError, OSError ...
         except Exception as error:
             raise DatasetError(
                 f"{name}: the TFDS set in {builder.data_dir} cannot be read ({error}); "
@@ -132,7 +132,7 @@ def _reading(name: str, folder: Path | None) -> Iterator[Any]:
 
 
 def _chunks(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Reads a split part by part: images uint8 [M, H, W, C] and labels int32 [M]."""
+    """Reads a split in chunks: images uint8 [M, H, W, C] and labels int32 [M]."""
     source = builder.as_data_source(split=split)
     shape = builder.info.features["image"].shape
     for start in range(0, len(source), _CHUNK):
@@ -151,7 +151,7 @@ def _stack(
 
 @contextlib.contextmanager
 def _quiet_absl() -> Iterator[None]:
-    """Hides TFDS's warnings, such as a set that is not prepared yet, not its errors."""
+    """Hides TFDS's warnings, such as of an unprepared set, but not its errors."""
     from absl import logging
 
     verbosity = logging.get_verbosity()
@@ -163,9 +163,9 @@ def _quiet_absl() -> Iterator[None]:
 
 
 def _check_folder(builder: Any, folder: Path | None) -> None:
-    """Raises DatasetError for a folder inside the one that should have been given.
+    """Raises DatasetError for a folder inside the one that should have been passed.
 
-    Otherwise the set would be downloaded once more, into its own folder.
+    Otherwise the set would be downloaded again, into its own folder.
     """
     data_dir = Path(builder.data_dir).absolute()
     if folder is None or not data_dir.is_relative_to(folder.absolute()):
@@ -175,12 +175,12 @@ def _check_folder(builder: Any, folder: Path | None) -> None:
         if (parent / place / _INFO_FILE).is_file():
             raise DatasetError(
                 f"{builder.name}: data_dir {str(folder)!r} is a folder of the set "
-                f"itself; pass the one that holds all sets, --config.data_dir={parent}"
+                f"itself; pass the folder of all sets, --config.data_dir={parent}"
             )
 
 
 def _check_features(builder: Any) -> None:
-    """Raises DatasetError for a set that is not one of labeled images."""
+    """Raises DatasetError unless a set has labeled images."""
     found = list(builder.info.features)
     missing = [name for name in ("image", "label") if name not in found]
     if missing:
@@ -192,7 +192,7 @@ def _check_features(builder: Any) -> None:
 
 
 def _choose_format(builder: Any) -> None:
-    """Chooses the files that `tfds convert_format` has added, which TFDS overlooks."""
+    """Selects files added by `tfds convert_format`, which TFDS does not select."""
     path = Path(builder.data_dir) / _INFO_FILE
     added = []
     if path.is_file():
@@ -207,21 +207,20 @@ def _wrong_format(builder: Any) -> str:
     found = builder.info.file_format
     return (
         f"{builder.name}: the TFDS set in {builder.data_dir} has the format "
-        f"{getattr(found, 'value', found)}, but {_FORMAT} is needed, which is read "
-        f"without TensorFlow. To add files of {_FORMAT} to those of the folder, which "
-        "stay, run `tfds convert_format "
-        f"--dataset_version_dir={builder.data_dir} --out_file_format={_FORMAT}` where "
-        "tensorflow, apache-beam and mlcroissant are installed beside "
-        "tensorflow-datasets. Or leave the folder as it is and, with another FOLDER, "
-        f"{_tfds_cure(builder)}"
+        f"{getattr(found, 'value', found)}, but {_FORMAT} is needed, which can be read "
+        f"without TensorFlow. To add {_FORMAT} files to the folder, run `tfds "
+        f"convert_format --dataset_version_dir={builder.data_dir} "
+        f"--out_file_format={_FORMAT}` where tensorflow, apache-beam and mlcroissant "
+        "are installed in addition to tensorflow-datasets. Or leave the folder as it "
+        f"is and, with another FOLDER, {_tfds_cure(builder)}"
     )
 
 
 def _what_is_there(builder: Any) -> str:
-    """Names what a folder holds in place of the prepared set, if it holds anything."""
+    """Describes what a folder contains instead of the prepared set, if anything."""
     wanted = Path(builder.data_dir)
     names = sorted(path.name for path in wanted.parent.glob("*") if path.is_dir())
-    # So TFDS names the folder of a preparation that it has not finished.
+    # TFDS's name for the folder of an unfinished preparation.
     unfinished = [name for name in names if name.startswith("incomplete.")]
     versions = [
         name
@@ -231,12 +230,12 @@ def _what_is_there(builder: Any) -> str:
     found = []
     if wanted.is_dir():
         found.append(
-            f"a folder without {_INFO_FILE}, the rest of a copy or preparation"
+            f"a folder without {_INFO_FILE}, left by an incomplete copy or preparation"
         )
     if versions:
         found.append(
-            f"only version {' and '.join(versions)}, while version {wanted.name} is "
-            "the one of the installed tensorflow-datasets"
+            f"only version {' and '.join(versions)}, while the installed "
+            f"tensorflow-datasets needs version {wanted.name}"
         )
     if unfinished:
         found.append(f"an unfinished preparation, {', '.join(unfinished)}")
@@ -244,10 +243,10 @@ def _what_is_there(builder: Any) -> str:
 
 
 def _prepare(builder: Any) -> None:
-    """Downloads and prepares a TFDS set, or says at once why that cannot work.
+    """Downloads and prepares a TFDS set, or raises early if that cannot work.
 
-    TFDS retries a dead connection for minutes, and misses TensorFlow only after the
-    download, so both are checked first.
+    TFDS retries a dead connection for minutes, and only notices that TensorFlow is
+    missing after the download, so both are checked first.
     """
     problems = _unreachable_hosts(builder)
     if importlib.util.find_spec("tensorflow") is None:
@@ -265,7 +264,7 @@ def _prepare(builder: Any) -> None:
 
 
 def _unreachable_hosts(builder: Any) -> list[str]:
-    """Asks each download server once, through the proxy if one is set."""
+    """Tries each download server once, through the proxy if one is set."""
     import requests
 
     urls = {urlsplit(url).netloc: url for url in builder.url_infos or ()}
@@ -280,7 +279,7 @@ def _unreachable_hosts(builder: Any) -> list[str]:
 
 def _tfds_cure(builder: Any) -> str:
     return (
-        "prepare it on a machine with a network and TensorFlow by "
+        "prepare it on a machine with a network and TensorFlow with "
         f'tfds.builder("{builder.name}", data_dir="FOLDER")'
         f'.download_and_prepare(file_format="{_FORMAT}") '
         "and pass --config.data_dir=FOLDER"

@@ -1,1 +1,1 @@
-"""How fast training is, and how far from what the machine can do."""
+"""Times training, and compares it with the limits of the machine."""

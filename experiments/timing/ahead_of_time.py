@@ -1,7 +1,7 @@
-"""Compiles the tasks of a run for accelerators that are not here.
+"""Compiles the tasks of a run for accelerators that need not be present.
 
-XLA needs a description of the device and its own compiler, no device. On a GPU it then
-chooses kernels without timing them, as with `--xla_gpu_autotune_level=0`.
+XLA needs a description of the device and the compiler for it, but no device. For a GPU,
+it then chooses kernels without timing them, as with `--xla_gpu_autotune_level=0`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from experiments.timing import compiled_programs
 from experiments.timing.compiled_programs import Work
 from experiments.timing.devices import Device
 
-# Of each platform, the packages that its compiler takes, by the modules they install.
+# The packages that each platform's compiler needs, by the modules that they install.
 _PACKAGES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     {
         "cuda": {
@@ -33,8 +33,8 @@ _PACKAGES: Mapping[str, Mapping[str, str]] = MappingProxyType(
     }
 )
 
-# Without them libtpu asks for the TPU that it runs on, complains that there is none,
-# and lets no other process use it meanwhile.
+# Without these, libtpu queries the TPU that it runs on, prints errors if there is none,
+# and locks out other processes meanwhile.
 _LIBTPU_ENVIRONMENT = MappingProxyType(
     {
         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -44,22 +44,22 @@ _LIBTPU_ENVIRONMENT = MappingProxyType(
 )
 
 MEMORY_SHARE = 0.9
-"""Of a device's memory, what lanes may fill, as in a run."""
+"""Fraction of a device's memory that lanes may use, as in a run."""
 
-_GPU_SHARE = 0.75  # Of its memory, what JAX takes unless told otherwise.
+_GPU_SHARE = 0.75  # Fraction of a GPU's memory that JAX allocates by default.
 
 
 class CompiledTask(NamedTuple):
     """A compiled task.
 
     Attributes:
-      work: of one update of all lanes.
-      memory_bytes: on each device.
-      lane_bytes: what each lane adds to that.
-      lanes_that_fit: on a device.
-      compile_seconds: wall time.
-      collectives: instructions by which devices wait for one another.
-      text: the program.
+      work: work of one update of all lanes.
+      memory_bytes: memory needed on each device.
+      lane_bytes: memory that each lane adds to that.
+      lanes_that_fit: number of lanes that fit on a device.
+      compile_seconds: wall time of the compilation.
+      collectives: instructions that synchronize devices.
+      text: HLO text of the program.
     """
 
     work: Work
@@ -83,7 +83,7 @@ def check_installed(device: Device) -> None:
     if lacking:
         raise ImportError(
             f"The compiler for {device.kind} is not installed for jaxlib {version}: "
-            f"pip install {' '.join(lacking).format(version=version)}"
+            f"run pip install {' '.join(lacking).format(version=version)}"
         )
 
 
@@ -95,15 +95,15 @@ def _has_module(name: str) -> bool:
 
 
 def describe(device: Device, number: int = 1) -> Sequence[Any]:
-    """Returns so many of a device, for JAX to compile for.
+    """Returns descriptions of devices that JAX can compile for.
 
     Args:
-      device: which.
-      number: of a TPU at most 4, which are those of one host of it.
+      device: the kind of accelerator.
+      number: number of devices; at most 4 for a TPU, those of one host.
 
     Raises:
       ImportError: a package is missing.
-      ValueError: there are not so many.
+      ValueError: the number is too large.
     """
     check_installed(device)
     if device.platform == "tpu":
@@ -120,7 +120,7 @@ def describe(device: Device, number: int = 1) -> Sequence[Any]:
         )
     if number > len(topology.devices):
         raise ValueError(
-            f"--devices={number} of {device.kind}: choose at most "
+            f"--devices={number} is too many for {device.kind}: choose at most "
             f"{len(topology.devices)}."
         )
     return topology.devices[:number]
@@ -133,9 +133,9 @@ def compile_task(
 
     Args:
       case: the case.
-      device: what it is compiled for.
-      devices: from `describe`.
-      block: lanes that a device vmaps together, 0 for all that it has.
+      device: the kind of accelerator.
+      devices: the devices, from `describe`.
+      block: lanes that a device vmaps together, 0 for all of its lanes.
     """
     began = time.perf_counter()
     compiled = lower_task(case, devices, block).compile()
@@ -161,10 +161,10 @@ def compile_task(
 
 
 def compile_to_fit(case: Case, device: Device, devices: Sequence[Any]) -> CompiledTask:
-    """Compiles the task of a case as a run would have it there.
+    """Compiles the task of a case as a run on the accelerator would.
 
-    All lanes of a device are vmapped together; where they do not fit, or the config
-    says how many are, one block after the other.
+    All lanes of a device are vmapped together, unless they do not fit or the config
+    sets a number; then they run in blocks.
     """
     block = case.config.lanes_per_block
     task = compile_task(case, device, devices, block)

@@ -1,19 +1,20 @@
-"""What a compiled program does: its kernels, conditionals, and bytes, by its HLO text.
+"""Counts the kernels, conditionals and bytes of a compiled program, from its HLO text.
 
-XLA prints a program after all its passes, and then each instruction outside a fusion is
-one piece of work of the device: a kernel that a GPU launches, an operation of a TPU.
-Whatever only renames memory is none. `count` says what one update does:
+XLA prints a program after all its passes. Each instruction outside a fusion is then one
+piece of work of the device: a kernel that a GPU launches, or an operation of a TPU.
+Instructions that only rename memory do not count. `count` counts for one update:
 
-* A fusion is one kernel, whatever it holds. So is a call of another library, though it
-  may launch more.
-* The body of a loop counts as often as the loop runs. How often is in the loop's
+* A fusion is one kernel, whatever it contains. So is a call of another library, though
+  it may launch several.
+* The body of a loop counts as often as the loop runs. This number is in the loop's
   `known_trip_count`, or in its condition, `i < N`, where JAX counts from 0. A GPU does
-  not evaluate the condition of a loop whose number of trips is known.
-* A conditional is counted apart from the kernels in its branches, of which it runs one.
-* A kernel moves its operands and its results, each once. Of an operand that it only
-  slices or gathers from, it moves what it takes; of one that it updates in place, the
-  update. Caches may save the rest of the way: the bytes are those of a working set
-  larger than these. What a TPU keeps in its vector memory is not counted.
+  not evaluate the condition of a loop with a known trip count.
+* Conditionals are counted separately from the kernels in their branches, of which one
+  runs.
+* A kernel moves its operands and its results, each once. For an operand that it only
+  slices or gathers from, it moves the part that it reads; for one that it updates in
+  place, the update. Caches are ignored, as if the working set were larger than these.
+  Data that a TPU keeps in its vector memory are not counted.
 """
 
 from collections.abc import Mapping
@@ -26,10 +27,10 @@ class Kernel(NamedTuple):
     """A piece of work of the device.
 
     Attributes:
-      name: of the instruction.
+      name: name of the instruction.
       times: how often it runs.
-      bytes_moved: between the device's main memory and its cores, each time.
-      cycles: that the compiler estimates, each time; 0 where it does not say.
+      bytes_moved: bytes between the device's main memory and its cores, each time.
+      cycles: cycles that the compiler estimates, each time; 0 without an estimate.
     """
 
     name: str
@@ -39,12 +40,12 @@ class Kernel(NamedTuple):
 
 
 class Conditional(NamedTuple):
-    """A conditional, of whose branches one is run.
+    """A conditional, which runs one of its branches.
 
     Attributes:
-      name: of the instruction.
+      name: name of the instruction.
       times: how often it is reached.
-      branches: what each does, over all `times`.
+      branches: work of each branch, over all `times`.
     """
 
     name: str
@@ -53,13 +54,12 @@ class Conditional(NamedTuple):
 
 
 class Work(NamedTuple):
-    """What is run.
+    """The work of a program or a part of it.
 
     Attributes:
-      kernels: outside the branches of conditionals.
-      conditionals: outside the branches of others.
-      unknown_loops: loops whose number of trips the program does not tell; they are
-        counted as one trip.
+      kernels: kernels outside the branches of conditionals.
+      conditionals: conditionals outside the branches of others.
+      unknown_loops: number of loops with an unknown trip count, counted as one trip.
     """
 
     kernels: tuple[Kernel, ...] = ()
@@ -68,19 +68,21 @@ class Work(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What one update of all lanes does; averages where it is not the same each time.
+    """Work of one update of all lanes, on average if updates differ.
 
     Attributes:
-      kernels: outside conditionals.
-      conditionals: reached, the nested ones of the branches that run most kernels
-        included.
+      kernels: kernels outside conditionals.
+      conditionals: conditionals reached, including nested ones in the branches with the
+        most kernels.
       least_in_branches: kernels in the branches of all conditionals, if each takes the
-        branch that has fewest.
-      most_in_branches: the same, if each takes the branch that has most.
-      bytes_moved: outside conditionals.
-      most_bytes_in_branches: in branches, if each moves the most.
-      cycles: that the compiler estimates outside conditionals, 0 if it does not.
-      most_cycles_in_branches: the same in branches.
+        branch with the fewest.
+      most_in_branches: the same, if each takes the branch with the most.
+      bytes_moved: bytes moved outside conditionals.
+      most_bytes_in_branches: bytes moved in branches, if each takes the branch with the
+        most.
+      cycles: estimated cycles outside conditionals, 0 without an estimate.
+      most_cycles_in_branches: estimated cycles in branches, if each takes the branch
+        with the most.
       unknown_loops: see `Work`.
     """
 
@@ -96,7 +98,7 @@ class Counts(NamedTuple):
 
 
 class HloError(ValueError):
-    """The text is not that of a compiled program, or not of one that trains."""
+    """The text is not that of a compiled program, or that program does not train."""
 
 
 class _Instruction(NamedTuple):
@@ -112,30 +114,30 @@ _Computation = Mapping[str, _Instruction]
 
 
 class Program(NamedTuple):
-    """A compiled program that was read: instructions by name, by computation."""
+    """A parsed compiled program: instructions by name, by computation."""
 
     computations: Mapping[str, _Computation]
     entry: str
 
 
 def count(text: str, updates: int) -> Counts:
-    """Counts what an update does in the compiled program of a task.
+    """Counts the work of an update in the compiled program of a task.
 
-    The updates are the loops of the program, outside all others, that run as often as
-    there are updates, by themselves or by a loop inside them.
+    The updates are the outermost loops of the program that run as often as there are
+    updates, alone or with a loop inside them.
 
     Args:
-      text: of the program, from `jax.stages.Compiled.as_text`.
-      updates: that the loop makes of each lane.
+      text: text of the program, from `jax.stages.Compiled.as_text`.
+      updates: number of updates of each lane in the loop.
 
     Raises:
-      HloError: the text is none of a program, or there is no loop.
+      HloError: the text is not that of a program, or there is no such loop.
     """
     return summarize(update_work(text, updates))
 
 
 def update_work(text: str, updates: int) -> Work:
-    """Returns what an update does, see `count`."""
+    """Returns the work of an update; see `count`."""
     program = read(text)
     entry = program.computations[program.entry]
     trips = {
@@ -143,22 +145,23 @@ def update_work(text: str, updates: int) -> Work:
         for name, one in entry.items()
         if one.opcode == "while"
     }
-    # Loops of blocks of lanes run several times as often. Measures may have loops of
-    # their own, over examples.
+    # Loops over blocks of lanes run several times as often. Measures may also have
+    # loops, over examples.
     names = [name for name, number in trips.items() if number % updates == 0]
     if not names:
-        # XLA may unroll a loop once, and a rest of the updates may be in another.
+        # XLA may unroll a loop once, and another loop may have the remaining updates.
         names = [name for name, number in trips.items() if number > updates / 4]
     loops = {name: entry[name] for name in names}
     if not loops:
         raise HloError(
-            f"The program has no loop of {updates} updates: compile the task of a run."
+            f"The program has no loop of {updates} updates: pass the compiled task of "
+            "a run."
         )
     return _work_of(program, loops, 1 / updates)
 
 
 def whole_work(text: str) -> Work:
-    """Returns what the whole program does."""
+    """Returns the work of the whole program."""
     program = read(text)
     return _work_of(program, program.computations[program.entry], 1)
 
@@ -215,13 +218,13 @@ _COLLECTIVES = (
 
 
 def collectives(text: str) -> list[str]:
-    """Names the instructions by which devices wait for or tell apart one another.
+    """Returns the instructions that synchronize or identify devices.
 
     Args:
-      text: of a compiled program.
+      text: text of a compiled program.
 
     Returns:
-      Their opcodes, one for each.
+      The opcode of each.
     """
     return [
         instruction.opcode
@@ -231,7 +234,7 @@ def collectives(text: str) -> list[str]:
     ]
 
 
-# Work of no device: names for memory that is there, and control.
+# Instructions without work: names for existing memory, and control.
 _FREE = frozenset(
     {
         *("parameter", "constant", "tuple", "get-tuple-element", "bitcast"),
@@ -243,7 +246,7 @@ _FREE_CALLS = frozenset({"AllocateBuffer", "AssumeGatherIndicesInBound"})
 
 
 def _work_of(program: Program, computation: _Computation, times: float) -> Work:
-    """Returns what a computation does, if it is run so often."""
+    """Returns the work of a computation that runs `times` times."""
     kernels: list[Kernel] = []
     conditionals: list[Conditional] = []
     unknown_loops = 0
@@ -281,7 +284,7 @@ def _work_of(program: Program, computation: _Computation, times: float) -> Work:
 
 
 def _branches(instruction: _Instruction) -> list[str]:
-    """Names the computations of a conditional."""
+    """Returns the names of the branches of a conditional."""
     listed = re.search(r"\bbranch_computations=\{([^}]*)\}", instruction.attributes)
     if listed:
         return re.findall(r"%([\w.-]+)", listed[1])
@@ -289,7 +292,7 @@ def _branches(instruction: _Instruction) -> list[str]:
 
 
 def _called(instruction: _Instruction, attribute: str) -> str:
-    """Names the computation that an instruction calls."""
+    """Returns the name of the computation that an instruction calls."""
     found = re.search(rf"\b{attribute}=%?([\w.-]+)", instruction.attributes)
     if not found:
         raise HloError(f"{instruction.opcode} {instruction.name} has no {attribute}=.")
@@ -307,14 +310,14 @@ def _cycles(instruction: _Instruction) -> int:
 
 
 def _trips(program: Program, loop: _Instruction) -> int:
-    """Returns how often a loop, or the one inside it that runs most often, does."""
+    """Returns how often a loop, or the most frequent loop inside it, runs."""
     body = program.computations[_called(loop, "body")]
     inner = [_trips(program, one) for one in body.values() if one.opcode == "while"]
     return (_trip_count(program, loop) or 1) * max([1, *inner])
 
 
 def _trip_count(program: Program, loop: _Instruction) -> int | None:
-    """Returns how often a loop runs, None if the program does not tell."""
+    """Returns how often a loop runs; None if unknown."""
     known = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
     if known:
         return int(known[1])
@@ -340,9 +343,9 @@ _UPDATES = {"dynamic-update-slice": 1, "scatter": 2}  # The operand that is writ
 def _bytes_moved(
     program: Program, computation: _Computation, instruction: _Instruction
 ) -> int:
-    """Returns the bytes that a kernel reads and writes, see the top of this file."""
+    """Returns the bytes that a kernel reads and writes, by the rules of this module."""
     opcode = instruction.opcode
-    if opcode.endswith("-start"):  # Its result holds its operand as well.
+    if opcode.endswith("-start"):  # Its result contains its operand as well.
         return _bytes_of(instruction.shape)
     operands = [_bytes_of(computation[name].shape) for name in instruction.operands]
     if opcode in _SLICES:
@@ -367,7 +370,7 @@ def _bytes_moved(
 
 
 def _bytes_read(inside: _Computation, name: str) -> float:
-    """Returns what a fusion reads of a value, infinity for the whole of it."""
+    """Returns the bytes that a fusion reads of a value; infinity for all of it."""
     total = 0.0
     for user in inside.values():
         if name not in user.operands:
@@ -383,7 +386,7 @@ def _bytes_read(inside: _Computation, name: str) -> float:
 
 
 def _bytes_written(inside: _Computation, root: _Instruction) -> float:
-    """Returns what a fusion writes, infinity for the whole of its result."""
+    """Returns the bytes that a fusion writes; infinity for its whole result."""
     if root.opcode == "tuple":
         return sum(
             min(_bytes_of(inside[name].shape), _bytes_written(inside, inside[name]))
@@ -403,7 +406,7 @@ _ARRAY = re.compile(r"\b([a-z]+\d*[a-z\d]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 def _bytes_of(shape: str) -> int:
     """Returns the bytes of an array, or of all arrays of a tuple, in main memory.
 
-    A TPU fills up the last two axes to whole tiles.
+    A TPU pads the last two axes to whole tiles.
     """
     total = 0
     for kind, sizes, layout in _ARRAY.findall(shape):
@@ -430,10 +433,10 @@ _BEGINNING = re.compile(r"^\s+(ROOT )?%?([\w.-]+) = ")
 
 
 def read(text: str) -> Program:
-    """Reads the HLO text of a program.
+    """Parses the HLO text of a program.
 
     Raises:
-      HloError: the text is none.
+      HloError: the text is not HLO.
     """
     computations: dict[str, dict[str, _Instruction]] = {}
     entry, inside = None, None
@@ -450,12 +453,15 @@ def read(text: str) -> Program:
                 name, line[beginning.end() :], bool(beginning[1])
             )
     if entry is None:
-        raise HloError(f"This is no HLO text of a compiled program: {text[:60]!r}.")
+        raise HloError(
+            f"{text[:60]!r} is not the HLO text of a compiled program: pass that of "
+            "`jax.stages.Compiled.as_text`."
+        )
     return Program(computations, entry)
 
 
 def _instruction(name: str, text: str, is_root: bool) -> _Instruction:
-    """Reads what follows the name and the equals sign of an instruction."""
+    """Parses what follows the name and the equals sign of an instruction."""
     shape, text = _up_to_end(text) if text.startswith("(") else text.split(" ", 1)
     opcode, _, text = text.strip().partition("(")
     operands, attributes = _up_to_end("(" + text)
@@ -467,7 +473,7 @@ def _instruction(name: str, text: str, is_root: bool) -> _Instruction:
 
 
 def _up_to_end(text: str) -> tuple[str, str]:
-    """Splits text behind the parenthesis that closes its first one."""
+    """Splits text after the parenthesis that closes its first one."""
     depth = 0
     for parenthesis in re.finditer(r"[()]", text):
         depth += 1 if parenthesis[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""What was compiled for an accelerator as rows, and a table to read."""
+"""Rows and a table of the programs compiled for an accelerator."""
 
 from collections.abc import Mapping, Sequence
 import math
@@ -14,28 +14,28 @@ from experiments.timing.projections import Assumptions, project
 
 COLUMNS: Mapping[str, str] = {
     "problem": "name of the program",
-    "network": "hidden layers x units, or what stands for it",
+    "network": "hidden layers x units, or a description",
     "method": "name of the case",
     "lanes": "learners in the program",
     "device": "number and name of the accelerators",
-    "kernels": "an update of all lanes runs outside conditionals",
-    "conditionals": "it reaches",
-    "least_in_branches": "kernels in the branches that have fewest",
-    "most_in_branches": "kernels in the branches that have most",
-    "cycles": "that the compiler estimates outside conditionals; of a TPU",
-    "most_cycles_in_branches": "the same in branches",
-    "bytes_moved": "by an update outside conditionals, if no cache keeps any",
-    "least_bytes": "that any program of this state must move",
-    "lane_bytes": "of memory, what each lane adds",
-    "lanes_that_fit": "on one device",
-    "compile_seconds": "of the task",
-    "collectives": "instructions by which devices wait for one another",
-    "least_update_seconds": "projected, of all lanes, if all take the shorter branch",
-    "update_seconds": "projected, of all lanes, if as many as assumed take the longer",
-    "bound": "what most of that goes to",
-    "run_seconds": "projected, of the updates of all tasks",
+    "kernels": "kernels of an update of all lanes, outside conditionals",
+    "conditionals": "conditionals that an update reaches",
+    "least_in_branches": "kernels in the branches with the fewest",
+    "most_in_branches": "kernels in the branches with the most",
+    "cycles": "cycles outside conditionals, estimated by the compiler; TPU only",
+    "most_cycles_in_branches": "cycles in the branches with the most",
+    "bytes_moved": "bytes moved by an update outside conditionals, without caches",
+    "least_bytes": "bytes that any program with this state must move",
+    "lane_bytes": "memory that each lane adds",
+    "lanes_that_fit": "lanes that fit on one device",
+    "compile_seconds": "time to compile the task",
+    "collectives": "instructions that synchronize devices",
+    "least_update_seconds": "projected time for all lanes, with only shorter branches",
+    "update_seconds": "projected time for all lanes, with the assumed longer branches",
+    "bound": "what takes most of that time",
+    "run_seconds": "projected time for the updates of all tasks",
 }
-"""The columns of the CSV file and what they hold."""
+"""The columns of the CSV file, and their descriptions."""
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ Row = dict[str, Any]
 def make_row(
     case: Case, network: str, task: CompiledTask, device: Device, assumed: Assumptions
 ) -> Row:
-    """Lays out what was found of a case; `problem` and `device` are for others."""
+    """Returns the row of a case; callers set `problem` and `device`."""
     projection = project(task.work, device, assumed)
     least = project(task.work, device, assumed._replace(branch_share=0.0))
     counts = summarize(task.work)
@@ -67,7 +67,7 @@ def make_row(
 
 
 def make_table(rows: Sequence[Row]) -> str:
-    """Lays out rows to be read, without what is the same in all."""
+    """Returns a readable table, without empty columns or those the same in all rows."""
     lines = [_line(row) for row in rows]
     used = [name for name in lines[0] if any(line[name] for line in lines)]
     for name in ("problem", "network", "lanes", "device"):
@@ -107,7 +107,7 @@ def _line(row: Row) -> dict[str, str]:
 
 
 def _range(least: float, most: float) -> str:
-    """Writes two times in microseconds, or one if they are the same."""
+    """Writes two times in microseconds, or one if they are equal."""
     ends = (_three_digits(1e6 * seconds) for seconds in (least, most))
     return " to ".join(dict.fromkeys(ends))
 

@@ -1,15 +1,15 @@
-"""Accelerators that programs can be compiled for where none is.
+"""Accelerators that programs can be compiled for without having one.
 
 Sources, as of November 2026:
 
-* GPUs: XLA describes those that it is tested for in
+* GPUs: XLA describes those on which it is tested in
   `xla/backends/gpu/target_config/specs/*.txtpb` of github.com/openxla/xla (`h100_sxm`,
   `a100_sxm_80`, `h200`, `b200`). The compute capability, cores, caches, clock, memory
   and bandwidth are from there.
-* TPUs: cloud.google.com/tpu/docs/v6e has the memory and the bandwidth of both. The
-  clocks, which turn the compiler's cycles into seconds, are not published. They are
-  inferred from the peaks in bfloat16: 197 TFLOP/s of a v5e are four matrix units of
-  128 x 128 at 1.5 GHz, 918 TFLOP/s of a v6e four of 256 x 256 at 1.75 GHz.
+* TPUs: cloud.google.com/tpu/docs/v6e has the memory and bandwidth of both. The clocks,
+  which convert the compiler's cycles to seconds, are not published. They are inferred
+  from the peaks in bfloat16: the 197 TFLOP/s of a v5e are four matrix units of 128 x
+  128 at 1.5 GHz, and the 918 TFLOP/s of a v6e are four of 256 x 256 at 1.75 GHz.
 """
 
 from collections.abc import Mapping
@@ -21,11 +21,11 @@ class Device(NamedTuple):
     """An accelerator.
 
     Attributes:
-      kind: part of what JAX calls it, `jax.Device.device_kind`.
+      kind: part of its name in JAX, `jax.Device.device_kind`.
       platform: "cuda" or "tpu".
-      memory_bytes: of its main memory.
-      bandwidth: of that, bytes per second.
-      clock: of its cores, Hz.
+      memory_bytes: size of its main memory.
+      bandwidth: bandwidth of this memory, in bytes per second.
+      clock: clock rate of its cores, in Hz.
       target: the text proto `GpuTargetConfigProto` of a GPU, or the name of a TPU's
         generation.
     """
@@ -39,7 +39,7 @@ class Device(NamedTuple):
 
 
 def of_kind(kind: str) -> Device | None:
-    """Returns the accelerator that JAX calls so, if it is known here."""
+    """Returns the accelerator with this name in JAX; None if it is unknown."""
     matching = [device for device in DEVICES.values() if device.kind in kind]
     return max(matching, key=lambda device: len(device.kind), default=None)
 
@@ -139,4 +139,4 @@ DEVICES: Mapping[str, Device] = MappingProxyType(
         "v6e": Device("TPU v6 lite", "tpu", 32 * 2**30, 1640e9, 1.75e9, "v6e"),
     }
 )
-"""Accelerators by the name that `--compile_for` takes."""
+"""Accelerators, by their name in `--compile_for`."""

@@ -1,8 +1,8 @@
-"""The programs that are timed: a task as a run has it, its parts, and the floor.
+"""The programs that are timed: a task of a run, its parts, and the floor.
 
-The floor is the least that an update must do: a network and SGD written by hand, on
-batches that are there already. Only its convolution and its max-pooling are those of
-the library, which are the fastest known here on a CPU.
+The floor is the least work of an update: a hand-written network and SGD, on batches
+that already exist. Only its convolution and max-pooling are those of the library, which
+are the fastest ones known on a CPU.
 
 Shapes: L lanes, K batches, B batch.
 """
@@ -29,23 +29,23 @@ from experiments.run.config import lane_hyperparameters, lane_key
 from experiments.run.lanes import LaneMap
 
 NUM_BATCHES = 4
-"""K: a loop goes round so many batches; a power of 2, so that it divides fast."""
+"""K, the batches that a loop cycles through; a power of 2, so that division is fast."""
 
 BANDWIDTH_BYTES = 3 * 2**29
-"""What `bandwidth_program` moves: it reads two vectors and writes one."""
+"""The bytes that `bandwidth_program` moves: it reads two vectors and writes one."""
 
 
 class Program:
-    """A compiled program of all lanes; each call goes on where the last one ended.
+    """A compiled program of all lanes; each call continues where the last one ended.
 
     Args:
-      compiles: `carry -> program`, compiled.
-      run: `carry -> carry`, to its end.
-      carry: the first one; `run` may reuse its memory.
-      updates: that a call makes, over all lanes.
+      compiles: `carry -> program`, returns the compiled program.
+      run: `carry -> carry`, runs the program to its end.
+      carry: the initial carry; `run` may reuse its memory.
+      updates: number of updates in a call, over all lanes.
 
     Raises:
-      MemoryError: it would not fit into memory.
+      MemoryError: it would not fit in memory.
     """
 
     def __init__(
@@ -68,12 +68,12 @@ class Program:
         self._run, self._carry, self.updates = run, carry, updates
 
     def __call__(self) -> None:
-        """Runs to the end."""
+        """Runs the program to its end."""
         self._carry = self._run(self._carry)
 
 
 def task_program(case: Case) -> Program:
-    """Builds the task of a run; each call runs the next one."""
+    """Builds the task of a run; each call runs the next task."""
     compiled = CompiledCase(case, lanes_per_block(case))
     tasks = itertools.count()
 
@@ -85,7 +85,7 @@ def task_program(case: Case) -> Program:
 
 
 def updates_program(case: Case, steps: int) -> Program:
-    """Builds `steps` updates of each learner, without its stream and its measures."""
+    """Builds `steps` updates of each learner, without its stream and measures."""
 
     def update(lane: Any, state: Any, inputs: jax.Array, targets: jax.Array) -> Any:
         hyperparameters = lane_hyperparameters(case.config, lane)
@@ -95,7 +95,7 @@ def updates_program(case: Case, steps: int) -> Program:
 
 
 def floor_program(case: Case, steps: int) -> Program:
-    """Builds `steps` updates by `hand_written_update` on the shapes of a case."""
+    """Builds `steps` updates of `hand_written_update` on the shapes of a case."""
     by_hand = hand_written_update(case.config, case.problem.learner.layers)
     params = _start(case).params
     momenta = jax.tree.map(jnp.zeros_like, params) if case.config.momentum else ()
@@ -108,16 +108,16 @@ def floor_program(case: Case, steps: int) -> Program:
 
 
 def measures_program(case: Case) -> Program:
-    """Builds the measures that a run takes before a task, ranks included.
+    """Builds the measures that a run takes before a task, including ranks.
 
     Args:
-      case: of the run, whose tasks are not shortened.
+      case: a case of the run, with tasks of full length.
     """
     config, learner = case.config, case.problem.learner
     lane_map = _lane_map(case)
     lanes = lane_map.put(case.grid.lanes)
     batch = make_batches(case, 1, 1, config.measured_examples)
-    # All lanes measure the same examples, to have them in memory once.
+    # All lanes measure the same examples, so that these are in memory only once.
     inputs, targets = lane_map.replicate([leaf[0, 0] for leaf in batch])
 
     def measure(state: Any, lane: Any, inputs: jax.Array, targets: jax.Array) -> Any:
@@ -142,9 +142,10 @@ def measures_program(case: Case) -> Program:
 
 @functools.cache
 def bandwidth_program() -> Callable[[], None]:
-    """Builds what only moves memory: one long vector is added to another, in place.
+    """Builds a program that only moves memory: it adds a long vector to another.
 
-    The vectors are spread over all devices and are far larger than their caches.
+    The sum is in place. The vectors are sharded over all devices and far larger than
+    their caches.
     """
     devices = jax.devices()
     mesh = Mesh(np.asarray(devices), ("devices",))
@@ -164,13 +165,13 @@ def bandwidth_program() -> Callable[[], None]:
 
 
 def shorten(config: ConfigDict, steps: int) -> ConfigDict:
-    """Shortens the tasks of all cases to so many updates, as nearly as epochs allow.
+    """Shortens the tasks of all cases to `steps` updates, or the closest with epochs.
 
-    Only the first two examples of a task are measured, and no ranks, so that the
-    updates are what is timed.
+    Only the first two examples of a task are measured, and no ranks, so that mainly the
+    updates are timed.
 
     Args:
-      config: a run's config, complete; it is left as it is.
+      config: a run's complete config, which is not changed.
       steps: updates of a learner in a task.
     """
     short = ConfigDict(config.to_dict())
@@ -191,8 +192,7 @@ def shorten(config: ConfigDict, steps: int) -> ConfigDict:
 def lanes_per_block(case: Case) -> int:
     """Returns the lanes that a device vmaps together, without measuring.
 
-    They are those of the config; where it leaves them open, one on a CPU and all on an
-    accelerator.
+    This is the config's number; if that is 0, one on a CPU and all on an accelerator.
     """
     per_device = math.ceil(case.num_lanes / len(jax.devices()))
     on_cpu = jax.default_backend() == "cpu"
@@ -206,19 +206,20 @@ def param_shapes(case: Case) -> Any:
 
 
 def weight_bytes(case: Case) -> int:
-    """Returns the bytes of weights that an update must move if no cache keeps any.
+    """Returns the bytes of weights that an update must move without caches.
 
-    They are read forward, read backward, and read and written by the update.
+    They are read in the forward pass, read in the backward pass, and read and written
+    by the update.
     """
     leaves = jax.tree.leaves(param_shapes(case))
     return 4 * sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def least_bytes(case: Case) -> int:
-    """Returns the bytes that an update of all lanes must move if no cache keeps any.
+    """Returns the bytes that an update of all lanes must move without caches.
 
-    The params are read forward; then they, the state of the optimizer and what else
-    changes are read and written once, with nothing in between.
+    The params are read in the forward pass. Then the params, the optimizer's state and
+    the rest of the state are read and written once, with nothing in between.
     """
     lane = jax.tree.map(lambda leaf: leaf[0], case.grid.lanes)
     state = jax.eval_shape(_init(case), lane)._replace(log=None)
@@ -233,10 +234,10 @@ def least_bytes(case: Case) -> int:
 def make_batches(
     case: Case, num_lanes: int, number: int, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Makes up random batches of the shapes that a learner sees.
+    """Creates random batches with the shapes that a learner sees.
 
     Args:
-      case: of the learner.
+      case: case of the learner.
       num_lanes: L.
       number: K.
       batch_size: B.
@@ -263,7 +264,7 @@ def make_batches(
 
 
 def has_floor(config: Any) -> bool:
-    """Whether a case is plain enough: layers, activation, SGD, nothing in between."""
+    """Whether a case has a floor: only layers, unpaired activations and SGD."""
     return (
         config.normalization == "none"
         and config.activation not in networks.PAIRED
@@ -275,12 +276,13 @@ def hand_written_update(config: Any, names: Sequence[str]) -> Callable[..., Any]
     """Returns one update of the floor: forward, backward, SGD.
 
     Args:
-      config: `activation`, `step_size`, `momentum`, and `convolution` if it has any.
-      names: of the layers in forward order, the head last.
+      config: a config with `activation`, `step_size`, `momentum`, and `convolution` if
+        there are convolutions.
+      names: names of the layers in forward order, the head last.
 
     Returns:
-      `(carry, inputs, targets) -> carry`, where the carry is `(params, momenta)`, both
-      trees of `kernel` and `bias` by layer, the latter `()` where momentum is 0.
+      `(carry, inputs, targets) -> carry`, where the carry is `(params, momenta)`. Both
+      are trees of `kernel` and `bias` by layer; momenta are `()` if momentum is 0.
     """
     activation = networks.activation_function(config.activation)
 
@@ -325,18 +327,18 @@ def hand_written_update(config: Any, names: Sequence[str]) -> Callable[..., Any]
 def _loop_program(
     case: Case, update: Callable[..., Any], carry: Any, steps: int
 ) -> Program:
-    """Builds a bare loop over updates of all lanes, on made-up batches.
+    """Builds a plain loop over updates of all lanes, on random batches.
 
     Args:
-      case: whose lanes are run.
+      case: the case whose lanes run.
       update: `(lane, carry, inputs, targets) -> carry`.
-      carry: of all lanes, on the devices.
+      carry: carry of all lanes, on the devices.
       steps: updates of a lane in a call.
     """
 
     def loop(carry: Any, lane: Any, batches: Any) -> Any:
         def body(number: jax.Array, carry: Any) -> Any:
-            # Unsigned, since a negative index would have to be looked for.
+            # Unsigned, since JAX adds code for indices that may be negative.
             index = number.astype(jnp.uint32) % NUM_BATCHES
             batch = jax.tree.map(
                 lambda leaf: lax.dynamic_index_in_dim(leaf, index, keepdims=False),
@@ -365,7 +367,7 @@ def _lane_map(case: Case) -> LaneMap:
 
 
 def _init(case: Case) -> Callable[[Any], Any]:
-    """Returns what initializes the learner of a lane."""
+    """Returns the function that initializes the learner of a lane."""
     init = case.problem.learner.init
     return lambda lane: init(lane_hyperparameters(case.config, lane), lane_key(lane))
 

@@ -1,10 +1,10 @@
-"""The time that an update would take on an accelerator, by what it does there.
+"""Projects the time of an update on an accelerator from its compiled program.
 
-Nothing here is measured. A kernel takes as long as its launch or as the bytes that it
-moves, whichever is longer, and kernels follow one another; a conditional waits for the
-host to read which branch to run. On a TPU nothing is launched: an operation takes the
-cycles that the compiler estimates. Arithmetic does not count, which batches and
-convolutions can be bound by.
+Nothing here is measured. Kernels run one after the other; each takes as long as its
+launch or as moving its bytes, whichever is longer. A conditional waits for the host to
+read which branch to run. On a TPU there are no launches: an operation takes the cycles
+that the compiler estimates. Arithmetic, which can limit batches and convolutions, is
+not counted.
 """
 
 from typing import NamedTuple
@@ -14,13 +14,13 @@ from experiments.timing.devices import Device
 
 
 class Assumptions(NamedTuple):
-    """What the compiled program does not tell.
+    """Assumptions that a projection needs besides the compiled program.
 
     Attributes:
-      launch_seconds: of a kernel on a GPU, one after the other.
-      conditional_seconds: of a conditional on a GPU.
-      bandwidth_share: of the device's bandwidth that kernels reach, in (0, 1].
-      branch_share: of the conditionals that take the longer branch, in [0, 1]; the
+      launch_seconds: time of a kernel launch on a GPU, if launches are consecutive.
+      conditional_seconds: time of a conditional on a GPU.
+      bandwidth_share: fraction of the device's bandwidth that kernels reach, in (0, 1].
+      branch_share: fraction of conditionals that take the longer branch, in [0, 1]; the
         others take the shorter one.
     """
 
@@ -30,7 +30,7 @@ class Assumptions(NamedTuple):
     branch_share: float = 1.0
 
     def __str__(self) -> str:
-        """Says what is assumed."""
+        """Describes the assumptions."""
         return (
             f"{1e6 * self.launch_seconds:g} µs for a launch and "
             f"{1e6 * self.conditional_seconds:g} µs for a conditional on a GPU, "
@@ -40,17 +40,17 @@ class Assumptions(NamedTuple):
 
 
 ASSUMED = Assumptions()
-"""What is assumed unless told otherwise."""
+"""The default assumptions."""
 
 
 class Projection(NamedTuple):
-    """What an update of all lanes would take.
+    """The projected time of an update of all lanes.
 
     Attributes:
-      launches: seconds in kernels that take as long as their launch; of a TPU, as long
-        as the compiler estimates.
-      bandwidth: seconds in kernels that wait for memory.
-      conditionals: seconds in waiting for the host.
+      launches: seconds in kernels that are limited by their launch; on a TPU, in
+        operations that are limited by their cycles.
+      bandwidth: seconds in kernels that are limited by memory.
+      conditionals: seconds of waiting for the host.
     """
 
     launches: float
@@ -59,12 +59,12 @@ class Projection(NamedTuple):
 
     @property
     def seconds(self) -> float:
-        """All of it."""
+        """The total time."""
         return sum(self)
 
     @property
     def bound(self) -> str:
-        """What most of the time goes to."""
+        """The field that takes most of the time."""
         return max(self._fields, key=lambda field: getattr(self, field))
 
 
@@ -72,9 +72,9 @@ def project(work: Work, device: Device, assumptions: Assumptions) -> Projection:
     """Projects the time of an update.
 
     Args:
-      work: of an update, see `compiled_programs.update_work`.
-      device: which runs it.
-      assumptions: about it.
+      work: work of an update; see `compiled_programs.update_work`.
+      device: the accelerator that runs it.
+      assumptions: the assumptions.
     """
     total = [0.0, 0.0, 0.0]
 
@@ -103,7 +103,7 @@ def project(work: Work, device: Device, assumptions: Assumptions) -> Projection:
 def _seconds(
     kernel: Kernel, device: Device, assumptions: Assumptions
 ) -> tuple[float, float]:
-    """Returns the seconds that a kernel takes at least, and those of its bytes."""
+    """Returns the least seconds of a kernel, and the seconds to move its bytes."""
     fixed = assumptions.launch_seconds
     if device.platform == "tpu":
         fixed = kernel.cycles / device.clock

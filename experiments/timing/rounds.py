@@ -1,4 +1,4 @@
-"""Timing programs in turns."""
+"""Times programs in interleaved rounds."""
 
 from collections.abc import Callable, Hashable, Mapping
 import math
@@ -19,20 +19,20 @@ def take_turns(
     sample_seconds: float = 0.0,
     end: float = math.inf,
 ) -> dict[Name, np.ndarray]:
-    """Times all programs in each of some rounds.
+    """Times all programs in each round.
 
-    Machines speed up and slow down, so what is compared must alternate. A program that
-    is over in less than `sample_seconds` is called several times in a row; how often is
-    found by a first call that does not count.
+    Machines speed up and slow down, so programs that are compared must alternate. A
+    program that takes less than `sample_seconds` is called several times in a row; a
+    first, uncounted call determines how often.
 
     Args:
-      programs: each runs to its end when called. Nothing should be left to compile.
-      rounds: how many; fewer where the end comes first, but at least one.
+      programs: each runs to its end when called. They should be compiled already.
+      rounds: number of rounds; fewer if `end` comes first, but at least one.
       sample_seconds: how long a program is timed in a round.
-      end: when the last round may begin, by `time.monotonic`.
+      end: the latest time for a round to start, as `time.monotonic`.
 
     Returns:
-      For each program the seconds of a call, float64 [rounds].
+      The seconds of a call for each program, float64 [rounds].
     """
     calls = {}
     for name, program in programs.items():

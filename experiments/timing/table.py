@@ -1,6 +1,6 @@
-"""What was timed as rows: a CSV file with all numbers, and a table to read.
+"""Rows of timings: for a CSV file with all numbers, and for a readable table.
 
-Ratios and shares are taken in each round, and then their medians over the rounds.
+Ratios and shares are computed in each round; then the median over rounds is taken.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ import numpy as np
 from experiments.reporting.tables import format_table
 
 FLOOR, TORCH = "floor", "torch"
-"""Names of what is not a method of this project."""
+"""Names of the baselines that are not methods of this project."""
 
 COLUMNS: Mapping[str, str] = {
     "problem": "name of the program",
@@ -21,7 +21,7 @@ COLUMNS: Mapping[str, str] = {
     "method": "name of the case, or floor, or torch",
     "lanes": "learners in the program",
     "status": "ok, or why the rest is empty",
-    "rounds": "rounds in which the group took turns",
+    "rounds": "number of interleaved rounds",
     "us_per_lane_step": "microseconds of wall time per update of a lane",
     "lane_steps_per_second": "updates per second, all lanes together",
     "ratio_to_reference": "time divided by the reference's (backprop), same round",
@@ -34,26 +34,26 @@ COLUMNS: Mapping[str, str] = {
     "data_share": "share of the timed task that is not updates: stream, tests",
     "measures_share": "share of a run's task that its measures take",
     "compile_seconds": "time to compile the program",
-    "memory_bytes": "what the compiled program needs on each device",
+    "memory_bytes": "memory that the compiled program needs on each device",
     "device": "number and kind of the devices",
     "jax": "version of JAX",
 }
-"""The columns of the CSV file and what they hold; empty where not measured."""
+"""The columns of the CSV file, and their descriptions; empty if not measured."""
 
 Row = dict[str, Any]
 
 
 class Timing(NamedTuple):
-    """What was found of one method.
+    """Timing of one method.
 
     Attributes:
       lanes: L.
-      seconds: wall time of an update of a lane, all lanes running at once, [rounds].
+      seconds: wall time of an update of a lane, with all lanes running, [rounds].
       status: "ok", or why there are no rounds.
-      projected_seconds: what `projections.project` makes of the compiled program, NaN
-        where the machine is none that it knows.
+      projected_seconds: result of `projections.project` for the compiled program; NaN
+        on an unknown device.
 
-    The others are columns, see `COLUMNS`.
+    The others are columns; see `COLUMNS`.
     """
 
     lanes: int
@@ -70,13 +70,13 @@ class Timing(NamedTuple):
 def make_rows(
     timings: Mapping[str, Timing], problem: str, network: str, reference: str
 ) -> list[Row]:
-    """Lays out one row for each method of a group, the fastest first.
+    """Returns one row for each method of a group, the fastest first.
 
     Args:
-      timings: by name of the case, `FLOOR` and `TORCH` among them.
-      problem: its name.
-      network: its size.
-      reference: case to divide by.
+      timings: timings by name of the case, including `FLOOR` and `TORCH`.
+      problem: name of the problem.
+      network: size of the network.
+      reference: the case by whose time the others are divided.
     """
     rows = []
     for name, timing in timings.items():
@@ -105,7 +105,7 @@ def make_rows(
 
 
 def csv_cells(row: Row) -> dict[str, str]:
-    """Writes the numbers of a row, NaN as nothing."""
+    """Writes the numbers of a row; NaN is empty."""
     cells = {
         column: f"{value:.6g}" if isinstance(value, float) else str(value)
         for column, value in row.items()
@@ -114,7 +114,7 @@ def csv_cells(row: Row) -> dict[str, str]:
 
 
 def make_table(rows: Sequence[Row], reference: str) -> str:
-    """Lays out rows to be read, without what is empty, or says the same, in all."""
+    """Returns a readable table, without empty columns or those the same in all rows."""
     lines = [_line(row, reference) for row in rows]
     used = [name for name in lines[0] if any(line[name] for line in lines)]
     for name in ("problem", "network", "lanes"):

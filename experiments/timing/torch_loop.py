@@ -1,4 +1,4 @@
-"""The same update in plain PyTorch, where that is installed."""
+"""The same update in plain PyTorch, if that is installed."""
 
 import importlib.util
 import itertools
@@ -14,25 +14,25 @@ from experiments.timing.programs import NUM_BATCHES, make_batches, param_shapes
 
 
 def check_installed() -> None:
-    """Raises ImportError, with the remedy, if PyTorch is not here."""
+    """Raises ImportError, with the remedy, if PyTorch is not installed."""
     if importlib.util.find_spec("torch") is None:
         raise ImportError(
-            "--against=torch times PyTorch, which is not installed: `pip install "
-            "torch`, or leave the flag out."
+            "--against=torch times PyTorch, which is not installed: run `pip install "
+            "torch`, or omit the flag."
         )
 
 
 class TorchLoop:
-    """Forward, backward and SGD of one learner on made-up batches, as one writes it.
+    """A usual PyTorch loop on random batches: forward, backward and SGD of one learner.
 
-    It runs on the GPU where JAX has one, otherwise on all cores.
+    It runs on the GPU if JAX has one, otherwise on all cores.
 
     Args:
-      case: whose network it has.
+      case: the case whose network is used.
       steps: updates in a call.
 
     Raises:
-      ConfigError: an activation that is not written out here.
+      ConfigError: the activation is not supported.
     """
 
     compile_seconds = memory_bytes = math.nan
@@ -50,9 +50,9 @@ class TorchLoop:
         inputs, targets = make_batches(case, 1, NUM_BATCHES, config.batch_size)
         inputs, targets = inputs[0], targets[0]
         if len(kernels[0]) == 4:
-            inputs = np.moveaxis(inputs, -1, 2).copy()  # Channels come first.
+            inputs = np.moveaxis(inputs, -1, 2).copy()  # Channels first.
         elif inputs.ndim > 3:
-            # A linear model of images sees them flat.
+            # A linear model takes flat images.
             inputs = inputs.reshape(*inputs.shape[:2], -1)
         is_number = kernels[-1][-1] == 1
         self._loss = torch.nn.MSELoss() if is_number else torch.nn.CrossEntropyLoss()
@@ -87,7 +87,7 @@ def _network(torch: Any, config: Any, kernels: list[tuple[int, ...]]) -> Any:
     }
     if config.activation not in activations:
         raise ConfigError(
-            f"--against=torch knows the activations {list(activations)}, got "
+            f"--against=torch supports the activations {list(activations)}, got "
             f"{config.activation!r}."
         )
     found = []

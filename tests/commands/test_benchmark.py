@@ -270,7 +270,7 @@ def test_tasks_compiled_for_an_accelerator_are_counted_and_projected(
     assert 2 * 3 * params <= least <= 2 * (3 * params + 50)
     printed = capsys.readouterr().out
     assert "| continual_backprop" in printed
-    assert "Compiled for 1 x H100 by JAX" in printed
+    assert "Compiled for 1 x H100 with JAX" in printed
     assert "1000 µs for a launch" in printed
 
 

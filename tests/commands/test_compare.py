@@ -56,8 +56,8 @@ def test_a_tuning_run_alone_prints_the_flags_of_the_run_to_evaluate(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Name at least one run folder"),
-        (["RUN"], "l2 has 2 settings and no seeds to choose one with"),
+        ([], "Pass at least one run folder"),
+        (["RUN"], "l2 has 2 settings but no seeds to choose one"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(run, arguments, message):

@@ -215,7 +215,7 @@ def test_every_preset_is_whole(preset):
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"num_epochs": 0}, "num_epochs must be at least 1"),
         ({"measured_examples": 9}, "measured_examples must be from 1 to .* = 8, got 9"),
-        ({"conv_channels": (3, 4)}, r"as many numbers .*got \(3, 4\) and \(5,\)"),
+        ({"conv_channels": (3, 4)}, r"the same length .*got \(3, 4\) and \(5,\)"),
         ({"conv_sizes": (0,)}, r"at least 1, got \(3,\) and \(0,\)"),
         ({"conv_sizes": (12,)}, "images of 12 pixels: 12 -> 0 after"),
         ({"hidden_layers": -1}, "hidden_layers must be at least 0"),
@@ -228,7 +228,7 @@ def test_every_preset_is_whole(preset):
         ({"dataset": "imagenet"}, "dataset must be one of"),
         (
             {"conv_channels": (), "conv_sizes": (), "hidden_layers": 0},
-            "no units to replace",
+            "needs hidden units",
         ),
     ],
 )
@@ -242,7 +242,7 @@ def test_bad_values_are_named_with_what_is_allowed(fields, message):
 
 def test_mistakes_in_the_data_show_before_anything_is_written(tmp_path):
     config = tiny_pairs(dataset="class_files", data_dir=str(tmp_path))
-    with pytest.raises(ValueError, match="holds no class files"):
+    with pytest.raises(ValueError, match="contains no class files"):
         runner.run(config, tmp_path / "run", MAKE_PROBLEM)
     assert not (tmp_path / "run").exists()
 

@@ -154,7 +154,7 @@ def test_initial_weights_have_the_gain_of_the_activation():
         ({"measured_examples": 41}, "measured_examples must be from 1 to"),
         ({"rank_method": "svdd"}, "gram"),
         ({"hidden_layers": -1}, "hidden_layers must be at least 0"),
-        ({"hidden_layers": 0}, "no units to replace"),
+        ({"hidden_layers": 0}, "needs hidden units"),
     ],
 )
 def test_bad_values_are_named_with_what_is_allowed(fields, message):

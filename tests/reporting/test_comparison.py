@@ -185,9 +185,9 @@ def test_unequal_tuning_is_named():
     [
         (4, 3, "^1 seed is left to evaluate backprop, .* at least 5"),
         (3, 3, "^No seed is left"),
-        (8, 9, "--tuning_seeds=9 of 8 seeds"),
-        (8, 0, "good has 3 settings and no seeds .*--tuning_seeds=N"),
-        (8, None, "good has 3 settings and no seeds"),
+        (8, 9, "--tuning_seeds=9, but only 8 seeds"),
+        (8, 0, "good has 3 settings but no seeds .*--tuning_seeds=N"),
+        (8, None, "good has 3 settings but no seeds"),
     ],
 )
 def test_too_few_seeds_are_refused(num_seeds, tuning_seeds, message):

@@ -116,7 +116,7 @@ def test_errors_that_diverged_are_written_as_infinite():
         *("adam", "weight_decay 0.2 †", "6, 1 diverged", "inf", "0.335", "+inf", "-"),
         *("83 %", "diverged"),
     ]
-    assert "* Seeds that diverged: adam 1 of 6. A seed that diverged has" in text
+    assert "* Seeds that diverged: adam 1 of 6. From the task in which it" in text
 
 
 def test_flags_leave_a_run_the_chosen_settings():

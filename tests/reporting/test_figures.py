@@ -127,7 +127,7 @@ def test_a_folder_without_results_is_named_and_nothing_is_drawn(tmp_path, capsys
     with pytest.raises(SystemExit) as error:
         figures._main(["figures", str(tmp_path / "nowhere")])
     assert error.value.code == 1
-    assert "nowhere does not exist; give the folder" in capsys.readouterr().err
+    assert "nowhere does not exist: pass the folder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

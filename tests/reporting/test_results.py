@@ -68,7 +68,9 @@ def test_loading_a_folder_without_results_says_so(tmp_path):
 def test_a_damaged_file_is_named_with_the_way_to_get_it_back(tmp_path):
     path = run_results.save(run_results.join_cases([make_case()], {}), tmp_path)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(OSError, match=r"results.nc cannot be read: .*truncated.*anew"):
+    with pytest.raises(
+        OSError, match=r"results.nc cannot be read: .*truncated.*rewrite it"
+    ):
         run_results.load(tmp_path)
 
 
@@ -92,7 +94,7 @@ def test_a_locked_file_is_named_with_what_helps(tmp_path):
         (["--csv"], 0, "backprop,0.1,5,0,,accuracy,0\n"),
         (["--tasks=0,3"], 1, "choose from 0 to 2"),
         (["--tasks=first"], 1, "--tasks=0,10,-1"),
-        (["--tasks=0", "--csv"], 1, "leave out"),
+        (["--tasks=0", "--csv"], 1, "omit either"),
     ],
 )
 def test_the_command_prints_a_run_or_says_what_is_wrong(

@@ -140,7 +140,7 @@ def test_methods_are_evaluated_on_the_seeds_that_they_share_with_the_reference()
             {"cases": {"l2": {"activation": "tanh"}}},
             r"cases.l2.activation \(relu and tanh\)",
         ),
-        ({"score": "error"}, "first measures accuracy, second error"),
+        ({"score": "error"}, "first measures accuracy, but second measures error"),
     ],
 )
 def test_runs_of_different_streams_or_learners_cannot_be_compared(fields, message):

@@ -84,7 +84,7 @@ def test_no_flipped_bit_goes_unnoticed(saved, tmp_path, capsys):
         printed = capsys.readouterr()
         message = printed.out + printed.err
         assert "'case' after 4 tasks is damaged" in message
-        assert "going on from the one after 3 tasks" in message
+        assert "continuing from the one after 3 tasks" in message
         if name.name != "SHA256SUMS":
             assert name.name in message
         # The damaged one is gone, so that it can be written again.
@@ -237,8 +237,8 @@ def test_damaged_records_are_taken_from_the_copy_or_the_checkpoint_before(
         return
     again = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
     said = {
-        "one": f"{paths[0]} was damaged, and is written anew from its copy",
-        "last of both": "after 5 tasks is damaged (records); going on from the one "
+        "one": f"{paths[0]} was damaged and has been restored from its copy",
+        "last of both": "after 5 tasks is damaged (records); continuing from the one "
         "after 4 tasks",
     }
     assert said[damage] in capsys.readouterr().err

@@ -99,13 +99,13 @@ def test_lanes_that_together_exceed_the_memory_are_refused(monkeypatch):
     [
         (
             OSError(errno.ENOSPC, "No space left on device"),
-            ("OSError: [Errno 28] No space", "Make room for RUN: then the same"),
+            ("OSError: [Errno 28] No space", "Free disk space for RUN; then the"),
         ),
         (
             jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 0x1"),
             (
                 "JaxRuntimeError: RESOURCE_EXHAUSTED: Out",
-                "Lower what is large in",
+                "Lower the large numbers in",
             ),
         ),
     ],
@@ -158,7 +158,7 @@ def test_a_disk_that_is_full_when_figures_are_drawn_leaves_the_table(
     assert command_line.train(config, tmp_path, permuted_mnist.make_problem) == 1
     printed = capsys.readouterr()
     assert "| backprop" in printed.out
-    assert f"Make room for {tmp_path}" in printed.err
+    assert f"Free disk space for {tmp_path}" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,9 @@ def test_a_linear_model_takes_no_dropout():
     with pytest.raises(ConfigError, match=r"'linear' does not take it"):
         check_has_effect(config, "dropout_rate", "linear")
     config.cases.linear.sweep = {"dropout_rate": (0.1, 0.2)}
-    with pytest.raises(ConfigError, match=r"linear\.sweep holds 'dropout_rate', which"):
+    with pytest.raises(
+        ConfigError, match=r"linear\.sweep contains 'dropout_rate', which"
+    ):
         make_cases(config)
 
 
@@ -189,5 +191,5 @@ def test_an_override_that_no_case_takes_has_no_effect():
         check_has_effect(config, "replacement_rate", "backprop")
     check_has_effect(config, "replacement_rate", "continual_backprop")
     config.cases.continual_backprop.replacement_rate = 0.5
-    with pytest.raises(ConfigError, match=r"own: set --config\.cases\.continual_backp"):
+    with pytest.raises(ConfigError, match=r"it: set --config\.cases\.continual_backp"):
         check_has_effect(config, "replacement_rate")

@@ -104,7 +104,7 @@ def test_without_overwrite_all_is_kept(run):
 )
 def test_overwrite_refuses_what_no_run_has_written(run, name):
     write(run, name)
-    refused(run, rf"no run has written: {name}\. Nothing was", overwrite=True)
+    refused(run, rf"no run wrote: {name}\. Nothing was", overwrite=True)
 
 
 @pytest.mark.parametrize("kind", ["file", "folder", "run"])
@@ -124,7 +124,7 @@ def test_overwrite_never_follows_a_link(run, tmp_path, kind):
     before = files(tmp_path)
     message = refused(
         folder,
-        "is a symbolic link" if kind == "run" else "no run has written",
+        "is a symbolic link" if kind == "run" else "no run wrote",
         overwrite=True,
     )
     assert (f"--workdir={elsewhere}" in message) == (kind == "run")

@@ -31,7 +31,7 @@ def test_help_names_each_field_once_with_its_value(config):
     assert [name for name, _ in rows] == list(config)
     values = dict(rows)
     assert values["num_tasks"] == str(config.num_tasks)
-    assert "share of eligible units replaced per update, in [0, 1]; 0 is off" in (
+    assert "fraction of eligible units replaced per update, in [0, 1]; 0 is off" in (
         " ".join(text.split())
     )
     assert max(map(len, text.splitlines())) <= 88
@@ -52,6 +52,6 @@ def test_the_command_shows_its_flags_and_the_chosen_config():
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Online Permuted MNIST")
-    assert re.search(r"^  hidden_units +7 +units of", done.stdout, re.MULTILINE)
+    assert re.search(r"^  hidden_units +7 +units per", done.stdout, re.MULTILINE)
     for flag in ("--workdir", "--cases", "--hook", "--profile"):
         assert re.search(rf"^  {flag} ", done.stdout, re.MULTILINE)

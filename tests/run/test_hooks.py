@@ -104,7 +104,7 @@ def test_a_flag_names_a_hook(tmp_path, monkeypatch, capsys):
     status = command_line.train(tiny(), tmp_path, make_problem, hooks=["my_hooks:nte"])
     assert status == 1
     assert "--hook=my_hooks:nte cannot be imported" in capsys.readouterr().err
-    with pytest.raises(ConfigError, match="which cannot be called"):
+    with pytest.raises(ConfigError, match="which is not callable"):
         load_hook("my_hooks:tasks")
 
 

@@ -41,7 +41,7 @@ def test_sweeping_what_cannot_be_traced_is_an_error(name):
     config = tiny_digits()
     with config.sweep.unlocked():
         config.sweep[name] = (1, 2)
-    with pytest.raises(ValueError, match=f"config.sweep .*hold.* '{name}'") as error:
+    with pytest.raises(ValueError, match=f"config.sweep .*contain.* '{name}'") as error:
         make_grid(config)
     assert ("config.cases" in str(error.value)) == (name in config)
 
@@ -93,7 +93,9 @@ def test_an_infinite_maturity_replaces_nobody_and_is_allowed():
 def test_a_value_swept_twice_is_an_error(values):
     config = tiny_digits()
     config.sweep.step_size = values
-    with pytest.raises(ConfigError, match="config.sweep.step_size holds a value twice"):
+    with pytest.raises(
+        ConfigError, match="config.sweep.step_size contains a value twice"
+    ):
         make_grid(config)
 
 

@@ -48,7 +48,7 @@ def forget_record(folder):
     [
         (
             lambda: jax.enable_x64(True),
-            r"jax_enable_x64: False -> True, .* set JAX_ENABLE_X64=False to go on",
+            r"jax_enable_x64: False -> True, .* set JAX_ENABLE_X64=False to continue",
         ),
         (
             lambda: jax.threefry_partitionable(False),
@@ -56,9 +56,9 @@ def forget_record(folder):
         ),
         (
             lambda: jax.default_matmul_precision("highest"),
-            "None -> highest, .* unset JAX_DEFAULT_MATMUL_PRECISION to go on",
+            "None -> highest, .* unset JAX_DEFAULT_MATMUL_PRECISION to continue",
         ),
-        (lambda: seed_offset(3), "0 -> 3, .* set JAX_RANDOM_SEED_OFFSET=0 to go on"),
+        (lambda: seed_offset(3), "0 -> 3, .* set JAX_RANDOM_SEED_OFFSET=0 to continue"),
     ],
 )
 def test_settings_that_change_numbers_are_refused_on_resume(tmp_path, setting, message):
@@ -145,10 +145,10 @@ def test_a_checkpoint_with_other_keys_says_so(held, message):
 
 def test_a_checkpoint_in_other_bits_says_so():
     wide, narrow = np.zeros((2, 5), np.float64), np.zeros((2, 5), np.float32)
-    with pytest.raises(CheckpointError, match="64 bits.*Set JAX_ENABLE_X64=True"):
+    with pytest.raises(CheckpointError, match="64-bit.*Set JAX_ENABLE_X64=True"):
         storage.from_dict({"0": wide}, {"params": narrow}, "case")
     with (
         jax.enable_x64(True),
-        pytest.raises(CheckpointError, match="32 bits.*Set JAX_ENABLE_X64=False"),
+        pytest.raises(CheckpointError, match="32-bit.*Set JAX_ENABLE_X64=False"),
     ):
         storage.from_dict({"0": narrow}, {"params": wide}, "case")

@@ -71,9 +71,12 @@ def test_a_case_gets_another_method_and_what_this_takes():
         ("cases.backprop.step_size=a", r"cases\.backprop\.step_size=a: could not"),
         ("cases.backprop.hidden_units=2.5", r"hidden_units=2.5: invalid"),
         ("cases.backprop.sweep.stepsize=(1,)", "'stepsize': did you mean 'step_size'"),
-        ("cases.backprop.sweep.activation=(1,)", "'activation'.*values cases of"),
+        ("cases.backprop.sweep.activation=(1,)", "'activation'.*each value a case"),
         ("sweep.replacment_rate=(1,)", "did you mean 'replacement_rate'"),
-        ("sweep.hidden_units=(1,)", r"'hidden_units'.*values cases of config\.cases"),
+        (
+            "sweep.hidden_units=(1,)",
+            r"'hidden_units'.*each value a case in config\.cases",
+        ),
     ],
 )
 def test_what_cannot_be_set_is_named_in_one_line(flag, message):

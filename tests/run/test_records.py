@@ -84,5 +84,5 @@ def test_damage_of_both_copies_is_an_error_only_for_what_is_damaged(written):
 def test_a_file_that_was_deleted_is_not_filled_up_with_zeros(written):
     file, paths, ends = written
     paths[1].unlink()
-    with pytest.raises(OSError, match=r"records\.copy has lost what was written"):
+    with pytest.raises(OSError, match=r"records\.copy has lost earlier records"):
         file.append(ends[3], block(3))

@@ -78,7 +78,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch, stop
         return run_task(self, state, task)
 
     monkeypatch.setattr(CompiledCase, "run_task", counted)
-    with pytest.raises(runner.Interrupted, match="goes on from there"):
+    with pytest.raises(runner.Interrupted, match="continues from there"):
         runner.run(config, tmp_path / "run", MAKE_PROBLEM)
     assert len(calls) == stop_at
     resumed = runner.run(config, tmp_path / "run", MAKE_PROBLEM)
@@ -127,7 +127,7 @@ def test_a_run_of_another_version_is_refused(finished, tmp_path):
 def test_a_folder_that_holds_no_run_is_never_deleted(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     for overwrite in (False, True):
-        with pytest.raises(RunFolderError, match="holds no run"):
+        with pytest.raises(RunFolderError, match="contains no run"):
             runner.run(tiny_digits(), tmp_path, MAKE_PROBLEM, overwrite=overwrite)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 

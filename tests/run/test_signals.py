@@ -81,7 +81,7 @@ def test_a_repeated_signal_saves_first(whole, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().err
     assert printed.count("SIGUSR1 received") == 1
     assert "Task 1 of case 'backprop' ends first (about " in printed
-    assert "A kill before loses this task and 1 before it" in printed
+    assert "A kill before then loses this task and 1 before it" in printed
     same(run(tmp_path), whole)
 
 
@@ -224,20 +224,20 @@ def test_the_clock_saves_after_a_long_task_and_tells_what_a_kill_loses(monkeypat
             now[0] += seconds
 
     with clock.task():
-        assert "Task 5 of case 'case' ends first (the time is not" in clock.outlook()
+        assert "Task 5 of case 'case' ends first (time unknown" in clock.outlook()
         now[0] += 12
     assert not clock.is_due()
     with clock.task():
         now[0] += 5
         assert "(about 7 s more)" in clock.outlook()
-        assert "loses this task and 1 before it;" in clock.outlook()
+        assert "loses this task and 1 before it." in clock.outlook()
         now[0] += 5
     assert clock.is_due()
     with clock.save():
         now[0] += 3
     with clock.task():
         assert "which took 3.0 s the last time. A kill" in clock.outlook()
-        assert "loses this task;" in clock.outlook()
+        assert "loses this task." in clock.outlook()
         now[0] += 25
     # A checkpoint that takes 3 seconds is worth 30 seconds of training.
     assert not clock.is_due()

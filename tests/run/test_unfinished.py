@@ -111,7 +111,7 @@ def test_results_of_an_unfinished_run_are_shown_with_a_remark(
         printed = capsys.readouterr()
         assert "backprop" in printed.out
         assert HOW_FAR.format(1) in printed.err
-        assert "started again, goes on" in printed.err
+        assert "Run its command again" in printed.err
 
 
 def test_figures_of_an_unfinished_run_are_drawn_with_a_remark(
@@ -148,7 +148,7 @@ def test_an_unfinished_run_is_not_compared(dead, monkeypatch, capsys, is_tuning_
         )
     message = capsys.readouterr().err
     assert f"is unfinished ({HOW_FAR.format(1)})" in message
-    assert "started again, goes on" in message
+    assert "run its command again" in message
 
 
 def test_unfinished_results_take_a_small_share_of_a_run(tmp_path, monkeypatch):
@@ -191,4 +191,4 @@ def test_a_run_goes_on_where_unfinished_results_cannot_be_written(
     monkeypatch.setattr(run_results, "save", fail_once)
     dataset = runner.run(tiny_digits(num_tasks=1), tmp_path, MAKE_PROBLEM)
     assert np.isfinite(dataset.accuracy).all()
-    assert "Permission denied. The run goes on" in capsys.readouterr().err
+    assert "Permission denied. The run continues" in capsys.readouterr().err

@@ -81,18 +81,22 @@ def swap(number, images):
 @pytest.mark.parametrize(
     ("classes", "options", "message"),
     [
-        (IMAGES, {"num_classes": 4}, "classes has 3 classes, but 4 are wanted"),
-        (IMAGES, {"train": 4}, r"0\.npy has 5 images, but 6 are wanted of each class"),
+        (IMAGES, {"num_classes": 4}, "classes has 3 classes, but 4 are needed"),
+        (IMAGES, {"train": 4}, r"0\.npy has 5 images, but 6 per class are needed"),
         (swap(2, IMAGES[2, :4]), {}, r"2\.npy has 4 images, but 5"),
-        (swap(1, IMAGES[1] / 255), {}, r"1\.npy holds float64, but 0\.npy uint8"),
-        (swap(1, IMAGES[1, :, :3]), {}, r"1\.npy holds an array \(5, 3, 6, 3\), but"),
-        (IMAGES[..., :2], {}, r"0\.npy holds an array \(5, 4, 6, 2\); class files"),
-        (IMAGES[:, :, :3], {}, r"\(5, 3, 6, 3\); class files hold \[images, channels"),
-        (IMAGES[..., 0], {}, r"0\.npy holds an array \(5, 4, 6\); class files"),
-        (IMAGES.astype(int), {}, "0.npy holds int64; class files hold uint8 or floats"),
-        (IMAGES / 255 - 0.5, {}, "holds pixels from -0.5 to 0.5; floats must be from"),
-        (IMAGES * 2.0, {}, "holds pixels from 0 to 510; floats must be"),
-        (IMAGES * np.nan, {}, "holds pixels from nan to nan"),
+        (
+            swap(1, IMAGES[1] / 255),
+            {},
+            r"1\.npy has dtype float64, but 0\.npy has uint8",
+        ),
+        (swap(1, IMAGES[1, :, :3]), {}, r"1\.npy has shape \(5, 3, 6, 3\), but"),
+        (IMAGES[..., :2], {}, r"0\.npy has shape \(5, 4, 6, 2\); class files"),
+        (IMAGES[:, :, :3], {}, r"\(5, 3, 6, 3\); class files must be \[images"),
+        (IMAGES[..., 0], {}, r"0\.npy has shape \(5, 4, 6\); class files"),
+        (IMAGES.astype(int), {}, "0.npy has dtype int64; class files must be"),
+        (IMAGES / 255 - 0.5, {}, "has pixels from -0.5 to 0.5; floats must be from"),
+        (IMAGES * 2.0, {}, "has pixels from 0 to 510; floats must be"),
+        (IMAGES * np.nan, {}, "has pixels from nan to nan"),
     ],
 )
 def test_what_is_wrong_with_class_files_is_said(tmp_path, classes, options, message):
@@ -102,7 +106,7 @@ def test_what_is_wrong_with_class_files_is_said(tmp_path, classes, options, mess
 
 
 def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(DatasetError, match=r"holds no class files.*--config.data_dir"):
+    with pytest.raises(DatasetError, match=r"contains no class files.*config.data_dir"):
         load(tmp_path)
     with pytest.raises(DatasetError, match="'nowhere' is not a folder"):
         load("nowhere")
@@ -110,7 +114,9 @@ def test_missing_files_and_folders_are_named(tmp_path):
         load("")
     write(tmp_path, IMAGES)
     (tmp_path / "classes" / "1.npy").unlink()
-    with pytest.raises(DatasetError, match=r"lacks 1 of the 3 class files, 1\.npy"):
+    with pytest.raises(
+        DatasetError, match=r"lacks 1 of the 3 class files, starting with 1\.npy"
+    ):
         load(tmp_path)
     (tmp_path / "classes" / "1.npy").write_text("no array")
     with pytest.raises(DatasetError, match=r"1\.npy cannot be read as a NumPy array"):
@@ -158,11 +164,11 @@ def test_the_first_images_of_each_class_are_kept_of_a_large_set(tmp_path, monkey
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_classes": 11}, "has 10 classes, but 11 are wanted"),
-        ({"num_classes": 4}, "has 0 images of class 3 in its split 'train', but 5 are"),
+        ({"num_classes": 11}, "has 10 classes, but 11 are needed"),
+        ({"num_classes": 4}, "has 0 images of class 3 in its split 'train', but 5 per"),
         (
             {"num_classes": 3, "train": 2333},
-            "has 2333 images of class 1 .*but 2335 are",
+            "has 2333 images of class 1 .*but 2335 per",
         ),
     ],
 )

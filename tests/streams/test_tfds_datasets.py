@@ -213,7 +213,7 @@ def test_a_set_that_is_not_prepared_names_what_is_there(tmp_path, monkeypatch):
     )
     (copy.parent / f"incomplete.AB12_{version}").mkdir()
     message = load_error("cifar100", tmp_path)
-    assert_names(message, f"only version 1.0.0, while version {version} is")
+    assert_names(message, f"tensorflow-datasets needs version {version}")
     assert_names(message, f"an unfinished preparation, incomplete.AB12_{version}")
     (copy.parent / version).mkdir()
     message = load_error("cifar100", tmp_path)

@@ -267,7 +267,7 @@ def test_devices_that_wait_for_one_another_are_named():
 
 
 def test_other_texts_are_refused():
-    with pytest.raises(HloError, match="no HLO text.*'module @jit'"):
+    with pytest.raises(HloError, match="'module @jit.*is not the HLO text"):
         count("module @jit")
     text = program(ADD, loop_body(fusion("y", "x"), "y"), CONDITION)
     with pytest.raises(HloError, match="no loop of 100 updates"):
