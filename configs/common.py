@@ -1,14 +1,16 @@
 """The fields that the configs of all problems share, and how presets become configs.
 
 The hyperparameters of a method, their published values and their ranges are declared
-with the method, in experiments/learning/methods.py. A run adds those that its cases
-take but its config omits.
+with the method, in experiments/learning/methods.py; a config has those that its cases
+take.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
+
+from experiments.run.config import complete
 
 _LEARNER = {
     "method": "continual_backprop",  # A name in experiments/learning/methods.py.
@@ -61,8 +63,8 @@ def make_config(
       problem: fields of the problem, and overrides of the shared fields.
 
     Returns:
-      The config, without hyperparameters that have their default values; a run adds
-      these.
+      The config, with all hyperparameters that its cases take. It accepts new cases and
+      sweeps, but no other new fields, so that a misspelled field is an error.
 
     Raises:
       ValueError: unknown preset.
@@ -70,4 +72,7 @@ def make_config(
     if preset not in presets:
         raise ValueError(f"Unknown preset {preset!r}; choose from {list(presets)}.")
     fields = _LEARNER | _LANES | _OUTPUT | dict(problem) | dict(presets[preset])
-    return ConfigDict(fields | {"preset": preset})
+    config = complete(ConfigDict(fields | {"preset": preset})).lock()
+    config.cases.unlock()
+    config.sweep.unlock()
+    return config

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from cbp_jax import metrics
 from experiments.learning.checks import (
+    ConfigError,
     check_batch_size,
     check_choice,
     check_measured_examples,
@@ -106,6 +107,7 @@ def make_stream_problem(
             examples = Deferred(examples, lambda pair: pair)
         items, read = examples
         first = jax.tree.map(lambda leaf: leaf[: config.measured_examples], items)
+        _check_examples(config, items, *read(first), input_shape, num_outputs, loss)
         with jax.named_scope("measures"):
             measures = layer_measures(
                 config, learner, hyperparameters, state, *read(first), task
@@ -138,6 +140,55 @@ def make_stream_problem(
         updates_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
+
+
+def _check_examples(
+    config: Any,
+    items: Any,
+    inputs: jax.Array,
+    targets: jax.Array,
+    input_shape: tuple[int, ...],
+    num_outputs: int,
+    loss: str,
+) -> None:
+    """Raises ConfigError if a stream returns something other than it should.
+
+    Args:
+      config: the case's config.
+      items: of the whole task.
+      inputs: the first inputs.
+      targets: the first targets.
+      input_shape: shape of one input.
+      num_outputs: number of classes, or of targets.
+      loss: a key of `LOSSES`.
+    """
+    numbers = {len(leaf) for leaf in jax.tree.leaves(items)}
+    if numbers != {config.examples_per_task}:
+        found = " and ".join(map(str, sorted(numbers)))
+        raise ConfigError(
+            f"The stream returns {found} examples, but "
+            f"config.examples_per_task is {config.examples_per_task}: return one row "
+            "for each example."
+        )
+    if inputs.shape[1:] != tuple(input_shape):
+        raise ConfigError(
+            f"The stream returns inputs of shape {inputs.shape[1:]}, but input_shape "
+            f"is {tuple(input_shape)}: change one of them."
+        )
+    found = f"The stream returns {targets.dtype} targets of shape {targets.shape[1:]}"
+    if loss == "cross_entropy":
+        if targets.ndim != 1 or not jnp.issubdtype(targets.dtype, jnp.integer):
+            raise ConfigError(
+                f"{found} per example, but {loss} needs an int32 class from 0 to "
+                f"{num_outputs - 1}, of shape ()."
+            )
+        return
+    allowed = [(num_outputs,), *([()] if num_outputs == 1 else [])]
+    if targets.shape[1:] not in allowed:
+        raise ConfigError(
+            f"{found} per example, but with num_outputs={num_outputs} {loss} needs "
+            f"{' or '.join(map(str, allowed))}."
+        )
 
 
 class _Score(NamedTuple):

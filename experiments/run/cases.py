@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.learning.checks import ConfigError
 from experiments.learning.problem import Measured, Problem
 from experiments.learning.replacement_log import ReplacementLog
 from experiments.run import machine, storage
@@ -81,7 +82,11 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
     cases = []
     for name, case_config in make_cases(config).items():
         grid = make_grid(case_config)
-        problem = make_problem(case_config)
+        try:
+            problem = make_problem(case_config)
+        except AttributeError as error:
+            _check_is_a_field(error, case_config)
+            raise
         lane = jax.tree.map(lambda leaf: leaf[0], grid.lanes)
         state = jax.eval_shape(_init_lane(case_config, problem), lane)
         machine.check_fits(name, case_config, state, len(grid.lanes.seed))
@@ -90,6 +95,16 @@ def prepare_cases(config: Any, make_problem: Callable[[Any], Problem]) -> list[C
         jax.eval_shape(run_lane, state, lane, task, problem.data)
         cases.append(Case(name, case_config, grid, problem))
     return cases
+
+
+def _check_is_a_field(error: AttributeError, config: Any) -> None:
+    """Raises ConfigError if an error is about a field that the config does not have."""
+    name = str(error).strip("'\"")
+    if name.isidentifier() and name not in config:
+        raise ConfigError(
+            f"The config has no field {name!r}, which the problem needs. Is it the "
+            "config of another program?"
+        ) from error
 
 
 class CompiledCase:

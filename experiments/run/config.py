@@ -428,11 +428,16 @@ def make_grid(config: Any) -> LaneGrid:
                 "program: make each value a case in config.cases. The sweep can "
                 f"contain {list(HYPERPARAMETERS)}."
             )
-    swept = {
-        name: tuple(config.sweep[name])
-        for name in HYPERPARAMETERS
-        if config.sweep.get(name)
-    }
+    swept = {}
+    for name in HYPERPARAMETERS:
+        values = config.sweep.get(name, ())
+        if not isinstance(values, list | tuple):
+            raise ConfigError(
+                f"config.sweep.{name} is {values!r}, which is not a tuple: write "
+                "(0.1, 0.2), or (0.1,) for a single value."
+            )
+        if values:
+            swept[name] = tuple(values)
     names = [name for name in HYPERPARAMETERS if name in config]
     for name in names:
         HYPERPARAMETERS[name].range.check(name, config[name])

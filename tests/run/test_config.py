@@ -1,13 +1,17 @@
 import pytest
-from tiny_runs import tiny_digits
+from tiny_runs import tiny_bits, tiny_digits
 
+from configs import pmnist
+from experiments import permuted_mnist
 from experiments.learning.checks import ConfigError
 from experiments.run import provenance
+from experiments.run.cases import prepare_cases
 from experiments.run.config import (
     check_has_effect,
     complete,
     keep_cases,
     make_cases,
+    make_grid,
 )
 
 
@@ -42,6 +46,29 @@ def test_a_linear_model_takes_no_dropout():
         ConfigError, match=r"linear\.sweep contains 'dropout_rate', which"
     ):
         make_cases(config)
+
+
+def test_a_misspelt_field_of_a_preset_cannot_be_set():
+    config = pmnist.get_config("smoke")
+    with pytest.raises(AttributeError, match='Did you mean "num_tasks"'):
+        config.num_task = 3
+    config.cases.redo = {"method": "redo", "redo_every": 50}
+    config.sweep.redo_threshold = (0.1, 0.2)
+    assert make_grid(make_cases(config)["redo"]).shape == (2, config.num_seeds)
+
+
+@pytest.mark.parametrize("values", ["12", 0.1])
+def test_a_sweep_must_be_a_tuple(values):
+    config = tiny_digits(sweep={"step_size": values})
+    with pytest.raises(
+        ConfigError, match=r"sweep\.step_size is .*write \(0\.1, 0\.2\)"
+    ):
+        make_grid(make_cases(config)["backprop"])
+
+
+def test_the_config_of_another_program_is_refused():
+    with pytest.raises(ConfigError, match="no field 'sampling'.*another program"):
+        prepare_cases(tiny_bits(), permuted_mnist.make_problem)
 
 
 def test_a_misspelt_override_names_the_field_it_may_mean():
