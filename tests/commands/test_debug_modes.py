@@ -15,6 +15,8 @@ from experiments import (
 from experiments.run import cases, runner
 from experiments.run.config import complete
 
+pytestmark = pytest.mark.slow
+
 ONE = {"continual_backprop": {"method": "continual_backprop"}}
 REDO = {"redo": {"method": "redo", "redo_threshold": 0.9, "redo_every": 10}}
 PROBLEMS = {
@@ -58,7 +60,6 @@ def test_a_run_has_no_fault(name, tmp_path):
     assert found.gradient_norm.sel(layer="head").notnull().all()
 
 
-@pytest.mark.slow
 @EACH
 def test_no_tracer_leaks(name):
     make_config, module = PROBLEMS[name]

@@ -191,7 +191,17 @@ def test_every_preset_is_whole_and_divides_its_examples(preset):
     assert lanes == {"default": 30, "cbp": 600, "smoke": 2}.get(preset, 300)
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize(
+    "preset",
+    [
+        *("default", "smoke"),
+        *(
+            pytest.param(preset, marks=pytest.mark.slow)
+            for preset in PRESETS
+            if preset not in ("default", "smoke")
+        ),
+    ],
+)
 def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
     config = scr.get_config(preset)
     shrink_bits(config)

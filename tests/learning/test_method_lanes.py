@@ -33,6 +33,7 @@ FIXED = {
 NORMALIZATION = {"online_norm_forward_decay": (0.8, 0.9)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [*SWEEPS, "online"])
 def test_every_lane_equals_its_solo_run(method):
     case = {"method": method, "sweep": SWEEPS.get(method)} | FIXED.get(method, {})

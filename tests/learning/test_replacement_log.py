@@ -93,6 +93,7 @@ def test_a_full_log_keeps_the_first_events_and_counts_the_rest(stepped):
         np.testing.assert_array_equal(getattr(log, field), getattr(full, field)[:2])
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_log_and_draws_survival(tmp_path, capsys):
     config = log_config(num_tasks=3, replacement_log=50)
     dataset = runner.run(config, tmp_path, permuted_mnist.make_problem)

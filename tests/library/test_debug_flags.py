@@ -16,6 +16,8 @@ import cbp_jax
 from cbp_jax import layers, metrics, networks
 from cbp_jax._numbers import average_weight
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def _no_promotion():

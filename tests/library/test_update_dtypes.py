@@ -200,6 +200,7 @@ def transforms(params):
     }
 
 
+@pytest.mark.slow
 @PAIRS
 def test_all_that_leads_params_to_a_value(param_dtype, update_dtype):
     """One program for all of them, which compiles faster."""

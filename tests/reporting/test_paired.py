@@ -12,6 +12,7 @@ def skewed(random, size):
     return random.exponential(size=size) - 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("num_seeds", "draw", "coverage"),
     [

@@ -247,7 +247,16 @@ def test_damaged_records_are_taken_from_the_copy_or_the_checkpoint_before(
         assert path.read_bytes() == other.read_bytes()
 
 
-@pytest.mark.parametrize("stage", ["first copy", "both copies", "not listed"])
+@pytest.mark.parametrize(
+    "stage",
+    [
+        *(
+            pytest.param(stage, marks=pytest.mark.slow)
+            for stage in ("first copy", "not listed")
+        ),
+        "both copies",
+    ],
+)
 def test_a_kill_between_the_records_and_their_checkpoint_loses_no_more(
     whole, tmp_path, stage
 ):

@@ -148,6 +148,7 @@ def test_a_sweep_too_large_for_the_memory_runs_in_blocks(limit, expected):
     assert blocks.fit_block(memory_needed, 100, limit) == expected
 
 
+@pytest.mark.slow
 def test_memory_needed_grows_with_the_lanes_of_a_block():
     (case,) = cases.prepare_cases(sweep_config(), MAKE_PROBLEM)
     one, eight = (CompiledCase(case, block).memory_needed() for block in (1, 8))
