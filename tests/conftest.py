@@ -5,6 +5,7 @@ into compiling them. XLA is told to optimize little, which takes it less than ha
 it; `full_optimization.py` is for tests of what its optimizations could break.
 """
 
+import gc
 import os
 import platform
 import shutil
@@ -22,6 +23,9 @@ if jaxlib.version.__version_info__[:2] == (0, 10):
     os.environ["XLA_FLAGS"] = " ".join(
         (os.environ.get("XLA_FLAGS", ""), "--xla_cpu_use_fusion_emitters=false")
     )
+
+# JAX keeps millions of objects, through which Python would look again and again.
+gc.set_threshold(100_000, 50, 100)
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_disable_most_optimizations", True)

@@ -14,6 +14,8 @@ import tiny
 
 import cbp_jax
 
+pytestmark = pytest.mark.slow
+
 NUM_STEPS = 20
 WIDTHS = (8, 16, 16, 4)
 LAYERS = ("dense_0", "dense_1", "head")

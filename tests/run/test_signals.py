@@ -17,6 +17,8 @@ from experiments.run.cases import CompiledCase
 from experiments.run.folder import LOCK_FILE
 from experiments.run.signals import SaveClock, stop_signals
 
+pytestmark = pytest.mark.slow
+
 MAKE_PROBLEM = permuted_mnist.make_problem
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 NUMBERS = [getattr(signal, name) for name in NAMES]

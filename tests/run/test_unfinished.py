@@ -13,6 +13,8 @@ from experiments.reporting import files, run_results, survival
 from experiments.run import runner
 from experiments.run.cases import CompiledCase
 
+pytestmark = pytest.mark.slow
+
 MAKE_PROBLEM = permuted_mnist.make_problem
 TIMES = ["steps_per_second"]
 HOW_FAR = "tasks done: backprop 3 of 3, continual_backprop {} of 3"
