@@ -161,6 +161,7 @@ def test_events_that_do_not_fit_are_reported(tmp_path, capsys):
         assert len(list(csv.DictReader(file))) == 2
 
 
+@pytest.mark.slow
 def test_a_resumed_run_takes_back_what_the_checkpoint_does_not_know(tmp_path):
     config = log_config(num_tasks=3, replacement_log=50, checkpoint_every=1)
     make_problem = permuted_mnist.make_problem
@@ -196,6 +197,7 @@ def test_survival_is_the_product_of_the_shares_that_live_on():
     np.testing.assert_allclose(share, [3 / 5, 3 / 5 * 1 / 2])
 
 
+@pytest.mark.slow
 def test_the_log_is_off_by_default(tmp_path):
     dataset = runner.run(log_config(num_tasks=1), tmp_path, permuted_mnist.make_problem)
     assert not (tmp_path / "replacements.csv").exists()

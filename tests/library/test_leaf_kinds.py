@@ -89,6 +89,7 @@ def by_name(params, tree):
     return dict(zip(names, jax.tree.leaves(tree), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("library", TREES)
 def test_kernels_gains_and_biases_are_told_apart(library):
     build, kernels, gain = TREES[library]

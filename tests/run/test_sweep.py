@@ -77,6 +77,7 @@ def test_a_swept_replacement_rate_replaces_more(swept):
     assert (often.mean() < rare.mean()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", [2, 8])
 def test_lanes_per_block_only_change_the_rounding(swept, tmp_path, block):
     dataset, _ = swept
