@@ -13,7 +13,7 @@ from experiments.reporting import run_results
 
 ROOT = pathlib.Path(__file__).parents[2]
 COPIED = (
-    *("cbp_jax", "configs", "experiments", "tests"),
+    *("cbp_jax", "configs", "docs", "experiments", "tests"),
     *("pyproject.toml", "README.md", "CONTRIBUTING.md"),
 )
 # Of runs and tests of pages, to make them short.
@@ -28,7 +28,7 @@ class Page:
     """A page, and a copy of the project in which it is followed."""
 
     def __init__(self, name, folder):
-        text = (ROOT / "docs" / name).read_text()
+        self.text = text = (ROOT / "docs" / name).read_text()
         self.commands = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
         self._files = re.findall(r'```python title="(.*?)"\n(.*?)```', text, re.DOTALL)
         self.folder = folder
@@ -80,7 +80,7 @@ def check_style(page, paths):
 def test_the_page_of_a_method(tmp_path):
     page = Page("your_first_method.md", tmp_path)
     check_style(page, page.write_files())
-    _, run, compare, test, record = page.commands
+    _, run, compare, test, record, describe = page.commands
     assert "l1_strength" in page.run(run, *TINY)
     dataset = run_results.load(tmp_path / "runs" / "l1")
     assert list(dataset.case.values) == ["backprop", "l1"]
@@ -89,6 +89,13 @@ def test_the_page_of_a_method(tmp_path):
     assert " passed" in page.run(test, "-n", "0", "-p", "no:cacheprovider")
     page.run(record)
     assert '"methods: l1"' in (tmp_path / "tests/golden/runs.json").read_text()
+    methods = tmp_path / "docs" / "methods.md"
+    (section,) = re.findall(r"```markdown\n(.*?)```", page.text, re.DOTALL)
+    methods.write_text(
+        methods.read_text().replace("### L2 init", f"{section}\n### L2 init")
+    )
+    check, _ = describe.splitlines()
+    assert " passed" in page.run(check, "-n", "0", "-p", "no:cacheprovider")
 
 
 @pytest.mark.slow
