@@ -1,6 +1,6 @@
 """Runs programs in the process of the tests, which costs next to nothing.
 
-The tests of the mark `processes` launch the real command line.
+Tests marked `slow` launch the real command line.
 """
 
 import contextlib
