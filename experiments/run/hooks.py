@@ -49,6 +49,18 @@ class HookError(RuntimeError):
     """A hook raised an exception; the results so far are saved."""
 
 
+def check_hooks(hooks: Sequence[Hook]) -> None:
+    """Raises ConfigError unless the hooks are a sequence of functions."""
+    if not isinstance(hooks, Sequence) or isinstance(hooks, str):
+        raise ConfigError(f"hooks is {hooks!r}: pass a list, as in hooks=[report].")
+    for hook in hooks:
+        if not callable(hook):
+            raise ConfigError(
+                f"hooks contains {hook!r}, which is not callable: pass functions that "
+                "take a TaskResult."
+            )
+
+
 class Hooks:
     """The hooks of a run, called by its first process only."""
 

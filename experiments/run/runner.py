@@ -24,7 +24,7 @@ from experiments.run.blocks import choose_block
 from experiments.run.cases import Case, CompiledCase, prepare_cases
 from experiments.run.config import complete
 from experiments.run.folder import RunFolderError, open_folder
-from experiments.run.hooks import Hook, Hooks, hooks_of
+from experiments.run.hooks import Hook, Hooks, check_hooks, hooks_of
 from experiments.run.logs import LogFile
 from experiments.run.messages import say
 from experiments.run.profiles import profiled_task
@@ -82,6 +82,7 @@ def run(
       KeyboardInterrupt: a second SIGINT came during a task, which is lost; the same
         call continues from the last checkpoint.
     """
+    check_hooks(hooks)
     config = complete(config)
     cases = prepare_cases(config, make_problem)
     all_hooks = [*hooks, *hooks_of(config, folder)]

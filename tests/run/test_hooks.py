@@ -91,6 +91,16 @@ def test_a_hook_that_fails_stops_the_run_after_it_is_saved(quiet, tmp_path, fail
     xr.testing.assert_identical(found.drop_vars(TIMES), wanted.drop_vars(TIMES))
 
 
+@pytest.mark.parametrize(
+    ("hooks", "message"),
+    [(print, "pass a list"), (["x"], "'x', which is not callable")],
+)
+def test_what_is_no_hook_is_refused_before_a_run(tmp_path, hooks, message):
+    with pytest.raises(ConfigError, match=message):
+        run_config(tiny_digits(), "permuted_mnist", tmp_path / "run", hooks=hooks)
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_flag_names_a_hook(tmp_path, monkeypatch, capsys):
     module = types.ModuleType("my_hooks")
     module.tasks = []
