@@ -19,9 +19,11 @@ import zlib
 
 REFERENCES = "references"
 PAPER = "methods of the paper"
-REGULARIZERS = "regularizers and optimizers"
+REGULARIZERS = "regularizers"
 RESETS = "resets of units and weights"
 LAYERS = "layers"
+LOSSES = "added losses"
+OPTIMIZERS = "optimizers"
 EVENTS = "events"
 CONTROLS = "controls"
 OTHERS = "others"
@@ -36,6 +38,8 @@ _DASHES: dict[str, Dashes] = {
     RESETS: (0, (6, 1.5, 1.2, 1.5)),
     LAYERS: (0, (1.5, 1.2)),
     EVENTS: (0, (6, 1.2, 1.2, 1.2, 1.2, 1.2)),
+    LOSSES: (0, (8, 1.5, 3, 1.5)),
+    OPTIMIZERS: (0, (3, 1)),
     CONTROLS: (0, (1.5, 3)),
     OTHERS: (0, (10, 3)),
 }

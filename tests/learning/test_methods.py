@@ -152,7 +152,7 @@ def test_a_method_that_is_off_has_the_state_of_the_optimizer_alone():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"family": "regularisers"}, "choose one of .*'regularizers and optimizers'"),
+        ({"family": "regularisers"}, "choose one of .*'regularizers'"),
         (
             {"hyperparameters": {"decay_rate": HYPERPARAMETERS["redo_every"]}},
             "'decay_rate' is declared twice",
