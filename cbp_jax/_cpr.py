@@ -24,7 +24,8 @@ class CPRState(NamedTuple):
 
     age: jax.Array  # int32 [N], optimizer updates since the last complete reset.
     utility: jax.Array  # [N], running average of the score since the last resets.
-    fraction: jax.Array  # [N], how far the last update has reset the unit.
+    # [N], how far the last update reset the unit; 0 after a complete reset, too.
+    fraction: jax.Array
 
 
 def cpr(

@@ -441,9 +441,7 @@ def reset_by_rule(
             replaced={
                 group.name: _no_units(group)
                 if group.group.frozen
-                else _reset_wholly(
-                    drawn[group.name].units, choices[group.name].fraction
-                )
+                else drawn[group.name].replaced
                 for group in groups
             },
             num_replaced=num_replaced,
@@ -564,6 +562,13 @@ class _Drawn(NamedTuple):
     # For each incoming leaf, the columns of K units; if K is N, an array that
     # broadcasts to the leaf, with new weights at the reset units.
     weights: tuple[jax.Array, ...]
+    # int32 [*S, N], as `units` without those reset in part; None if there are none.
+    whole_units: jax.Array | None = None
+
+    @property
+    def replaced(self) -> jax.Array:
+        """The units that are reset completely, as in the state."""
+        return self.units if self.whole_units is None else self.whole_units
 
 
 class _Extent(NamedTuple):
@@ -583,15 +588,8 @@ class _Extent(NamedTuple):
         return cls(is_reset, fraction == 1, fraction)
 
 
-def _reset_wholly(units: jax.Array, fraction: jax.Array | None) -> jax.Array:
-    """Returns the indices of units that are reset completely, int32 [*S, K].
-
-    Args:
-      units: the chosen units, int32 [*S, K], N where unused.
-      fraction: how far each unit is reset, [*S, N]; None for completely.
-    """
-    if fraction is None:
-        return units
+def _reset_wholly(units: jax.Array, fraction: jax.Array) -> jax.Array:
+    """Returns the indices of units [*S, K] whose fraction, of [*S, N], is 1."""
     own = jnp.take_along_axis(fraction, units, axis=-1, mode="clip")
     return jnp.where(own >= 1, units, fraction.shape[-1])
 
@@ -664,17 +662,24 @@ def _draw_if_due(
                 units[name],
                 _slice_keys(jax.random.fold_in(fresh_key, index), group.stack),
             )
-            is_used = _reset_wholly(units[name], fractions[name]) < group.num_units
+            is_used = units[name] < group.num_units
+            if fractions[name] is not None:
+                whole = _reset_wholly(drawn[name].units, fractions[name])
+                drawn[name] = drawn[name]._replace(whole_units=whole)
+                is_used = whole < group.num_units
             num_replaced[name] += jnp.sum(is_used, axis=-1, dtype=jnp.int32)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
         return drawn, next_key_if(_any_due(due), next_key, rng_key), num_replaced
 
     def skip(operand: PyTree) -> PyTree:
-        *_, rng_key, num_replaced = operand
+        _, _, fractions, rng_key, num_replaced = operand
         drawn, _, _ = jax.eval_shape(work, operand)
         drawn = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
         for group in live.values():
-            drawn[group.name] = drawn[group.name]._replace(units=_no_units(group))
+            none = _no_units(group)
+            drawn[group.name] = drawn[group.name]._replace(units=none)
+            if fractions[group.name] is not None:
+                drawn[group.name] = drawn[group.name]._replace(whole_units=none)
         return drawn, rng_key, dict(num_replaced)
 
     scores = {group.name: choices[group.name].score for group in live.values()}
