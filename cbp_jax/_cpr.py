@@ -23,7 +23,7 @@ class CPRState(NamedTuple):
     """State of calibrated partial resets for the units of one group."""
 
     age: jax.Array  # int32 [N], optimizer updates since the last complete reset.
-    utility: jax.Array  # [N], running average of the score since the last resets.
+    score: jax.Array  # [N], its running average since the last resets.
     # [N], how far the last update reset the unit; 0 after a complete reset, too.
     fraction: jax.Array
 
@@ -45,8 +45,8 @@ def cpr(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Base optimizer, followed by partial resets of units that learn little.
 
-    The utility of a unit is an average of its gradient magnitude :math:`g_i`, relative
-    to its layer as in `regrama`. It starts at 1, the mean of a layer:
+    The score of a unit is its gradient magnitude :math:`g_i` relative to its layer, as
+    in `regrama`. Its running average starts at 1, the mean of a layer:
 
     .. math::
       s_i = \frac{g_i}{\frac{1}{N} \sum_j g_j + 10^{-8}}, \quad
@@ -112,23 +112,23 @@ def cpr(
     def init(num_units: int, dtype: DTypeLike) -> CPRState:
         return CPRState(
             age=jnp.zeros(num_units, jnp.int32),
-            utility=jnp.ones(num_units, dtype),
+            score=jnp.ones(num_units, dtype),
             fraction=jnp.zeros(num_units, dtype),
         )
 
     def update(state: CPRState, measurements: Measurements) -> tuple[CPRState, Choice]:
-        dtype = state.utility.dtype
+        dtype = state.score.dtype
         score = relative_to_layer(magnitude_of(measurements))
-        utility = running_average(state.utility, score, decay_rate)
+        average = running_average(state.score, score, decay_rate)
         steepness = jnp.asarray(sharpness, dtype)
-        calibrated = jnp.minimum(1, 2 * jax.nn.sigmoid(-steepness * (utility - 1)))
+        calibrated = jnp.minimum(1, 2 * jax.nn.sigmoid(-steepness * (average - 1)))
         interval = jnp.asarray(reset_every).astype(jnp.int32)
         is_due = (measurements.count + 1) % interval == 0
         fraction = jnp.asarray(replacement_rate, dtype) * calibrated
         fraction = jnp.where(is_due, fraction, 0)
-        state = state._replace(utility=jnp.where(is_due, 1, utility), fraction=fraction)
-        number = jnp.where(is_due, utility.size, 0).astype(jnp.int32)
-        return state, Choice(jnp.zeros_like(utility), number, fraction=fraction)
+        state = state._replace(score=jnp.where(is_due, 1, average), fraction=fraction)
+        number = jnp.where(is_due, average.size, 0).astype(jnp.int32)
+        return state, Choice(jnp.zeros_like(average), number, fraction=fraction)
 
     return reset_by_rule(
         base_optimizer,

@@ -77,12 +77,12 @@ def run(tx, params, grads, features):
 
 
 def by_numpy(network, grads, gradient):
-    """Params, momentum, utilities and fractions after each update."""
+    """Params, momentum, averages and fractions after each update."""
     params, _, features, consumers, positions = NETWORKS[network]
     rho, sharpness, decay, every = NUMBERS.values()
     params = jax.tree.map(np.array, params)
     traces = jax.tree.map(np.zeros_like, params)
-    utility, history = dict.fromkeys(consumers, 1.0), []
+    average, history = dict.fromkeys(consumers, 1.0), []
     for index in range(NUM_STEPS):
         now = jax.tree.map(lambda leaf, i=index: np.asarray(leaf[i]), grads)
         traces = jax.tree.map(lambda t, g: MOMENTUM * t + g, traces, now)
@@ -94,17 +94,17 @@ def by_numpy(network, grads, gradient):
             values = of_weights if gradient == "weights" else of_features
             magnitude = values.mean(axis=tuple(range(values.ndim - 1)))
             score = magnitude / (magnitude.mean() + 1e-8)
-            utility[name] = decay * utility[name] + (1 - decay) * score
-            sigmoid = 1 / (1 + np.exp(sharpness * (utility[name] - 1)))
+            average[name] = decay * average[name] + (1 - decay) * score
+            sigmoid = 1 / (1 + np.exp(sharpness * (average[name] - 1)))
             is_due = (index + 1) % every == 0
             fractions[name] = rho * np.minimum(1, 2 * sigmoid) * is_due
-            utility[name] = np.ones_like(score) if is_due else utility[name]
+            average[name] = np.ones_like(score) if is_due else average[name]
         for name, consumer in consumers.items():
             f, kernel = fractions[name], params[name]["kernel"]
             params[name]["kernel"] = (1 - f) * kernel + f * fresh_weights(kernel.shape)
             params[consumer]["kernel"] *= (1 - np.tile(f, positions))[:, None]
         history.append(
-            jax.tree.map(np.copy, (params, traces, dict(utility), fractions))
+            jax.tree.map(np.copy, (params, traces, dict(average), fractions))
         )
     return history
 
@@ -113,7 +113,7 @@ def by_numpy(network, grads, gradient):
     ("network", "gradient"),
     [("dense", "weights"), ("convolution", "weights"), ("convolution", "activations")],
 )
-def test_params_and_utilities_follow_the_equations(network, gradient):
+def test_params_and_averages_follow_the_equations(network, gradient):
     """Biases, scales and momentum stay; nobody counts as replaced."""
     params, units, features, consumers, _ = NETWORKS[network]
     grads = tiny.make_grads(NUM_STEPS, params)
@@ -122,12 +122,12 @@ def test_params_and_utilities_follow_the_equations(network, gradient):
     for step, ((params, state), expected) in enumerate(
         zip(history, wanted, strict=True)
     ):
-        new, traces, utility, fractions = expected
+        new, traces, average, fractions = expected
         tiny.assert_close(params, new)
         tiny.assert_close(state.base_state[0].trace, traces)
         for name in consumers:
             own = state.units[name]
-            np.testing.assert_allclose(own.utility, utility[name], rtol=1e-5)
+            np.testing.assert_allclose(own.score, average[name], rtol=1e-5)
             np.testing.assert_allclose(own.fraction, fractions[name], rtol=1e-4)
             np.testing.assert_array_equal(own.age, step + 1)
             assert state.num_replaced[name] == 0
