@@ -656,7 +656,7 @@ def _regrama(given: Ingredients) -> optax.GradientTransformation:
     hyperparameters={
         "cpr_rate": Hyperparameter(
             _default(cbp_jax.cpr, "replacement_rate"),
-            *(FRACTION, 0.0, "largest fraction of a unit reset at once"),
+            *(DECAY, 0.0, "largest fraction of a unit reset at once"),
             values=(0.05, 0.015, 0.005),
         ),
         "cpr_sharpness": Hyperparameter(
