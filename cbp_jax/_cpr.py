@@ -97,10 +97,11 @@ def cpr(
 
     References:
       McCutcheon et al., `Calibrated partial resets: preventing policy collapse in
-      continual reinforcement learning <https://arxiv.org/abs/2607.24996>`_, 2026. Their
-      gradient magnitudes are means over examples; here they are those of the gradient
-      that the update receives, which is usually a mean. The two agree for batches of
-      one. Their code resets at the first update after every F, here it is the last.
+      continual reinforcement learning <https://arxiv.org/abs/2607.24996>`_, 2026. Where
+      the paper averages gradient magnitudes over examples, this takes the magnitude of
+      the gradient that the update receives, usually an average; the two agree for
+      batches of one. The default of the authors' code is another calibration,
+      :math:`\min(1, e^{-k (u_i - 0.95)})` with :math:`\rho` 0.012.
     """
     check_range("replacement_rate", replacement_rate, 0, 1)
     check_range("sharpness", sharpness, 0, math.inf, open_end=True)

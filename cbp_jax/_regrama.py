@@ -65,8 +65,8 @@ def regrama(
       units: see `reset_by_rule`.
       threshold: :math:`\tau`. 0 resets units whose gradient is exactly 0. A negative
         threshold resets none and is the base optimizer, bit for bit if it is not
-        traced. The source of the default uses 0.25 on permuted MNIST and 0.1 on
-        CIFAR-100.
+        traced. McCutcheon et al. (2026; see `cpr`) compare with 0.25 on permuted MNIST
+        and 0.1 on CIFAR-100.
       reset_every: F, number of updates between checks.
       gradient: "weights" takes the gradient of the incoming weights, as the authors'
         code does, and "activations" that of the activation, as their paper does. The
