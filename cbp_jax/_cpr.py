@@ -36,6 +36,7 @@ def cpr(
     sharpness: float | jax.Array = 16.0,
     decay_rate: float | jax.Array = 0.99,
     reset_every: int | jax.Array = 1000,
+    is_check: bool | None = None,
     gradient: str = "weights",
     moments: str = "keep",
     biases: str = "keep",
@@ -81,6 +82,7 @@ def cpr(
       decay_rate: :math:`d`, in [0, 1).
       reset_every: F, number of updates between resets. The paper uses 100 on permuted
         MNIST.
+      is_check: whether this update resets units; see `redo`.
       gradient: see `regrama`.
       moments: "reset" moves the moments toward their initial values, too; see `Choice`.
       biases: "reset" moves biases and normalization parameters, too.
@@ -124,7 +126,9 @@ def cpr(
         steepness = jnp.asarray(sharpness, dtype)
         calibrated = jnp.minimum(1, 2 * jax.nn.sigmoid(-steepness * (average - 1)))
         interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = (measurements.count + 1) % interval == 0
+        is_due = is_check
+        if is_due is None:
+            is_due = (measurements.count + 1) % interval == 0
         fraction = jnp.asarray(replacement_rate, dtype) * calibrated
         fraction = jnp.where(is_due, fraction, 0)
         state = state._replace(score=jnp.where(is_due, 1, average), fraction=fraction)
@@ -133,7 +137,10 @@ def cpr(
 
     return reset_by_rule(
         base_optimizer,
-        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        [
+            group._replace(frozen=group.frozen or is_off or is_check is False)
+            for group in as_groups(units)
+        ],
         Rule(init, update, needs=needs),
         key=key,
         moments=moments,

@@ -32,6 +32,7 @@ def regrama(
     *,
     threshold: float | jax.Array = 0.01,
     reset_every: int | jax.Array = 1000,
+    is_check: bool | None = None,
     gradient: str = "weights",
     over_interval: bool = False,
     axis_name: AxisName | None = None,
@@ -68,6 +69,7 @@ def regrama(
         traced. McCutcheon et al. (2026; see `cpr`) compare with 0.25 on permuted MNIST
         and 0.1 on CIFAR-100.
       reset_every: F, number of updates between checks.
+      is_check: whether this update is a check; see `redo`.
       gradient: "weights" takes the gradient of the incoming weights, as the authors'
         code does, and "activations" that of the activation, as their paper does. The
         latter needs the keyword `feature_gradients`; see `reset_by_rule`.
@@ -107,18 +109,24 @@ def regrama(
     ) -> tuple[ReGraMaState, Choice]:
         magnitude = magnitude_of(measurements)
         interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = (measurements.count + 1) % interval == 0
+        is_due = is_check
+        if is_due is None:
+            is_due = (measurements.count + 1) % interval == 0
         # With a single gradient, there is no sum to keep.
         total = state.total + magnitude if over_interval else magnitude
         # The number of updates in the sum cancels, except in the epsilon.
         mean = total / interval.astype(total.dtype) if over_interval else total
-        state = state._replace(total=jnp.where(is_due | (not over_interval), 0, total))
+        starts_over = is_due | (not over_interval)
+        state = state._replace(total=jnp.where(starts_over, 0, total))
         is_dormant = relative_to_layer(mean) <= threshold
         return state, choose_where(is_due & is_dormant)
 
     return reset_by_rule(
         base_optimizer,
-        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        [
+            group._replace(frozen=group.frozen or is_off or is_check is False)
+            for group in as_groups(units)
+        ],
         Rule(init, update, needs=needs),
         key=key,
         **options,
