@@ -26,9 +26,12 @@ LAYERS = (
     ("cbp_jax.layers", "cbp_jax.metrics", "cbp_jax.optimizers", "cbp_jax.variants"),
     (
         "cbp_jax._continual_backprop",
+        "cbp_jax._cpr",
         "cbp_jax._redo",
+        "cbp_jax._regrama",
         "cbp_jax._self_normalized_resets",
     ),
+    ("cbp_jax._gradient_scores",),
     ("cbp_jax.utility",),
     ("cbp_jax._resets",),
     ("cbp_jax._bases",),

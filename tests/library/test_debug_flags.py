@@ -106,6 +106,18 @@ RULES = {
         {"threshold": jnp.float32(0.9), "reset_every": jnp.float32(2)},
     ),
     "redo_over_interval": (cbp_jax.redo, {"reset_every": 2, "over_interval": True}),
+    "regrama": (
+        cbp_jax.regrama,
+        {"threshold": jnp.float32(0.9), "reset_every": jnp.float32(2)},
+    ),
+    "cpr": (
+        cbp_jax.cpr,
+        {
+            "replacement_rate": jnp.float32(1.0),
+            "sharpness": jnp.float32(1e30),
+            "reset_every": 2,
+        },
+    ),
     "self_normalized_resets": (
         cbp_jax.self_normalized_resets,
         {
