@@ -151,10 +151,12 @@ def report(
 def _measure(
     group: ResolvedGroup, features: jax.Array, leaves: Sequence[jax.Array]
 ) -> tuple[dict[str, jax.Array], jax.Array]:
-    if features.size % group.num_units:
+    units = features.shape[features.ndim - len(group.sizes) :]
+    if units != group.sizes and features.shape[-1] % group.num_units:
         raise ValueError(
             f"Unit group {group.name!r}: its features have shape {features.shape}, "
-            f"expected [..., {group.num_units}]. Pass the activations of its units."
+            f"expected [samples, ..., {group.num_units}]. Pass the "
+            "activations of its units."
         )
     outputs = as_float(features).reshape(-1, group.num_units)
     kernels = [
