@@ -12,13 +12,9 @@ import jax.numpy as jnp
 
 from cbp_jax._numbers import as_float
 from cbp_jax._types import LossFn, PyTree
-from cbp_jax._xla import one_by_one_on_cpu
 from cbp_jax.metrics._params import as_vector
-from cbp_jax.metrics._tridiagonal import eigenvalues_by_loops
+from cbp_jax.metrics._ranks import symmetric_eigenvalues
 
-_symmetric_eigenvalues = one_by_one_on_cpu(
-    jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops
-)
 _HIGHEST = lax.Precision.HIGHEST
 
 
@@ -103,7 +99,7 @@ def hessian_eigenvalues(
     carry = (jnp.zeros((order, vector.size), dtype), first, jnp.zeros((), dtype))
     _, (alpha, beta) = lax.scan(step, carry, (jnp.arange(order), keys[:-1]))
     off_diagonal = jnp.diag(beta[:-1], 1)
-    return _symmetric_eigenvalues(jnp.diag(alpha) + off_diagonal + off_diagonal.T)
+    return symmetric_eigenvalues(jnp.diag(alpha) + off_diagonal + off_diagonal.T)
 
 
 def hessian_rank(

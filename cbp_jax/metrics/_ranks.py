@@ -21,12 +21,14 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
     short = short / scale
     # By default, accelerators round the factors of a float32 product to fewer bits.
     gram = jnp.matmul(short, short.T, precision=lax.Precision.HIGHEST)
-    eigenvalues = jnp.flip(_eigenvalues(gram))
+    eigenvalues = jnp.flip(symmetric_eigenvalues(gram))
     noise = jnp.finfo(gram.dtype).eps * eigenvalues[0]
     return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
 
 
-_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops)
+symmetric_eigenvalues = one_by_one_on_cpu(
+    jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops
+)
 
 METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
