@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from cbp_jax._numbers import as_float
 from cbp_jax._types import LossFn, PyTree
+from cbp_jax.metrics._loss import scalar_loss
 from cbp_jax.metrics._params import as_vector
 from cbp_jax.metrics._ranks import symmetric_eigenvalues
 
@@ -58,7 +59,7 @@ def hessian_eigenvalues(
       [min(order, P)] in ascending order, float32 or float64; NaN if the loss is.
 
     Raises:
-      ValueError: `order` is below 1.
+      ValueError: `order` is below 1, or the loss is not a scalar.
 
     References:
       Golub and Van Loan, Matrix Computations, 4th edition, sections 10.1 and 10.3.
@@ -132,7 +133,7 @@ def hessian_rank(
       Scalar, a whole number as float32 or float64; NaN if the loss is.
 
     Raises:
-      ValueError: `order` is below 1.
+      ValueError: `order` is below 1, or the loss is not a scalar.
     """
     values = hessian_eigenvalues(loss_fn, params, inputs, targets, order=order, key=key)
     count = jnp.sum(jnp.abs(values) > bound).astype(values.dtype)
@@ -171,7 +172,7 @@ def sharpness(
       Scalar in the units of the loss per squared weight, float32 or float64.
 
     Raises:
-      ValueError: `num_iterations` is below 1.
+      ValueError: `num_iterations` is below 1, or the loss is not a scalar.
     """
     if num_iterations < 1:
         raise ValueError(
@@ -212,7 +213,7 @@ def _hessian(
     vector, rebuild = as_vector(params)
 
     def loss_of(vector: jax.Array) -> jax.Array:
-        return as_float(loss_fn(rebuild(vector), inputs, targets))
+        return as_float(scalar_loss(loss_fn, rebuild(vector), inputs, targets))
 
     with jax.default_matmul_precision("highest"):
         _, product = jax.linearize(jax.grad(loss_of), vector)

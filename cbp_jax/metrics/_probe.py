@@ -9,6 +9,7 @@ import optax
 
 from cbp_jax._numbers import as_float
 from cbp_jax._types import LossFn, PyTree
+from cbp_jax.metrics._loss import scalar_loss
 from cbp_jax.metrics._params import check_alike
 
 
@@ -69,8 +70,8 @@ def aged_against_fresh(
       An `AgedAgainstFresh`.
 
     Raises:
-      ValueError: `num_updates` is below 1, or the two trees have different structures
-        or shapes.
+      ValueError: `num_updates` is below 1, the two trees have different structures or
+        shapes, or the loss is not a scalar.
     """
     if num_updates < 1:
         raise ValueError(
@@ -79,11 +80,14 @@ def aged_against_fresh(
     check_alike("params", params, "fresh_params", fresh_params)
     tx = optax.adam(1e-3) if optimizer is None else optimizer
 
+    def loss_of(params: PyTree) -> jax.Array:
+        return scalar_loss(loss_fn, params, inputs, targets)
+
     def update(
         carry: tuple[PyTree, optax.OptState], _: None
     ) -> tuple[tuple[PyTree, optax.OptState], jax.Array]:
         params, state = carry
-        loss, grads = jax.value_and_grad(loss_fn)(params, inputs, targets)
+        loss, grads = jax.value_and_grad(loss_of)(params)
         updates, state = tx.update(grads, state, params)
         return (optax.apply_updates(params, updates), state), as_float(loss)
 

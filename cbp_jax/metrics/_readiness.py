@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from cbp_jax._numbers import as_float
 from cbp_jax._types import LossFn, PyTree
+from cbp_jax.metrics._loss import scalar_loss
 from cbp_jax.metrics._params import as_vector
 
 
@@ -51,7 +52,8 @@ def readiness(
       A `Readiness`, of zeros where the gradient is 0.
 
     Raises:
-      ValueError: `batch_size` does not divide the number of examples.
+      ValueError: `batch_size` does not divide the number of examples, or the loss is
+        not a scalar.
     """
     examples = (inputs, targets)
     sizes = {len(leaf) for leaf in jax.tree.leaves(examples)}
@@ -64,7 +66,7 @@ def readiness(
     vector, rebuild = as_vector(params)
 
     def loss_of(vector: jax.Array, batch: tuple[PyTree, PyTree]) -> jax.Array:
-        return as_float(loss_fn(rebuild(vector), *batch))
+        return as_float(scalar_loss(loss_fn, rebuild(vector), *batch))
 
     def add(
         sums: tuple[jax.Array, jax.Array, jax.Array], batch: tuple[PyTree, PyTree]

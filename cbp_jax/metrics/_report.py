@@ -11,7 +11,7 @@ from cbp_jax._discovery.features import with_features
 from cbp_jax._discovery.inference import infer_units
 from cbp_jax._numbers import as_float, is_traced
 from cbp_jax._types import PyTree
-from cbp_jax._units import ResolvedGroup, UnitGroup, resolve_units
+from cbp_jax._units import ResolvedGroup, UnitGroup, leaf_paths, resolve_units
 from cbp_jax.metrics import _activity, _ranks, _weights
 
 
@@ -100,14 +100,21 @@ def report(
       A `Report`, whose text is the table.
 
     Raises:
-      ValueError: params or inputs are traced, no hidden units are found, or `features`
-        do not match `units`.
+      ValueError: params or inputs are traced or not arrays, no hidden units are found,
+        or `features` do not match `units`.
     """
     if any(map(is_traced, jax.tree.leaves((params, inputs, features)))):
         raise ValueError(
             "report was called inside jit, vmap or grad, and expects arrays with known "
             "values. Call it outside, or use the other functions of cbp_jax.metrics."
         )
+    for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True):
+        if not isinstance(leaf, bool | int | float) and not hasattr(leaf, "dtype"):
+            raise ValueError(
+                f"params has {leaf!r} at {path.name!r}, expected only arrays. Pass the "
+                "arrays alone, of Equinox those from equinox.partition, and join them "
+                "with the rest in apply."
+            )
     left_out: Mapping[str, str] = {}
     if units is None:
         if features is not None:

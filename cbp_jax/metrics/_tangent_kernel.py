@@ -40,7 +40,17 @@ def tangent_kernel(
 
     Returns:
       [n, n] symmetric, float32 or float64.
+
+    Raises:
+      ValueError: the inputs do not all have the same number of examples.
     """
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(inputs)]
+    sizes = {shape[:1] for shape in shapes}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"inputs has arrays of shapes {shapes}, expected [examples, ...] with one "
+            "number of examples. Give all inputs a batch axis."
+        )
     vector, rebuild = as_vector(params)
 
     def outputs_of(vector: jax.Array, example: PyTree) -> jax.Array:
@@ -57,7 +67,6 @@ def tangent_kernel(
 
     first = jax.tree.map(lambda leaf: leaf[0], inputs)
     num_outputs = jax.eval_shape(outputs_of, vector, first).size
-    num_examples = len(jax.tree.leaves(inputs)[0])
-    kernel = jnp.zeros((num_examples, num_examples), vector.dtype)
+    kernel = jnp.zeros(2 * shapes[0][:1], vector.dtype)
     with jax.default_matmul_precision("highest"):
         return lax.scan(add, kernel, jnp.arange(num_outputs))[0]

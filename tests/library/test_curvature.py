@@ -123,6 +123,12 @@ def test_the_tangent_kernel_of_a_linear_network_is_the_gram_matrix_of_its_inputs
     assert (shape.shape, shape.dtype) == ((6, 6), jnp.float32)
 
 
+def test_the_tangent_kernel_needs_examples():
+    inputs = {"x": jnp.ones((6, 4)), "y": jnp.ones(5)}
+    with pytest.raises(ValueError, match=r"\[\(6, 4\), \(5,\)\], expected \[examples"):
+        metrics.tangent_kernel(linear, {}, inputs)
+
+
 def test_the_tangent_kernel_is_the_product_of_jacobians():
     inputs = nets.inputs(5, 3)
     vector, rebuild = jax.flatten_util.ravel_pytree(nets.CHAIN)

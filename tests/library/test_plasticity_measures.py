@@ -106,6 +106,21 @@ def test_fresh_params_of_another_network_are_refused(fresh, message):
         )
 
 
+def test_a_loss_for_each_example_is_refused():
+    def per_example(params, inputs, targets):
+        return (inputs @ params["w"] - targets) ** 2
+
+    arguments = per_example, AGED, INPUTS, LABELS
+    message = r"loss_fn returned an array of shape \({},\); .* Return the mean"
+    for measure in (metrics.sharpness, metrics.hessian_rank):
+        with pytest.raises(ValueError, match=message.format(12)):
+            measure(*arguments)
+    with pytest.raises(ValueError, match=message.format(4)):
+        metrics.readiness(*arguments, batch_size=4)
+    with pytest.raises(ValueError, match=message.format(12)):
+        metrics.aged_against_fresh(per_example, AGED, FRESH, INPUTS, LABELS)
+
+
 def test_update_plasticity_is_the_share_of_the_loss_that_is_gone():
     before = jnp.array([2.0, 2.0, 2.0, 0.0], jnp.bfloat16)
     after = jnp.array([0.5, 3.0, 0.0, 0.0], jnp.bfloat16)

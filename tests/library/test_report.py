@@ -113,6 +113,14 @@ def test_a_report_needs_values():
         jax.jit(lambda params: report(nets.chain, params, X).layers)(nets.CHAIN)
 
 
+def test_a_module_is_no_params():
+    params = nets.CHAIN | {"activation": jax.nn.relu}
+    with pytest.raises(
+        ValueError, match="params has .* at 'activation', expected only"
+    ):
+        report(nets.chain, params, X)
+
+
 def nnx_network():
     class Network(nnx.Module):
         def __init__(self, rngs):
