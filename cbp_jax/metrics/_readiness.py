@@ -72,7 +72,7 @@ def readiness(
         sums: tuple[jax.Array, jax.Array, jax.Array], batch: tuple[PyTree, PyTree]
     ) -> tuple[tuple[jax.Array, jax.Array, jax.Array], None]:
         loss, grad = jax.value_and_grad(loss_of)(vector, batch)
-        new = (loss.astype(vector.dtype), grad, jnp.vdot(grad, grad))
+        new = (loss.astype(vector.dtype), grad, jnp.sum(grad * grad))
         return jax.tree.map(jnp.add, sums, new), None
 
     batches = jax.tree.map(
@@ -82,7 +82,7 @@ def readiness(
     sums, _ = lax.scan(add, (zero, jnp.zeros_like(vector), zero), batches)
     number = min(sizes) // batch_size
     loss, gradient, square = (each / number for each in sums)
-    of_mean = jnp.vdot(gradient, gradient)
+    of_mean = jnp.sum(gradient * gradient)
     strength = of_mean / jnp.where(loss == 0, 1, loss)
     reliability = of_mean / jnp.where(square == 0, 1, square)
     return Readiness(strength * reliability, strength, reliability)
