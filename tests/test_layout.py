@@ -22,8 +22,9 @@ LAYERS = (
     ("experiments.learning",),
     ("experiments.reporting",),
     ("cbp_jax",),
-    ("cbp_jax.recipes", "cbp_jax.networks", "cbp_jax.training", "cbp_jax._discovery"),
+    ("cbp_jax.recipes", "cbp_jax.networks", "cbp_jax.training"),
     ("cbp_jax.layers", "cbp_jax.metrics", "cbp_jax.optimizers", "cbp_jax.variants"),
+    ("cbp_jax._discovery",),
     (
         "cbp_jax._continual_backprop",
         "cbp_jax._cpr",
