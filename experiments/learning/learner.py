@@ -3,8 +3,8 @@
 Shapes: B batch.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from flax.core import pop
@@ -15,7 +15,9 @@ import optax
 import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
 from experiments.learning import networks
+from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.checks import ConfigError, check_choice
+from experiments.learning.hyperparameters import is_off
 from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
 from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
@@ -154,7 +156,7 @@ def make_learner(
         """Returns gradients, updates, new state (with old params), outputs and loss."""
         trained = networks.with_hyperparameters(network, hyperparameters)
         dropout = {}
-        if not _is_off(hyperparameters.dropout_rate):
+        if not is_off(hyperparameters.dropout_rate):
             key = jax.random.fold_in(state.noise_key, state.num_updates)
             dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
 
@@ -271,11 +273,11 @@ def compiled_method(config: Any) -> Method:
         for name, hyperparameter in method.hyperparameters.items()
         if hyperparameter.off is not None
     }
-    is_off = switches and all(
+    has_no_effect = switches and all(
         config[name] == off and not config.sweep.get(name)
         for name, off in switches.items()
     )
-    return METHODS["backprop"] if is_off else method
+    return METHODS["backprop"] if has_no_effect else method
 
 
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
@@ -318,18 +320,18 @@ def _make_base_optimizer(
     """Builds an optimizer, with L2 and noise if any lane uses them.
 
     Args:
-      config: a config with `optimizer`, a key of `_OPTIMIZERS`, and `noise`; see
+      config: a config with `optimizer`, a key of `OPTIMIZERS`, and `noise`; see
         `perturb`.
       hyperparameters: the learner's hyperparameters.
       units: unit groups of its network.
       noise_key: typed key of the noise.
     """
-    base = _OPTIMIZERS[config.optimizer](hyperparameters, units)
-    if not _is_off(hyperparameters.weight_decay):
+    base = OPTIMIZERS[config.optimizer].build(hyperparameters, units)
+    if not is_off(hyperparameters.weight_decay):
         base = optax.chain(
             optax.add_decayed_weights(hyperparameters.weight_decay), base
         )
-    if not _is_off(hyperparameters.noise_scale):
+    if not is_off(hyperparameters.noise_scale):
         noise = cbp_jax.optimizers.perturb(
             hyperparameters.noise_scale, key=noise_key, noise=config.noise
         )
@@ -337,39 +339,10 @@ def _make_base_optimizer(
     return base
 
 
-def _sgd(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    del units
-    momentum = None if _is_off(hyperparameters.momentum) else hyperparameters.momentum
-    return optax.sgd(hyperparameters.step_size, momentum=momentum)
-
-
-def _adam(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    betas = {"b1": hyperparameters.b1, "b2": hyperparameters.b2}
-    if not units:
-        return optax.adam(hyperparameters.step_size, **betas)
-    return cbp_jax.optimizers.adam_with_unit_counts(
-        hyperparameters.step_size, units, **betas
-    )
-
-
-_OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"sgd": _sgd, "adam": _adam}
-)
-
-
-def _is_off(value: Any) -> bool:
-    """Whether a hyperparameter is 0 in every lane, so that its code can be omitted."""
-    return isinstance(value, (int, float)) and value == 0
-
-
 def _check(config: Any, network: Any) -> None:
     """Raises ValueError for unknown or incompatible fields."""
     check_choice("method", config.method, METHODS)
-    check_choice("optimizer", config.optimizer, _OPTIMIZERS)
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():

@@ -111,3 +111,14 @@ declare_variant("crelu", styles.LAYERS, activation="crelu")
 declare_variant("deep_fourier", styles.LAYERS, activation="sin_cos")
 declare_variant("batch_norm", styles.LAYERS, normalization="batch", on_batches=True)
 declare_variant("backprop_batches", styles.LAYERS, on_batches=True)
+
+# Optimizers other than SGD and Adam.
+declare_variant(
+    "adamw",
+    styles.OPTIMIZERS,
+    {"decoupled_decay": (1e-1, 1e-2, 1e-3)},
+    optimizer="adamw",
+    decoupled_decay=1e-2,
+)
+declare_variant("rmsprop", styles.OPTIMIZERS, optimizer="rmsprop")
+declare_variant("muon", styles.OPTIMIZERS, optimizer="muon")

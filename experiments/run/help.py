@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.learning.methods import HYPERPARAMETERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 
 HELP_FLAGS = ("--help", "-help", "-h", "--h", "-?", "--helpshort")
 
@@ -25,7 +25,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "timed_task": "overrides of the short task timed to choose lanes_per_block",
         # Learner.
         "method": "a name in experiments/learning/methods.py",
-        "optimizer": "sgd or adam",
+        "optimizer": "a name in experiments/learning/base_optimizers.py",
         "noise": "distribution of noise_scale: normal or signs",
         "batch_size": "examples per update",
         "hidden_layers": "number of dense hidden layers; 0 for a linear model",

@@ -14,12 +14,10 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.learning import methods
-from experiments.learning.methods import (
-    HYPERPARAMETERS,
-    METHODS,
-    OPTIMIZER_HYPERPARAMETERS,
-)
+from experiments.learning import base_optimizers, hyperparameters, methods
+from experiments.learning.base_optimizers import OPTIMIZERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
+from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_mlp
 from experiments.reporting import styles
 from experiments.run.config import complete, make_cases
@@ -71,7 +69,8 @@ def test_no_two_methods_share_a_hyperparameter_that_means_something_else():
     for method in METHODS.values():
         for name, parameter in method.hyperparameters.items():
             assert HYPERPARAMETERS[name] == parameter
-            assert name not in OPTIMIZER_HYPERPARAMETERS
+            for optimizer in OPTIMIZERS.values():
+                assert name not in optimizer.hyperparameters
 
 
 HAVE_OFF = [
@@ -95,7 +94,10 @@ def test_off_is_backprop_bit_for_bit(name):
 @pytest.fixture
 def declared():
     """Lets a test declare methods, which are forgotten after it."""
-    tables = methods._METHODS, methods._HYPERPARAMETERS, styles._STYLES
+    tables = (
+        *(methods._METHODS, base_optimizers._OPTIMIZERS),
+        *(hyperparameters._DECLARED, styles._STYLES),
+    )
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):
