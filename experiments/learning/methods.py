@@ -268,6 +268,63 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
 method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
 
 
+# Rivals of UPGD by its authors.
+
+
+@method(
+    "ada_upgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    steps_like_adam=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "ada_upgd_decay_rate": Hyperparameter(
+            _default(optimizers.ada_upgd, "decay_rate"),
+            *(DECAY, None, "decay of the utilities' average"),
+        ),
+        "ada_upgd_noise_scale": Hyperparameter(
+            _default(optimizers.ada_upgd, "noise_scale"),
+            *(FINITE, None, "standard deviation of the noise on Adam's direction"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+        "ada_upgd_weight_decay": Hyperparameter(
+            _default(optimizers.ada_upgd, "weight_decay"),
+            *(FINITE, None, "shrinkage of the params, times the step size"),
+        ),
+    },
+)
+def _ada_upgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.ada_upgd(
+        given.hyperparameters.step_size,
+        decay_rate=given.hyperparameters.ada_upgd_decay_rate,
+        noise_scale=given.hyperparameters.ada_upgd_noise_scale,
+        weight_decay=given.hyperparameters.ada_upgd_weight_decay,
+        key=given.key,
+        noise=given.noise,
+    )
+
+
+@method(
+    "pgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "pgd_noise_scale": Hyperparameter(
+            *(1e-3, FINITE, 0.0, "standard deviation of the noise on the gradient"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+    },
+)
+def _pgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.pgd(
+        given.hyperparameters.step_size,
+        noise_scale=given.hyperparameters.pgd_noise_scale,
+        key=given.key,
+        noise=given.noise,
+    )
+
+
 # Methods that reset hidden units: all go through `cbp_jax.reset_by_rule`.
 
 _REPLACEMENT = {
@@ -507,6 +564,17 @@ def _full_reset(given: Ingredients) -> optax.GradientTransformation:
 )
 def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
+
+
+@method(
+    "adam_rel",
+    family=styles.EVENTS,
+    fields={"optimizer": "adam"},
+    sees_tasks=True,
+    source="Ellis et al. 2024",
+)
+def _adam_rel(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.reset_adam_count_at(given.base, given.at_task_ends())
 
 
 def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
