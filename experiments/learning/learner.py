@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from flax.core import pop
+from flax.core import FrozenDict, pop
 import jax
 import jax.numpy as jnp
 import optax
 
 import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
+from cbp_jax.networks import ACTIVATION_LAYERS
 from experiments.learning import networks
 from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.checks import ConfigError, check_choice
@@ -21,6 +22,9 @@ from experiments.learning.hyperparameters import is_off
 from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
 from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
+
+# Makes the key of random activations from that of dropout, which folds in small numbers.
+_ACTIVATION = 2**31
 
 
 class LearnerState(NamedTuple):
@@ -32,6 +36,8 @@ class LearnerState(NamedTuple):
     noise_key: jax.Array  # Typed key of all noise except the optimizer's.
     num_updates: jax.Array  # int32 scalar
     log: ReplacementLog | None  # Log of the current task; None if it is disabled.
+    # Options of the activation, {} for none: evaluation needs the lane's own.
+    activation_options: Any
 
 
 class Learner(NamedTuple):
@@ -102,6 +108,8 @@ def make_learner(
     method = compiled_method(config)
     layers = (*(group.name for group in units), "head")
     inputs_like = jnp.zeros((1, *input_shape))
+    activation = ACTIVATION_LAYERS.get(config.activation)
+    has_random_activation = activation is not None and activation.is_random
     has_log = config.replacement_log > 0 and method.resets_units
 
     def init_network(key: jax.Array) -> tuple[Any, Any]:
@@ -145,6 +153,9 @@ def make_learner(
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
             log=new_log(optimizer_state) if has_log else None,
+            activation_options=jax.tree.map(
+                jnp.asarray, networks.activation_options(network, hyperparameters)
+            ),
         )
 
     def compute_update(
@@ -155,10 +166,11 @@ def make_learner(
     ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
         """Returns gradients, updates, new state (with old params), outputs and loss."""
         trained = networks.with_hyperparameters(network, hyperparameters)
-        dropout = {}
+        key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
         if not is_off(hyperparameters.dropout_rate):
-            key = jax.random.fold_in(state.noise_key, state.num_updates)
-            dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+            random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        if has_random_activation:
+            random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
 
         def loss_of(params: Any, network_state: Any) -> Any:
             (outputs, features), network_state = trained.apply(
@@ -166,7 +178,7 @@ def make_learner(
                 inputs,
                 train=True,
                 mutable=list(network_state),
-                **dropout,
+                **random,
             )
             return loss_fn(outputs, targets), (network_state, (outputs, features))
 
@@ -227,7 +239,10 @@ def make_learner(
         return grads, updates
 
     def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
-        return network.apply({"params": params, **state.network_state}, inputs)
+        evaluated = network.clone(
+            activation_options=FrozenDict(state.activation_options)
+        )
+        return evaluated.apply({"params": params, **state.network_state}, inputs)
 
     def predict(state: LearnerState, inputs: jax.Array) -> jax.Array:
         params = state.params

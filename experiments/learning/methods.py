@@ -145,7 +145,40 @@ _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         ),
     }
 }
-for _group in _NORMALIZATION_HYPERPARAMETERS.values():
+_SHARPNESS = Hyperparameter(
+    _default(layers.smooth_leaky, "sharpness"),
+    *(FINITE, None, "how fast a smooth-leaky activation bends, per unit of its input"),
+)
+_ACTIVATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
+    "aid": {
+        "aid_p": Hyperparameter(
+            _default(layers.aid, "p"),
+            *(FRACTION, None, "probability that AID passes a positive input"),
+        ),
+    },
+    "smooth_leaky": {
+        "smooth_leaky_slope": Hyperparameter(
+            _default(layers.smooth_leaky, "slope"),
+            *(FINITE, None, "slope far below 0"),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+    "randomized_smooth_leaky": {
+        "smooth_leaky_low": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "low"),
+            *(FINITE, None, "smallest random slope far below 0"),
+        ),
+        "smooth_leaky_high": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "high"),
+            *(FINITE, None, "largest random slope far below 0"),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+}
+for _group in (
+    *_NORMALIZATION_HYPERPARAMETERS.values(),
+    *_ACTIVATION_HYPERPARAMETERS.values(),
+):
     declare_hyperparameters(_group)
 
 
@@ -581,9 +614,9 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: fields of its config, including `method`, `optimizer`, `normalization` and
-        the numbers of layers. Unknown names have no hyperparameters; the learner's
-        checks report them.
+      fields: fields of its config, including `method`, `optimizer`, `normalization`,
+        `activation` and the numbers of layers. Unknown names have no hyperparameters;
+        the learner's checks report them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
@@ -591,6 +624,7 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
         None if replaces_optimizer else fields["optimizer"], fields
     )
     found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
+    found |= _ACTIVATION_HYPERPARAMETERS.get(fields["activation"], {})
     if method is not None:
         found |= method.hyperparameters
     return found
