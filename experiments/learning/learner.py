@@ -23,7 +23,7 @@ from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_k
 from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
 
-# Makes the key of random activations from that of dropout, which folds in small numbers.
+# Turns the key of dropout, which folds in small numbers, into that of activations.
 _ACTIVATION = 2**31
 
 

@@ -178,7 +178,7 @@ def test_methods_without_an_off_value_are_known():
     assert set(METHODS) - set(HAVE_OFF) == {
         "backprop",
         "normalize_and_project",
-        *("upgd", "upgd_nonprotecting"),
+        *("upgd", "upgd_nonprotecting", "ada_upgd", "adam_rel"),
         *("fire", "head_reset", "full_reset", "optimizer_reset"),
     }
 

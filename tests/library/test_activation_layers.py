@@ -189,3 +189,23 @@ def test_a_reborn_unit_has_the_slope_and_moments_of_a_new_one():
             assert not moments[update, reborn].any()
             assert moments[update, first].all()
         assert (slopes[update, first] > 0.26).all()
+
+
+def test_aid_keeps_the_mean_square_of_relu():
+    """Which is why it has the same gain."""
+    inputs = jax.random.normal(jax.random.key(0), (100_000,))
+    for p in (0.5, 0.9):
+        outputs = aid(inputs, p, jax.random.key(1))
+        np.testing.assert_allclose(jnp.mean(outputs**2), 0.5, rtol=0.03)
+
+
+def test_only_a_unit_without_a_slope_is_dead():
+    inputs = -jnp.abs(INPUTS)
+    for outputs, wanted in (
+        (jax.nn.relu(inputs), 1.0),
+        (aid(inputs, 0.9), 0.0),
+        (smooth_leaky(inputs), 0.0),
+        (prelu(inputs, jnp.asarray(SLOPE)), 0.2),
+        (adalin(inputs, jnp.asarray(SLOPE)), 0.0),
+    ):
+        np.testing.assert_allclose(cbp_jax.metrics.dead_units(outputs), wanted)
