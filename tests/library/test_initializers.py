@@ -21,7 +21,7 @@ PAPER_GAINS = {
     "swish": 1.41421,
     "linear": 1.0,
 }
-# Of activations that are not in the paper; those of leaky slopes are sqrt(2 / (1 + a^2)).
+# Of activations that are not in the paper; with a slope a it is sqrt(2 / (1 + a^2)).
 OTHER_GAINS = {
     "adalin_tanh": 1.6667,
     "aid": 1.41421,
