@@ -18,7 +18,7 @@ _LEARNER = {
     "noise": "normal",  # Distribution of noise_scale; "signs" are much cheaper.
     "hidden_layers": 1,  # 0 for a linear model.
     "hidden_units": 100,
-    "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.
+    "activation": "relu",  # Of cbp_jax.networks.ACTIVATIONS, ACTIVATION_LAYERS.
     "normalization": "none",  # Or a name in cbp_jax.layers.NORMALIZATIONS.
     "batch_size": 1,  # Examples per update.
 }

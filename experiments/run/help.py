@@ -30,7 +30,7 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "batch_size": "examples per update",
         "hidden_layers": "number of dense hidden layers; 0 for a linear model",
         "hidden_units": "units per dense hidden layer",
-        "activation": "a name in cbp_jax.networks.ACTIVATIONS",
+        "activation": "a name in cbp_jax.networks.ACTIVATIONS or ACTIVATION_LAYERS",
         "normalization": "none, or a name in cbp_jax.layers.NORMALIZATIONS",
         "conv_channels": "channels of each convolution",
         "conv_sizes": "height and width of each convolution's kernel",
