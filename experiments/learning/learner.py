@@ -3,7 +3,7 @@
 Shapes: B batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -306,10 +306,10 @@ def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerSta
     Returns:
       The new state.
     """
-    like_params = jax.tree.structure(state.params)
 
     def is_like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == like_params
+        # Some leaves may be masked, as in Muon's state.
+        return isinstance(node, Mapping) and node.keys() == state.params.keys()
 
     def clear(node: Any) -> Any:
         if not is_like_params(node):
