@@ -43,7 +43,7 @@ FIELDS = {
     ),
     "adamw": ({"optimizer": "adamw"}, {"decoupled_decay": (0.1, 1.0)}),
     "rmsprop": ({"optimizer": "rmsprop"}, {"rms_decay": (0.5, 0.9)}),
-    "muon": ({"optimizer": "muon"}, {"muon_momentum": (0.5, 0.9)}),
+    "muon": ({"optimizer": "muon", "step_size": 0.01}, {"muon_momentum": (0.5, 0.9)}),
     "aid": ({"activation": "aid"}, {"aid_p": (0.7, 0.9)}),
     "smooth_leaky": (
         {"activation": "smooth_leaky"},
