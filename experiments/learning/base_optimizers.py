@@ -188,4 +188,4 @@ def _with_shared(own: Hyperparameters) -> dict[str, Hyperparameter]:
 ALWAYS_IN_CONFIGS: Hyperparameters = MappingProxyType(
     _with_shared({**OPTIMIZERS["sgd"].hyperparameters, **_BETAS})
 )
-"""Hyperparameters that every config has, so that it can be edited after `complete`."""
+"""Hyperparameters that every config has: of all optimizers, of SGD and of Adam."""

@@ -337,6 +337,29 @@ def test_every_method_and_normalization_is_a_case_of_the_preset():
     )
 
 
+def test_options_of_an_activation_reach_training_and_evaluation():
+    config = make("backprop", activation="aid", aid_p=0.7)
+    hyperparameters, key = one_lane(config)
+    learner = permuted_mnist.make_problem(config).learner
+    state = learner.init(hyperparameters, key)
+    network = make_mlp(config, 10).clone(activation_options={"p": 0.7})
+    wanted, features = network.apply({"params": state.params}, IMAGES[0])
+    np.testing.assert_allclose(learner.predict(state, IMAGES[0]), wanted, rtol=1e-6)
+    tiny.assert_close(learner.features(state, IMAGES[0]), features)
+    images = jnp.tile(IMAGES[0], (500, 1))
+
+    @jax.jit
+    def training_outputs(state):
+        return learner.step(hyperparameters, state, images, jnp.zeros(500, int))[1]
+
+    outputs = training_outputs(state)
+    # Masks differ between examples, and their mean is the evaluation.
+    assert np.std(outputs, axis=0).min() > 0.01
+    np.testing.assert_allclose(np.mean(outputs, axis=0), wanted[0], atol=0.15)
+    later = state._replace(num_updates=state.num_updates + 1)
+    assert not np.array_equal(outputs, training_outputs(later))
+
+
 def test_mini_batches_average_their_gradients():
     config = make("backprop", batch_size=4)
     problem = permuted_mnist.make_problem(config)
