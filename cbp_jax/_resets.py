@@ -95,8 +95,8 @@ class Choice(NamedTuple):
     goes that far from its value after the base optimizer's step toward its value after
     a reset: incoming weights become (1 - f) w + f fresh, outgoing weights (1 - f) w,
     and biases, normalization parameters, learned slopes and moments likewise, if they
-    are reset at all.
-    A fraction of 0 changes nothing, and 1 is a reset as without fractions.
+    are reset at all. A fraction of 0 changes nothing, and 1 is a reset as without
+    fractions.
 
     The age and the rule's state of a unit are reset, and it counts in `replaced` and
     `num_replaced`, only if its fraction is 1. For the others the rule decides: what its
