@@ -1,5 +1,9 @@
 """Optimizers and alternatives to continual backprop, as optax transformations."""
 
+from cbp_jax.optimizers._ada_upgd import (
+    AdaUPGDState,
+    ada_upgd,
+)
 from cbp_jax.optimizers._adam_with_unit_counts import (
     AdamWithUnitCountsState,
     adam_with_unit_counts,
@@ -29,8 +33,12 @@ from cbp_jax.optimizers._norm_projection import (
     ProjectNormsState,
     project_norms,
 )
+from cbp_jax.optimizers._pgd import (
+    pgd,
+)
 from cbp_jax.optimizers._resets_at_events import (
     ResetOptimizerState,
+    reset_adam_count_at,
     reset_optimizer_at,
     reset_params_at,
 )
@@ -62,6 +70,7 @@ from cbp_jax.optimizers._weight_clipping import (
 )
 
 __all__ = [
+    "AdaUPGDState",
     "AdamWithUnitCountsState",
     "Bounds",
     "EventState",
@@ -75,6 +84,7 @@ __all__ = [
     "SpectralRegularizationState",
     "UPGDState",
     "act_at",
+    "ada_upgd",
     "adam_with_unit_counts",
     "adamw_with_unit_counts",
     "at",
@@ -84,8 +94,10 @@ __all__ = [
     "hare_and_tortoise",
     "l2_init",
     "perturb",
+    "pgd",
     "project_norms",
     "random_signs",
+    "reset_adam_count_at",
     "reset_optimizer_at",
     "reset_params_at",
     "scale_by_adam_with_unit_counts",

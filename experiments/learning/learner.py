@@ -4,10 +4,10 @@ Shapes: B batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from flax.core import pop
+from flax.core import FrozenDict, pop
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -15,11 +15,17 @@ import optax
 
 import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
+from cbp_jax.networks import ACTIVATION_LAYERS
 from experiments.learning import networks
+from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.checks import ConfigError, check_choice
+from experiments.learning.hyperparameters import is_off
 from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
 from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
+
+# Turns the key of dropout, which folds in small numbers, into that of activations.
+_ACTIVATION = 2**31
 
 
 class LearnerState(NamedTuple):
@@ -31,6 +37,8 @@ class LearnerState(NamedTuple):
     noise_key: jax.Array  # Typed key of all noise except the optimizer's.
     num_updates: jax.Array  # int32 scalar
     log: ReplacementLog | None  # Log of the current task; None if it is disabled.
+    # Options of the activation, {} for none: evaluation needs the lane's own.
+    activation_options: Any
 
 
 class Learner(NamedTuple):
@@ -106,6 +114,8 @@ def make_learner(
     method = compiled_method(config)
     layers = (*(group.name for group in units), "head")
     inputs_like = jnp.zeros((1, *input_shape))
+    activation = ACTIVATION_LAYERS.get(config.activation)
+    has_random_activation = activation is not None and activation.is_random
     has_log = config.replacement_log > 0 and method.resets_units
 
     def init_network(key: jax.Array) -> tuple[Any, Any]:
@@ -150,6 +160,9 @@ def make_learner(
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
             log=new_log(optimizer_state) if has_log else None,
+            activation_options=jax.tree.map(
+                jnp.asarray, networks.activation_options(network, hyperparameters)
+            ),
         )
 
     def compute_update(
@@ -161,10 +174,11 @@ def make_learner(
     ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
         """Returns gradients, updates, new state (with old params), outputs and loss."""
         trained = networks.with_hyperparameters(network, hyperparameters)
-        dropout = {}
-        if not _is_off(hyperparameters.dropout_rate):
-            key = jax.random.fold_in(state.noise_key, state.num_updates)
-            dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
+        if not is_off(hyperparameters.dropout_rate):
+            random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        if has_random_activation:
+            random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
 
         def loss_of(params: Any, network_state: Any) -> Any:
             (outputs, features), network_state = trained.apply(
@@ -172,7 +186,7 @@ def make_learner(
                 inputs,
                 train=True,
                 mutable=list(network_state),
-                **dropout,
+                **random,
             )
             return loss_fn(outputs, targets), (network_state, (outputs, features))
 
@@ -236,7 +250,10 @@ def make_learner(
         return grads, updates
 
     def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
-        return network.apply({"params": params, **state.network_state}, inputs)
+        evaluated = network.clone(
+            activation_options=FrozenDict(state.activation_options)
+        )
+        return evaluated.apply({"params": params, **state.network_state}, inputs)
 
     def predict(state: LearnerState, inputs: jax.Array) -> jax.Array:
         params = state.params
@@ -283,11 +300,11 @@ def compiled_method(config: Any) -> Method:
         for name, hyperparameter in method.hyperparameters.items()
         if hyperparameter.off is not None
     }
-    is_off = switches and all(
+    has_no_effect = switches and all(
         config[name] == off and not config.sweep.get(name)
         for name, off in switches.items()
     )
-    return METHODS["backprop"] if is_off else method
+    return METHODS["backprop"] if has_no_effect else method
 
 
 def _period(config: Any, method: Method, updates_per_task: int) -> int | None:
@@ -357,10 +374,10 @@ def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerSta
     Returns:
       The new state.
     """
-    like_params = jax.tree.structure(state.params)
 
     def is_like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == like_params
+        # Some leaves may be masked, as in Muon's state.
+        return isinstance(node, Mapping) and node.keys() == state.params.keys()
 
     def clear(node: Any) -> Any:
         if not is_like_params(node):
@@ -386,18 +403,18 @@ def _make_base_optimizer(
     """Builds an optimizer, with L2 and noise if any lane uses them.
 
     Args:
-      config: a config with `optimizer`, a key of `_OPTIMIZERS`, and `noise`; see
+      config: a config with `optimizer`, a key of `OPTIMIZERS`, and `noise`; see
         `perturb`.
       hyperparameters: the learner's hyperparameters.
       units: unit groups of its network.
       noise_key: typed key of the noise.
     """
-    base = _OPTIMIZERS[config.optimizer](hyperparameters, units)
-    if not _is_off(hyperparameters.weight_decay):
+    base = OPTIMIZERS[config.optimizer].build(hyperparameters, units)
+    if not is_off(hyperparameters.weight_decay):
         base = optax.chain(
             optax.add_decayed_weights(hyperparameters.weight_decay), base
         )
-    if not _is_off(hyperparameters.noise_scale):
+    if not is_off(hyperparameters.noise_scale):
         noise = cbp_jax.optimizers.perturb(
             hyperparameters.noise_scale, key=noise_key, noise=config.noise
         )
@@ -405,39 +422,10 @@ def _make_base_optimizer(
     return base
 
 
-def _sgd(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    del units
-    momentum = None if _is_off(hyperparameters.momentum) else hyperparameters.momentum
-    return optax.sgd(hyperparameters.step_size, momentum=momentum)
-
-
-def _adam(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    betas = {"b1": hyperparameters.b1, "b2": hyperparameters.b2}
-    if not units:
-        return optax.adam(hyperparameters.step_size, **betas)
-    return cbp_jax.optimizers.adam_with_unit_counts(
-        hyperparameters.step_size, units, **betas
-    )
-
-
-_OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"sgd": _sgd, "adam": _adam}
-)
-
-
-def _is_off(value: Any) -> bool:
-    """Whether a hyperparameter is 0 in every lane, so that its code can be omitted."""
-    return isinstance(value, (int, float)) and value == 0
-
-
 def _check(config: Any, network: Any) -> None:
     """Raises ValueError for unknown or incompatible fields."""
     check_choice("method", config.method, METHODS)
-    check_choice("optimizer", config.optimizer, _OPTIMIZERS)
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
     if method.resets_units and not network.units():
