@@ -4,6 +4,7 @@ Shapes: B batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+import math
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -51,8 +52,8 @@ class Learner(NamedTuple):
         num_outputs]` and the loss, a scalar mean over the batch, are from before the
         update. `acts` says whether this is one of the updates at which the method
         acts; None finds out at each update, by a conditional.
-      period: the number of updates from one at which the method acts to the next, of
-        which each task has a whole number; None if it may act at any.
+      period: P, if the method can act only at every P-th update, and each task has a
+        multiple of P; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
         like the params: those of `step`, without applying them.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
@@ -311,10 +312,11 @@ def _period(config: Any, method: Method, updates_per_task: int) -> int | None:
     """Returns the learner's period; see `Learner`."""
     if method.sees_tasks:
         return updates_per_task
-    if method.period is None or config.sweep.get(method.period):
+    if method.period is None:
         return None
-    period = int(config[method.period])
-    return None if updates_per_task % period else period
+    in_lanes = config.sweep.get(method.period) or (config[method.period],)
+    period = math.gcd(updates_per_task, *map(int, in_lanes))
+    return period if period > 1 else None
 
 
 def scan_updates(
@@ -325,8 +327,8 @@ def scan_updates(
 ) -> tuple[LearnerState, Any]:
     """Makes the updates of a whole number of periods, as `lax.scan` does.
 
-    If the method acts only at the end of each period, the other updates are compiled
-    without it: a conditional in each would keep XLA from fusing them.
+    The updates at which the method cannot act are compiled without it: a conditional in
+    each would keep XLA from fusing them.
 
     Args:
       learner: the learner.
@@ -339,7 +341,7 @@ def scan_updates(
     """
     num_updates = len(jax.tree.leaves(batches)[0])
     period = learner.period
-    if period is None or period < 2 or num_updates % period:
+    if period is None or num_updates % period:
         return lax.scan(lambda state, batch: update(state, batch, None), state, batches)
 
     def run_period(state: LearnerState, batches: Any) -> tuple[LearnerState, Any]:
@@ -349,7 +351,7 @@ def scan_updates(
             jax.tree.map(lambda leaf: leaf[:-1], batches),
         )
         last = jax.tree.map(lambda leaf: leaf[-1], batches)
-        state, output = update(state, last, True)
+        state, output = update(state, last, None)
         return state, jax.tree.map(
             lambda some, one: jnp.concatenate([some, one[None]]), outputs, output
         )

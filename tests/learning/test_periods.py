@@ -114,14 +114,15 @@ def test_updates_between_acts_have_no_conditional(method):
     assert conditionals(False) == 0
 
 
-def test_a_period_that_does_not_divide_a_task_is_none():
-    learner, *_ = make_learner("redo", period=3)
-    assert learner.period is None
+def test_periods_that_do_not_divide_a_task_have_common_divisors_with_it():
+    for period, expected in ((3, None), (6, 2), (8, 4)):
+        learner, *_ = make_learner("redo", period=period)
+        assert learner.period == expected, period
 
 
-def test_a_method_with_periods_that_differ_by_lane_has_none():
-    learner, *_ = make_learner("redo", sweep={"redo_every": (2, 4)})
-    assert learner.period is None
+def test_periods_that_differ_by_lane_have_common_divisors():
+    learner, *_ = make_learner("redo", sweep={"redo_every": (6, 8)})
+    assert learner.period == 2
 
 
 def test_methods_that_act_at_any_update_have_none():
