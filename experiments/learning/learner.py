@@ -438,6 +438,11 @@ def _check(config: Any, network: Any) -> None:
         )
     if method.replaces_optimizer:
         _check_plain(config, config.method)
+    if method.optimizers and config.optimizer not in method.optimizers:
+        raise ConfigError(
+            f"config.method {config.method!r} does not work with config.optimizer "
+            f"{config.optimizer!r}: set it to one of {list(method.optimizers)}."
+        )
     if method.normalizations and config.normalization not in method.normalizations:
         raise ConfigError(
             f"config.method {config.method!r} requires a normalization before each "

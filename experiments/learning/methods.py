@@ -96,6 +96,7 @@ class Method(NamedTuple):
       evaluated_params: maps its state to the params to evaluate; None for the params in
         training.
       normalizations: the normalizations that it requires; empty for any or none.
+      optimizers: the optimizers that it works with; empty for all.
       source: where it was published.
     """
 
@@ -111,6 +112,7 @@ class Method(NamedTuple):
     steps_like_adam: bool = False
     evaluated_params: Callable[[Any], Any] | None = None
     normalizations: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
     source: str = ""
 
 
@@ -621,6 +623,7 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     family=styles.EVENTS,
     fields={"optimizer": "adam"},
     sees_tasks=True,
+    optimizers=("adam", "adamw", "muon"),
     source="Ellis et al. 2024",
 )
 def _adam_rel(given: Ingredients) -> optax.GradientTransformation:

@@ -302,6 +302,11 @@ def test_normalize_and_project_wants_a_normalization():
         permuted_mnist.make_problem(config)
 
 
+def test_adam_rel_wants_an_optimizer_with_the_moments_of_adam():
+    with pytest.raises(ValueError, match=r"optimizer 'sgd': .* one of \['adam', 'ad"):
+        permuted_mnist.make_problem(make("adam_rel", optimizer="sgd"))
+
+
 def test_norms_of_kernels_stay_where_they_began():
     first, states = train(make("normalize_and_project"))
     for layer in ("dense_0", "head"):
