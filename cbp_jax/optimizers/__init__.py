@@ -6,6 +6,14 @@ from cbp_jax.optimizers._adam_with_unit_counts import (
     adamw_with_unit_counts,
     scale_by_adam_with_unit_counts,
 )
+from cbp_jax.optimizers._adamo import (
+    adamo,
+    isometry,
+)
+from cbp_jax.optimizers._dash import (
+    DashState,
+    dash,
+)
 from cbp_jax.optimizers._events import (
     EventState,
     Schedule,
@@ -21,6 +29,10 @@ from cbp_jax.optimizers._hare_and_tortoise import (
     hare_and_tortoise,
     slow_params,
 )
+from cbp_jax.optimizers._l1_init import (
+    L1InitState,
+    l1_init,
+)
 from cbp_jax.optimizers._l2_init import (
     L2InitState,
     l2_init,
@@ -28,6 +40,9 @@ from cbp_jax.optimizers._l2_init import (
 from cbp_jax.optimizers._norm_projection import (
     ProjectNormsState,
     project_norms,
+)
+from cbp_jax.optimizers._parseval import (
+    parseval,
 )
 from cbp_jax.optimizers._resets_at_events import (
     ResetOptimizerState,
@@ -55,6 +70,10 @@ from cbp_jax.optimizers._upgd import (
     UPGDState,
     upgd,
 )
+from cbp_jax.optimizers._wasserstein_init import (
+    WassersteinInitState,
+    wasserstein_init,
+)
 from cbp_jax.optimizers._weight_clipping import (
     Bounds,
     clip_weights,
@@ -64,8 +83,10 @@ from cbp_jax.optimizers._weight_clipping import (
 __all__ = [
     "AdamWithUnitCountsState",
     "Bounds",
+    "DashState",
     "EventState",
     "HareAndTortoiseState",
+    "L1InitState",
     "L2InitState",
     "NOISES",
     "PerturbState",
@@ -74,15 +95,21 @@ __all__ = [
     "Schedule",
     "SpectralRegularizationState",
     "UPGDState",
+    "WassersteinInitState",
     "act_at",
     "adam_with_unit_counts",
+    "adamo",
     "adamw_with_unit_counts",
     "at",
     "clip_weights",
+    "dash",
     "every",
     "fire",
     "hare_and_tortoise",
+    "isometry",
+    "l1_init",
     "l2_init",
+    "parseval",
     "perturb",
     "project_norms",
     "random_signs",
@@ -96,4 +123,5 @@ __all__ = [
     "spectral_regularization",
     "uniform_fan_in_bound",
     "upgd",
+    "wasserstein_init",
 ]
