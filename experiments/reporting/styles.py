@@ -57,6 +57,9 @@ _GRAY, _BLACK = "#707070", "#000000"
 _WRITTEN = {
     **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
+    **{"adamo": "AdamO", "c": "C", "chain": "CHAIN", "dash": "DASH", "er": "ER"},
+    **{"infer": "InFeR", "l1": "L1", "parseval": "Parseval"},
+    **{"wasserstein": "Wasserstein"},
 }
 
 
