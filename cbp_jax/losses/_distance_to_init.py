@@ -27,7 +27,12 @@ def l1_to_init(params: PyTree, initial_params: PyTree) -> jax.Array:
       Kumar, Marklund and Van Roy, `Maintaining plasticity in continual learning via
       regenerative regularization <https://arxiv.org/abs/2308.11958>`_, 2023.
     """
-    return _add_up(jnp.abs, params, initial_params)
+
+    def magnitude(distance: jax.Array) -> jax.Array:
+        # In JAX the derivative of the absolute value at 0 is 1.
+        return distance * jax.lax.stop_gradient(jnp.sign(distance))
+
+    return _add_up(magnitude, params, initial_params)
 
 
 def huber_to_init(

@@ -67,7 +67,7 @@ def _effective_rank(matrix: jax.Array, epsilon: float) -> jax.Array:
     total = jnp.sum(values)
     share = values / jnp.where(total > 0, total, 1)
     rank = jnp.exp(-jnp.sum(share * jnp.log(share + epsilon)))
-    return jnp.where(total > 0, rank, total)
+    return jnp.where(total > 0, rank, jax.lax.stop_gradient(total))
 
 
 # The derivative that JAX knows takes a batch of matrices in one call, which

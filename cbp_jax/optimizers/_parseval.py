@@ -40,7 +40,8 @@ def parseval(
         bit for bit.
       gain: :math:`\gamma`; see `cbp_jax.losses.parseval`, also for the rest.
       reference_width: w; None omits the factor.
-      num_groups: number of groups of units within which rows become orthogonal.
+      num_groups: number of groups of units within which rows become orthogonal. For
+        `optax.inject_hyperparams` it is a static argument.
       layout: "io" for kernels `[..., in, out]`, "oi" for `[out, in, ...]`.
       exclude: paths of layers or leaves to leave alone, such as `"head"`.
 
