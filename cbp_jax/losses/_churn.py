@@ -21,10 +21,10 @@ def churn(
     inputs other than those of the present batch, with the params from before the last
     update as the earlier ones::
 
-      earlier = network.apply({"params": previous_params}, other_images)
-      loss += strength * churn(
-          network.apply({"params": params}, other_images), earlier
-      )
+      def churn_loss(params, previous_params, other_images):
+          outputs, _ = network.apply({"params": params}, other_images)
+          earlier, _ = network.apply({"params": previous_params}, other_images)
+          return cbp_jax.losses.churn(outputs, earlier)
 
     The authors set the strength so that the churn stays a given share of the task's
     loss: the share times the running mean of the task's loss, divided by that of the

@@ -75,7 +75,7 @@ def isometry(
     decoupled; `adamo` places it there. After a whole optimizer, pass the strength
     :math:`-\alpha \lambda`::
 
-      tx = optax.chain(optimizer, cbp_jax.optimizers.isometry(-1e-4 * 1e-3))
+      tx = optax.chain(optax.sgd(1e-2), cbp_jax.optimizers.isometry(-1e-2 * 1e-3))
 
     Args:
       strength: factor of the gradient. 0 does not change the updates, bit for bit.
