@@ -807,6 +807,8 @@ class InferMemory(NamedTuple):
             *(FINITE, None, "factor on the initial values of these functions"),
         ),
     },
+    # SGD diverges at the published strength and scale.
+    fields={"optimizer": "adam"},
     adds_loss=True,
     sees_features=True,
     source="Lyle et al. 2022",
