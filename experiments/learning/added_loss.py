@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from cbp_jax import optimizers
+
 
 class Seen(NamedTuple):
     """What an added loss sees of one update.
@@ -58,8 +60,8 @@ class AddedLoss(NamedTuple):
         tree of the memory that has the structure of the params.
       remember: `(seen, memory) -> memory` after each update, with the params from
         before it; must keep the structure, shapes and dtypes.
-      schedule: None, or which updates take a step of the loss's own; see
-        `cbp_jax.optimizers.every`. Then nothing is added to the task's gradient.
+      schedule: None, or which updates take a step of the loss's own, such as
+        `given.every(100)`. Then nothing is added to the task's gradient.
         After such an update, and after `remember`, the params take one step of gradient
         descent on the loss, with the network as in evaluation.
       step_size: step size of these steps.
@@ -68,5 +70,5 @@ class AddedLoss(NamedTuple):
     loss: Callable[[Seen, Any], jax.Array]
     init: Callable[[Any, Any, jax.Array], Any] = _nothing
     remember: Callable[[Seen, Any], Any] = _same
-    schedule: Callable[[jax.Array], jax.Array] | None = None
+    schedule: optimizers.Schedule | None = None
     step_size: float | jax.Array = 0.0

@@ -110,11 +110,20 @@ class Ingredients(NamedTuple):
     widest_layer: int  # Number of units of the widest hidden layer.
     largest: Callable[[str], float]  # Largest value of a hyperparameter in any lane.
     updates_per_task: int
+    acts: (
+        bool | None
+    )  # Whether the method acts at this update, if known; see `Learner`.
     key: jax.Array
 
-    def at_task_ends(self) -> Callable[[jax.Array], jax.Array]:
+    def at_task_ends(self) -> optimizers.Schedule:
         """Returns the schedule that is true at the last update of each task."""
-        return optimizers.every(self.updates_per_task)
+        return self.every(self.updates_per_task)
+
+    def every(self, period: int | jax.Array) -> optimizers.Schedule:
+        """Returns the schedule that is true at every `period`-th update."""
+        if self.acts is not None:
+            return lambda count: self.acts
+        return optimizers.every(period)
 
     def then(
         self, link: optax.GradientTransformation
@@ -152,6 +161,9 @@ class Method(NamedTuple):
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it knows when a task ends, as its definition requires.
+      period: the hyperparameter that is the number of updates from one act of the
+        method to the next, if it does nothing in between; None for others. Methods
+        that see tasks act at their ends.
       resets_network: whether it reinitializes the whole network at the end of a task,
         so that the statistics of normalizations must be reset as well.
       replaces_optimizer: whether it is itself an optimizer, which takes only the step
@@ -170,6 +182,7 @@ class Method(NamedTuple):
     sees_features: bool = False
     resets_units: bool = False
     sees_tasks: bool = False
+    period: str | None = None
     resets_network: bool = False
     replaces_optimizer: bool = False
     evaluated_params: Callable[[Any], Any] | None = None
@@ -458,6 +471,7 @@ for _name, _utility_fn in (
             *(AT_LEAST_ONE, None, "updates between two resets"),
         ),
     },
+    period="redo_every",
     resets_units=True,
     source="Sokar et al. 2023",
 )
@@ -467,6 +481,7 @@ def _redo(given: Ingredients) -> optax.GradientTransformation:
         given.network.units(),
         threshold=given.hyperparameters.redo_threshold,
         reset_every=given.hyperparameters.redo_every,
+        is_check=given.acts,
         over_interval=True,
         initializer=given.network.initializer(),
         key=given.key,
@@ -553,6 +568,7 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             2000, AT_LEAST_ONE, None, "updates between two reinitializations"
         ),
     },
+    period="swr_every",
     source="Hernandez-Garcia et al. 2025",
 )
 def _selective_weight_reinitialization(
@@ -560,7 +576,7 @@ def _selective_weight_reinitialization(
 ) -> optax.GradientTransformation:
     return given.then(
         optimizers.selective_weight_reinitialization(
-            optimizers.every(given.hyperparameters.swr_every),
+            given.every(given.hyperparameters.swr_every),
             given.init_params,
             fraction=given.hyperparameters.swr_fraction,
             key=given.key,
@@ -586,11 +602,12 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
             1000, AT_LEAST_ONE, None, "updates between two returns to the average"
         ),
     },
+    period="hare_every",
     evaluated_params=optimizers.slow_params,
     source="Lee et al. 2024",
 )
 def _hare_and_tortoise(given: Ingredients) -> optax.GradientTransformation:
-    every = optimizers.every(given.hyperparameters.hare_every)
+    every = given.every(given.hyperparameters.hare_every)
     decay = given.hyperparameters.hare_decay
     return given.then(optimizers.hare_and_tortoise(every, decay=decay))
 
@@ -629,6 +646,89 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
 
 
+# Methods that reset hidden units by the gradients of their incoming weights.
+
+
+method(
+    "continual_backprop_gradient",
+    family=styles.RESETS,
+    source="utility of Liu et al. 2025",
+    **_REPLACEMENT,
+)(functools.partial(_continual_backprop, utility_fn=cbp_jax.utility.gradient))
+
+
+@method(
+    "regrama",
+    family=styles.RESETS,
+    hyperparameters={
+        "regrama_threshold": Hyperparameter(
+            _default(cbp_jax.regrama, "threshold"),
+            Range(-1, math.inf, includes_high=False),
+            *(-1.0, "fraction of the layer's mean |gradient| up to which to reset"),
+            values=(0.25, 0.1, 0.01),
+        ),
+        "regrama_every": Hyperparameter(
+            _default(cbp_jax.regrama, "reset_every"),
+            *(AT_LEAST_ONE, None, "updates between two resets"),
+        ),
+    },
+    period="regrama_every",
+    resets_units=True,
+    source="Liu et al. 2025",
+)
+def _regrama(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.regrama(
+        given.base,
+        given.network.units(),
+        threshold=given.hyperparameters.regrama_threshold,
+        reset_every=given.hyperparameters.regrama_every,
+        is_check=given.acts,
+        over_interval=True,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
+@method(
+    "cpr",
+    family=styles.RESETS,
+    hyperparameters={
+        "cpr_rate": Hyperparameter(
+            _default(cbp_jax.cpr, "replacement_rate"),
+            *(DECAY, 0.0, "largest fraction of a unit reset at once"),
+            values=(0.05, 0.015, 0.005),
+        ),
+        "cpr_sharpness": Hyperparameter(
+            _default(cbp_jax.cpr, "sharpness"),
+            *(FINITE, None, "how fast resets fade above the layer's mean |gradient|"),
+        ),
+        "cpr_decay_rate": Hyperparameter(
+            _default(cbp_jax.cpr, "decay_rate"),
+            *(DECAY, None, "decay of the average of the relative |gradient|"),
+        ),
+        "cpr_every": Hyperparameter(
+            _default(cbp_jax.cpr, "reset_every"),
+            *(AT_LEAST_ONE, None, "updates between two partial resets"),
+        ),
+    },
+    period="cpr_every",
+    resets_units=True,
+    source="McCutcheon et al. 2026",
+)
+def _cpr(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.cpr(
+        given.base,
+        given.network.units(),
+        replacement_rate=given.hyperparameters.cpr_rate,
+        sharpness=given.hyperparameters.cpr_sharpness,
+        decay_rate=given.hyperparameters.cpr_decay_rate,
+        reset_every=given.hyperparameters.cpr_every,
+        is_check=given.acts,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
 # Losses that are added to the task's, see experiments/learning/added_loss.py, and
 # penalties on the parameters.
 
@@ -649,6 +749,7 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
         ),
     },
     fields={"weight_decay": 1e-4},
+    period="er_every",
     adds_loss=True,
     sees_features=True,
     source="Prakash et al. 2026",
@@ -684,7 +785,7 @@ def _l2_er(given: Ingredients) -> AddedLoss:
         loss,
         init,
         remember,
-        schedule=optimizers.every(every),
+        schedule=given.every(every),
         step_size=given.hyperparameters.er_step_size,
     )
 

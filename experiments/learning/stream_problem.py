@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
@@ -19,7 +18,12 @@ from experiments.learning.checks import (
     check_measured_examples,
 )
 from experiments.learning.keys import STREAM
-from experiments.learning.learner import LearnerState, cross_entropy, make_learner
+from experiments.learning.learner import (
+    LearnerState,
+    cross_entropy,
+    make_learner,
+    scan_updates,
+)
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.networks import make_network
 from experiments.learning.problem import Problem
@@ -113,12 +117,14 @@ def make_stream_problem(
                 config, learner, hyperparameters, state, *read(first), task
             )
 
-        def step(
-            state: LearnerState, batch: Any
+        def update(
+            state: LearnerState, batch: Any, acts: bool | None
         ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
             with jax.named_scope("stream"):
                 inputs, targets = read(batch)
-            state, outputs, loss = learner.step(hyperparameters, state, inputs, targets)
+            state, outputs, loss = learner.step(
+                hyperparameters, state, inputs, targets, acts
+            )
             return state, (score.of_batch(outputs, targets, loss), loss)
 
         batches = jax.tree.map(
@@ -127,7 +133,7 @@ def make_stream_problem(
             ),
             items,
         )
-        new_state, (scores, losses) = lax.scan(step, state, batches)
+        new_state, (scores, losses) = scan_updates(learner, update, state, batches)
         return new_state, measures | {
             score.name: score.of_task(scores),
             "loss": jnp.mean(losses),
