@@ -83,6 +83,16 @@ CASES = {
     case.function.__name__: case
     for case in (
         Case(optimizers.l2_init, before, {"strength": 0.3}, {"strength": 0.0}),
+        Case(optimizers.l1_init, before, {"strength": 0.3}, {"strength": 0.0}),
+        Case(optimizers.wasserstein_init, before, {"strength": 2.0}, {"strength": 0.0}),
+        Case(
+            optimizers.parseval,
+            before,
+            {"strength": 1e-4, "gain": 1.5},
+            {"strength": 0.0},
+            {"num_groups": 1},
+        ),
+        Case(optimizers.isometry, behind, {"strength": -0.01}, {"strength": 0.0}),
         Case(
             optimizers.spectral_regularization,
             before,
@@ -133,6 +143,13 @@ CASES = {
         Case(optimizers.fire, behind, {"num_iterations": 4}, NEVER, EVENT),
         Case(
             optimizers.hare_and_tortoise, behind, {"decay": 0.6}, {"decay": 0.0}, EVENT
+        ),
+        Case(
+            optimizers.dash,
+            around,
+            {"smoothing": 0.4, "lowest": 0.2},
+            {"lowest": 1.0},
+            EVENT,
         ),
         Case(optimizers.reset_params_at, behind, {}, NEVER, EVENT | FRESH),
         Case(optimizers.reset_optimizer_at, around, {}, NEVER, EVENT),

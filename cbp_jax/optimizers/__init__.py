@@ -10,6 +10,14 @@ from cbp_jax.optimizers._adam_with_unit_counts import (
     adamw_with_unit_counts,
     scale_by_adam_with_unit_counts,
 )
+from cbp_jax.optimizers._adamo import (
+    adamo,
+    isometry,
+)
+from cbp_jax.optimizers._dash import (
+    DashState,
+    dash,
+)
 from cbp_jax.optimizers._events import (
     EventState,
     Schedule,
@@ -25,6 +33,10 @@ from cbp_jax.optimizers._hare_and_tortoise import (
     hare_and_tortoise,
     slow_params,
 )
+from cbp_jax.optimizers._l1_init import (
+    L1InitState,
+    l1_init,
+)
 from cbp_jax.optimizers._l2_init import (
     L2InitState,
     l2_init,
@@ -32,6 +44,9 @@ from cbp_jax.optimizers._l2_init import (
 from cbp_jax.optimizers._norm_projection import (
     ProjectNormsState,
     project_norms,
+)
+from cbp_jax.optimizers._parseval import (
+    parseval,
 )
 from cbp_jax.optimizers._pgd import (
     pgd,
@@ -63,6 +78,10 @@ from cbp_jax.optimizers._upgd import (
     UPGDState,
     upgd,
 )
+from cbp_jax.optimizers._wasserstein_init import (
+    WassersteinInitState,
+    wasserstein_init,
+)
 from cbp_jax.optimizers._weight_clipping import (
     Bounds,
     clip_weights,
@@ -73,8 +92,10 @@ __all__ = [
     "AdaUPGDState",
     "AdamWithUnitCountsState",
     "Bounds",
+    "DashState",
     "EventState",
     "HareAndTortoiseState",
+    "L1InitState",
     "L2InitState",
     "NOISES",
     "PerturbState",
@@ -83,16 +104,22 @@ __all__ = [
     "Schedule",
     "SpectralRegularizationState",
     "UPGDState",
+    "WassersteinInitState",
     "act_at",
     "ada_upgd",
     "adam_with_unit_counts",
+    "adamo",
     "adamw_with_unit_counts",
     "at",
     "clip_weights",
+    "dash",
     "every",
     "fire",
     "hare_and_tortoise",
+    "isometry",
+    "l1_init",
     "l2_init",
+    "parseval",
     "perturb",
     "pgd",
     "project_norms",
@@ -108,4 +135,5 @@ __all__ = [
     "spectral_regularization",
     "uniform_fan_in_bound",
     "upgd",
+    "wasserstein_init",
 ]

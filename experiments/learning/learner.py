@@ -18,6 +18,7 @@ import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
 from cbp_jax.networks import ACTIVATION_LAYERS
 from experiments.learning import networks
+from experiments.learning.added_loss import AddedLoss, Seen
 from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.checks import ConfigError, check_choice
 from experiments.learning.hyperparameters import is_off
@@ -40,6 +41,7 @@ class LearnerState(NamedTuple):
     log: ReplacementLog | None  # Log of the current task; None if it is disabled.
     # Options of the activation, {} for none: evaluation needs the lane's own.
     activation_options: Any
+    memory: Any = None  # What an added loss remembers; None without one.
 
 
 class Learner(NamedTuple):
@@ -55,7 +57,9 @@ class Learner(NamedTuple):
       period: P, if the method can act only at every P-th update, and each task has a
         multiple of P; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
-        like the params: those of `step`, without applying them.
+        like the params: those of `step`, without applying them. They include the
+        gradient of an added loss, but not the steps of its own. The number of inputs
+        may differ from that of a batch.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
@@ -126,11 +130,11 @@ def make_learner(
     params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
 
-    def make_optimizer(
+    def make_ingredients(
         hyperparameters: SimpleNamespace, key: jax.Array, acts: bool | None = None
-    ) -> optax.GradientTransformationExtraArgs:
+    ) -> Ingredients:
         noise_key = jax.random.fold_in(key, NOISE)
-        ingredients = Ingredients(
+        return Ingredients(
             hyperparameters=hyperparameters,
             base=_make_base_optimizer(config, hyperparameters, units, noise_key),
             network=network,
@@ -143,7 +147,15 @@ def make_learner(
             acts=acts,
             key=key,
         )
-        return optax.with_extra_args_support(method.build(ingredients))
+
+    def make_optimizer(
+        ingredients: Ingredients,
+    ) -> optax.GradientTransformationExtraArgs:
+        build = ingredients.base if method.adds_loss else method.build(ingredients)
+        return optax.with_extra_args_support(build)
+
+    def make_added_loss(ingredients: Ingredients) -> AddedLoss | None:
+        return method.build(ingredients) if method.adds_loss else None
 
     def new_log(state: cbp_jax.UnitResetState) -> ReplacementLog:
         has_utility = all(hasattr(unit, "utility") for unit in state.units.values())
@@ -153,7 +165,12 @@ def make_learner(
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
-        optimizer_state = make_optimizer(hyperparameters, key).init(params)
+        ingredients = make_ingredients(hyperparameters, key)
+        optimizer_state = make_optimizer(ingredients).init(params)
+        added, memory = make_added_loss(ingredients), None
+        if added is not None:
+            batch_like = jnp.zeros((config.batch_size, *input_shape))
+            memory = added.init(params, network_state, batch_like)
         return LearnerState(
             params=params,
             network_state=network_state,
@@ -164,6 +181,7 @@ def make_learner(
             activation_options=jax.tree.map(
                 jnp.asarray, networks.activation_options(network, hyperparameters)
             ),
+            memory=memory,
         )
 
     def compute_update(
@@ -172,14 +190,20 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
         acts: bool | None,
-    ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
-        """Returns gradients, updates, new state (with old params), outputs and loss."""
+    ) -> tuple[Any, Any, LearnerState, Seen, AddedLoss | None]:
+        """Returns gradients, updates, new state (with old params), and what was seen.
+
+        The last is the added loss, which still has to remember and to step.
+        """
         trained = networks.with_hyperparameters(network, hyperparameters)
         key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
         if not is_off(hyperparameters.dropout_rate):
             random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
         if has_random_activation:
             random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
+        # Only init uses the key; from then on it is in the state.
+        ingredients = make_ingredients(hyperparameters, make_key(0), acts)
+        added = make_added_loss(ingredients)
 
         def loss_of(params: Any, network_state: Any) -> Any:
             (outputs, features), network_state = trained.apply(
@@ -189,17 +213,23 @@ def make_learner(
                 mutable=list(network_state),
                 **random,
             )
-            return loss_fn(outputs, targets), (network_state, (outputs, features))
+            loss = loss_fn(outputs, targets)
+            seen = Seen(
+                *(params, state.network_state, inputs, targets, outputs, features),
+                *(loss, state.num_updates),
+            )
+            if added is not None and added.schedule is None:
+                loss = loss + added.loss(seen, state.memory)
+            return loss, (network_state, seen)
 
         with jax.named_scope("gradient"):
-            (loss, (outputs, features)), grads, network_state = (
-                value_and_grad_with_state(loss_of)(state.params, state.network_state)
+            (_, seen), grads, network_state = value_and_grad_with_state(loss_of)(
+                state.params, state.network_state
             )
-        # Only init uses the key; from then on it is in the state.
-        optimizer = make_optimizer(hyperparameters, make_key(0), acts)
+        optimizer = make_optimizer(ingredients)
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(
-                grads, state.optimizer_state, state.params, features=features
+                grads, state.optimizer_state, state.params, features=seen.features
             )
         num_updates = state.num_updates + 1
         if method.resets_units:
@@ -217,7 +247,43 @@ def make_learner(
             optimizer_state=optimizer_state,
             num_updates=num_updates,
         )
-        return grads, updates, state, outputs, loss
+        return grads, updates, state, seen, added
+
+    def own_step(
+        added: AddedLoss, seen: Seen, state: LearnerState, updates: Any
+    ) -> Any:
+        """Returns updates that include a step of an added loss, if one is due.
+
+        Args:
+          added: a loss with a schedule.
+          seen: what it saw of this update.
+          state: the state after it, with the params from before it.
+          updates: like the params.
+        """
+
+        def descend(params: Any, key: None) -> Any:
+            del key
+
+            def loss_of(params: Any) -> jax.Array:
+                outputs, features = apply(params, state, seen.inputs)
+                after = seen._replace(
+                    params=params,
+                    network_state=state.network_state,
+                    outputs=outputs,
+                    features=features,
+                    task_loss=loss_fn(outputs, seen.targets),
+                )
+                return added.loss(after, state.memory)
+
+            return jax.tree.map(
+                lambda param, grad: param - added.step_size * grad,
+                params,
+                jax.grad(loss_of)(params),
+            )
+
+        step = cbp_jax.optimizers.act_at(added.schedule, descend)
+        count = cbp_jax.optimizers.EventState(seen.num_updates, None)
+        return step.update(updates, count, seen.params)[0]
 
     def step(
         hyperparameters: SimpleNamespace,
@@ -226,9 +292,15 @@ def make_learner(
         targets: jax.Array,
         acts: bool | None = None,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
-        _, updates, new_state, outputs, loss = compute_update(
+        _, updates, new_state, seen, added = compute_update(
             hyperparameters, state, inputs, targets, acts
         )
+        if added is not None:
+            with jax.named_scope("added_loss"):
+                memory = added.remember(seen, state.memory)
+                new_state = new_state._replace(memory=memory)
+                if added.schedule is not None:
+                    updates = own_step(added, seen, new_state, updates)
         log = state.log
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
@@ -237,7 +309,7 @@ def make_learner(
         with jax.named_scope("apply"):
             params = optax.apply_updates(state.params, updates)
         new_state = new_state._replace(params=params, log=log)
-        return new_state, outputs, loss
+        return new_state, seen.outputs, seen.task_loss
 
     def preview(
         hyperparameters: SimpleNamespace,
@@ -366,7 +438,7 @@ def scan_updates(
 
 
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
-    """Sets the head's weights and biases to 0.
+    """Sets the head's weights and biases to 0, also in what an added loss remembers.
 
     Args:
       state: state of the learner.
@@ -386,13 +458,12 @@ def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerSta
             return node
         return {**node, "head": jax.tree.map(jnp.zeros_like, node["head"])}
 
-    state = state._replace(params=clear(state.params))
+    def clear_all(tree: Any) -> Any:
+        return jax.tree.map(clear, tree, is_leaf=is_like_params)
+
+    state = state._replace(params=clear(state.params), memory=clear_all(state.memory))
     if with_optimizer_state:
-        state = state._replace(
-            optimizer_state=jax.tree.map(
-                clear, state.optimizer_state, is_leaf=is_like_params
-            )
-        )
+        state = state._replace(optimizer_state=clear_all(state.optimizer_state))
     return state
 
 
@@ -430,7 +501,7 @@ def _check(config: Any, network: Any) -> None:
     check_choice("optimizer", config.optimizer, OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
-    if method.resets_units and not network.units():
+    if (method.resets_units or method.sees_features) and not network.units():
         raise ConfigError(
             f"config.method {config.method!r} needs hidden units, but the network has "
             "none: set config.hidden_layers to at least 1, or config.method to "

@@ -16,10 +16,12 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 import cbp_jax
-from cbp_jax import layers, optimizers
+from cbp_jax import layers, losses, optimizers
+from experiments.learning.added_loss import AddedLoss, Seen
 from experiments.learning.base_optimizers import optimizer_hyperparameters
 from experiments.learning.hyperparameters import (
     AT_LEAST_ONE,
@@ -33,6 +35,7 @@ from experiments.learning.hyperparameters import (
     declare_hyperparameters,
 )
 from experiments.learning.hyperparameters import default_of as _default
+from experiments.learning.networks import feature_matrices, with_hyperparameters
 from experiments.reporting import styles
 
 
@@ -69,18 +72,34 @@ class Ingredients(NamedTuple):
         """Returns the optimizer followed by another transformation."""
         return optax.chain(self.base, link)
 
+    def evaluate(
+        self, params: Any, network_state: Any, inputs: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the outputs and features of the network as in evaluation.
+
+        Args:
+          params: its params.
+          network_state: the statistics of its normalizations, `{}` for none.
+          inputs: `[B, ...]`.
+        """
+        network = with_hyperparameters(self.network, self.hyperparameters)
+        return network.apply({"params": params, **network_state}, inputs)
+
 
 class Method(NamedTuple):
     """A method and its properties.
 
     Attributes:
-      build: maps the ingredients to an optax transformation.
+      build: maps the ingredients to an optax transformation, or to an `AddedLoss`.
       hyperparameters: the method's hyperparameters, by config field. If all that have
         an off value are off in all lanes, `build` is not called, and the learner uses
         the base optimizer. A method without off values is never off.
       family: its group in figures, one of `experiments.reporting.styles.FAMILIES`.
       fields: other config fields that comparisons set for it, in addition to the first
         of `normalizations`.
+      adds_loss: whether `build` returns an `AddedLoss`, which the learner trains with
+        the base optimizer.
+      sees_features: whether it needs hidden activations, which a linear model lacks.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it knows when a task ends, as its definition requires.
@@ -100,10 +119,12 @@ class Method(NamedTuple):
       source: where it was published.
     """
 
-    build: Callable[[Ingredients], optax.GradientTransformation]
+    build: Callable[[Ingredients], Any]
     hyperparameters: Hyperparameters = MappingProxyType({})
     family: str = styles.OTHERS
     fields: Mapping[str, Any] = MappingProxyType({})
+    adds_loss: bool = False
+    sees_features: bool = False
     resets_units: bool = False
     sees_tasks: bool = False
     period: str | None = None
@@ -136,7 +157,7 @@ def method(name: str, **fields: Any) -> Callable[[Any], Any]:
         differently, the family is unknown, or a number is out of range.
     """
 
-    def enter(build: Callable[[Ingredients], optax.GradientTransformation]) -> Any:
+    def enter(build: Callable[[Ingredients], Any]) -> Any:
         declared = Method(build, **fields)
         if name in _METHODS:
             raise ValueError(f"A method {name!r} already exists; choose another name.")
@@ -710,6 +731,328 @@ def _cpr(given: Ingredients) -> optax.GradientTransformation:
         is_check=given.acts,
         initializer=given.network.initializer(),
         key=given.key,
+    )
+
+
+# Losses that are added to the task's, see experiments/learning/added_loss.py, and
+# penalties on the parameters.
+
+
+@method(
+    "l2_er",
+    family=styles.LOSSES,
+    hyperparameters={
+        "er_step_size": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "step size of the steps that increase the effective rank",
+            (1e-2, 1e-3, 1e-4),
+        ),
+        "er_every": Hyperparameter(
+            100, AT_LEAST_ONE, None, "mini-batches per step, whose features it takes"
+        ),
+    },
+    fields={"weight_decay": 1e-4},
+    period="er_every",
+    adds_loss=True,
+    sees_features=True,
+    source="Prakash et al. 2026",
+)
+def _l2_er(given: Ingredients) -> AddedLoss:
+    every = given.hyperparameters.er_every
+    # Static, since it is the size of an array; a lane may use less of it.
+    num_slots = math.ceil(given.largest("er_every"))
+
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> jax.Array:
+        del params, network_state
+        return jnp.zeros((num_slots, *inputs.shape), inputs.dtype)
+
+    def remember(seen: Seen, stored: jax.Array) -> jax.Array:
+        return stored.at[seen.num_updates % jnp.int32(every)].set(seen.inputs)
+
+    def loss(seen: Seen, stored: jax.Array) -> jax.Array:
+        inputs = stored.reshape(-1, *stored.shape[2:])
+        _, features = given.evaluate(seen.params, seen.network_state, inputs)
+        matrices = feature_matrices(given.network, features).values()
+        # The authors leave out convolutions, whose positions would be many samples.
+        dense = [layer for layer in matrices if len(layer) == len(inputs)]
+
+        def used(layer: jax.Array) -> jax.Array:
+            """Returns the layer with 0 in unused rows: singular values are the same."""
+            num_rows = len(layer) // num_slots * every
+            return jnp.where(jnp.arange(len(layer))[:, None] < num_rows, layer, 0)
+
+        layers_used = [used(layer) for layer in dense or matrices]
+        return losses.negative_effective_rank(layers_used)
+
+    return AddedLoss(
+        loss,
+        init,
+        remember,
+        schedule=given.every(every),
+        step_size=given.hyperparameters.er_step_size,
+    )
+
+
+@method(
+    "feature_norm",
+    family=styles.LOSSES,
+    hyperparameters={
+        "feature_norm_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the squared norm of the features",
+            (1e-2, 1e-3, 1e-4),
+        )
+    },
+    adds_loss=True,
+    sees_features=True,
+    source="Lyle et al. 2024",
+)
+def _feature_norm(given: Ingredients) -> AddedLoss:
+    def loss(seen: Seen, memory: None) -> jax.Array:
+        del memory
+        strength = given.hyperparameters.feature_norm_strength
+        return strength * losses.feature_norm(seen.features)
+
+    return AddedLoss(loss)
+
+
+class ChurnMemory(NamedTuple):
+    """What C-CHAIN remembers."""
+
+    params: Any  # From before the last update.
+    inputs: jax.Array  # [2, B, ...], of the last two updates, by turns.
+    task_loss: jax.Array  # Running mean, scalar.
+    churn: jax.Array  # Running mean, scalar.
+
+
+@method(
+    "c_chain",
+    family=styles.LOSSES,
+    hyperparameters={
+        "chain_share": Hyperparameter(
+            0.1, FINITE, 0.0, "churn as a share of the task's loss", (1.0, 0.1, 0.01)
+        ),
+        "chain_decay": Hyperparameter(
+            0.99, DECAY, None, "decay of the running means of both losses"
+        ),
+    },
+    adds_loss=True,
+    source="Tang et al. 2025",
+)
+def _c_chain(given: Ingredients) -> AddedLoss:
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> ChurnMemory:
+        del network_state
+        return ChurnMemory(
+            params=jax.tree.map(jnp.copy, params),
+            inputs=jnp.zeros((2, *inputs.shape), inputs.dtype),
+            task_loss=jnp.zeros(()),
+            churn=jnp.zeros(()),
+        )
+
+    def churn(seen: Seen, memory: ChurnMemory) -> jax.Array:
+        # Of two updates ago: the last update was made for the last inputs.
+        inputs = memory.inputs[seen.num_updates % 2]
+        outputs, earlier = (
+            given.evaluate(params, seen.network_state, inputs)[0]
+            for params in (seen.params, memory.params)
+        )
+        has_classes = jnp.issubdtype(seen.targets.dtype, jnp.integer)
+        kind = "cross_entropy" if has_classes else "squared_error"
+        has_inputs = seen.num_updates >= 2
+        return jnp.where(has_inputs, losses.churn(outputs, earlier, kind=kind), 0)
+
+    def loss(seen: Seen, memory: ChurnMemory) -> jax.Array:
+        share = given.hyperparameters.chain_share
+        strength = share * memory.task_loss / (memory.churn + 1e-8)
+        return jnp.where(memory.churn > 0, strength, 0) * churn(seen, memory)
+
+    def remember(seen: Seen, memory: ChurnMemory) -> ChurnMemory:
+        decay = given.hyperparameters.chain_decay
+        is_measured = seen.num_updates >= 2
+
+        def average(mean: jax.Array, value: jax.Array) -> jax.Array:
+            # Both means lack the same factor in the first updates.
+            return jnp.where(is_measured, decay * mean + (1 - decay) * value, mean)
+
+        return ChurnMemory(
+            params=seen.params,
+            inputs=memory.inputs.at[seen.num_updates % 2].set(seen.inputs),
+            task_loss=average(memory.task_loss, jnp.abs(seen.task_loss)),
+            churn=average(memory.churn, churn(seen, memory)),
+        )
+
+    return AddedLoss(loss, init, remember)
+
+
+class InferMemory(NamedTuple):
+    """What InFeR remembers, and its heads."""
+
+    initial_params: Any
+    initial_network_state: Any
+    initial_heads: jax.Array  # [features, heads]
+    heads: jax.Array  # [features, heads]
+
+
+@method(
+    "infer",
+    family=styles.LOSSES,
+    hyperparameters={
+        "infer_strength": Hyperparameter(
+            0.1,
+            FINITE,
+            0.0,
+            "penalty on changes of random functions of the features",
+            (0.1, 0.01, 0.001),
+        ),
+        "infer_scale": Hyperparameter(
+            _default(losses.infer, "scale"),
+            *(FINITE, None, "factor on the initial values of these functions"),
+        ),
+    },
+    # SGD diverges at the published strength and scale.
+    fields={"optimizer": "adam"},
+    adds_loss=True,
+    sees_features=True,
+    source="Lyle et al. 2022",
+)
+def _infer(given: Ingredients) -> AddedLoss:
+    def last_layer(features: Any) -> jax.Array:
+        name = given.network.units()[-1].name
+        return feature_matrices(given.network, features)[name]
+
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> InferMemory:
+        _, features = given.evaluate(params, network_state, inputs)
+        heads = losses.infer_heads(given.key, last_layer(features).shape[-1])
+        copied = jax.tree.map(jnp.copy, (params, network_state, heads))
+        return InferMemory(*copied, heads)
+
+    def loss_of_heads(heads: jax.Array, seen: Seen, memory: InferMemory) -> jax.Array:
+        _, initial_features = given.evaluate(
+            memory.initial_params, memory.initial_network_state, seen.inputs
+        )
+        return given.hyperparameters.infer_strength * losses.infer(
+            last_layer(seen.features),
+            last_layer(initial_features),
+            heads,
+            memory.initial_heads,
+            scale=given.hyperparameters.infer_scale,
+        )
+
+    def loss(seen: Seen, memory: InferMemory) -> jax.Array:
+        return loss_of_heads(memory.heads, seen, memory)
+
+    def remember(seen: Seen, memory: InferMemory) -> InferMemory:
+        grads = jax.grad(loss_of_heads)(memory.heads, seen, memory)
+        heads = memory.heads - given.hyperparameters.step_size * grads
+        return memory._replace(heads=heads)
+
+    return AddedLoss(loss, init, remember)
+
+
+@method(
+    "parseval",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "parseval_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the distance of hidden layers from orthogonal rows",
+            (1e-3, 1e-4, 1e-5),
+        )
+    },
+    source="Chung et al. 2024",
+)
+def _parseval(given: Ingredients) -> optax.GradientTransformation:
+    strength = given.hyperparameters.parseval_strength
+    penalty = optimizers.parseval(strength, exclude=("head",))
+    return optax.chain(penalty, given.base)
+
+
+@method(
+    "adamo",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "isometry_strength": Hyperparameter(
+            _default(optimizers.adamo, "strength"),
+            FINITE,
+            0.0,
+            "pull toward isometry outside Adam's moments, times the step size",
+            (1e-2, 1e-3, 1e-4),
+        )
+    },
+    fields={"optimizer": "adam"},
+    source="Rosseau et al. 2026",
+)
+def _adamo(given: Ingredients) -> optax.GradientTransformation:
+    step_size = given.hyperparameters.step_size
+    strength = given.hyperparameters.isometry_strength
+    return given.then(optimizers.isometry(-step_size * strength))
+
+
+@method(
+    "wasserstein_init",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "wasserstein_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the distance of each tensor's entries from the initial ones",
+            (1e-2, 1e-3, 1e-4),
+        )
+    },
+    source="Lewandowski et al. 2023",
+)
+def _wasserstein_init(given: Ingredients) -> optax.GradientTransformation:
+    strength = given.hyperparameters.wasserstein_strength
+    return optax.chain(optimizers.wasserstein_init(strength), given.base)
+
+
+@method(
+    "l1_init",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "l1_init_strength": Hyperparameter(
+            1e-4, FINITE, 0.0, "L1 toward the initial parameters", (1e-3, 1e-4, 1e-5)
+        )
+    },
+    source="Kumar et al. 2023",
+)
+def _l1_init(given: Ingredients) -> optax.GradientTransformation:
+    penalty = optimizers.l1_init(given.hyperparameters.l1_init_strength)
+    return optax.chain(penalty, given.base)
+
+
+@method(
+    "dash",
+    family=styles.EVENTS,
+    hyperparameters={
+        "dash_lowest": Hyperparameter(
+            _default(optimizers.dash, "lowest"),
+            FRACTION,
+            1.0,
+            "lowest factor on a unit's weights when a task ends",
+            (0.3, 0.1, 0.05),
+        ),
+        "dash_smoothing": Hyperparameter(
+            _default(optimizers.dash, "smoothing"),
+            *(FRACTION, None, "weight of a gradient in their running average"),
+        ),
+    },
+    sees_tasks=True,
+    source="Shin et al. 2024",
+)
+def _dash(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.dash(
+        given.base,
+        given.at_task_ends(),
+        smoothing=given.hyperparameters.dash_smoothing,
+        lowest=given.hyperparameters.dash_lowest,
     )
 
 

@@ -131,6 +131,23 @@ def layer_sizes(
     }
 
 
+def feature_matrices(network: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Reshapes features to matrices; the positions of a map become samples.
+
+    Args:
+      network: the network.
+      features: activations by layer, as it returns them.
+
+    Returns:
+      `[samples, features]` by layer; a unit of a paired activation is two features.
+    """
+    per_unit = 2 if network.activation in networks.PAIRED else 1
+    return {
+        name: layer.reshape(-1, per_unit * layer.shape[-1])
+        for name, layer in features.items()
+    }
+
+
 def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
     """Sets the hyperparameters of a network's layers, traced or not."""
     network = network.clone(

@@ -70,6 +70,13 @@ def test_only_the_head_is_cleared_and_its_moments_if_wanted(optimizer, method):
     assert len(others) == number
 
 
+def test_what_an_added_loss_remembers_of_the_params_is_cleared():
+    """Or the churn at a change of task would be that of clearing the head."""
+    state = trained_state(method="c_chain")
+    cleared = zeroed(state, clear_head(state, with_optimizer_state=False))
+    assert cleared == HEAD | {f"memory/{path}" for path in HEAD}
+
+
 def test_the_first_update_of_a_cleared_head_is_its_gradient():
     """Without momentum kept, SGD moves a head of zeros by step size x gradient."""
     state = trained_state(method="backprop")

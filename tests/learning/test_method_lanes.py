@@ -31,9 +31,19 @@ SWEEPS = {
     "cpr": {"cpr_rate": (0.2, 0.5), "cpr_sharpness": (1.0, 8.0), "cpr_every": (5, 7)},
     "selective_weight_reinitialization": {"swr_fraction": (0.2, 0.5)},
     "shrink_and_perturb_events": {"shrink": (0.3, 0.6), "perturb": (0.1, 0.5)},
+    "l2_er": {"er_step_size": (0.01, 0.1), "er_every": (3, 7)},
+    "feature_norm": {"feature_norm_strength": (0.1, 0.3)},
+    "c_chain": {"chain_share": (0.5, 2.0), "chain_decay": (0.5, 0.9)},
+    "infer": {"infer_strength": (0.1, 0.3), "infer_scale": (2.0, 5.0)},
+    "parseval": {"parseval_strength": (1e-4, 5e-4)},
+    "adamo": {"isometry_strength": (0.01, 0.1)},
+    "wasserstein_init": {"wasserstein_strength": (1.0, 10.0)},
+    "l1_init": {"l1_init_strength": (1e-3, 1e-2)},
+    "dash": {"dash_lowest": (0.1, 0.4), "dash_smoothing": (0.1, 0.4)},
     "hare_and_tortoise": {"hare_decay": (0.5, 0.9), "hare_every": (3, 7)},
 }
 FIXED = {
+    "dash": {"step_size": 0.01},
     "self_normalized_resets": {"snr_first_threshold": 2},
     "selective_weight_reinitialization": {"swr_every": 7},
 }

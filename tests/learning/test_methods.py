@@ -15,6 +15,7 @@ from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
 from experiments.learning import base_optimizers, hyperparameters, methods
+from experiments.learning.added_loss import AddedLoss
 from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.hyperparameters import HYPERPARAMETERS
 from experiments.learning.methods import METHODS
@@ -137,6 +138,30 @@ def test_one_declaration_makes_a_method_a_case_a_look_and_a_sweep(declared):
     tiny.assert_equal(off.params, backprop())
 
 
+def test_one_declaration_adds_a_loss(declared):
+    """A stranger's: half the squared params, which is what `weight_decay` adds."""
+    number = methods.Hyperparameter(0.1, methods.FINITE, 0.0, "strength", (0.2, 0.1))
+
+    @methods.method(
+        "squares",
+        family=styles.LOSSES,
+        hyperparameters={"squares_strength": number},
+        adds_loss=True,
+    )
+    def build(given):
+        def loss(seen, memory):
+            assert memory is None
+            squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(seen.params)]
+            return given.hyperparameters.squares_strength / 2 * sum(squares)
+
+        return AddedLoss(loss)
+
+    added = train(make("squares"))[1].params
+    tiny.assert_close(added, train(make("backprop", weight_decay=0.1))[1].params)
+    off = train(make("squares", squares_strength=0.0))[1].params
+    tiny.assert_equal(off, backprop())
+
+
 def test_a_method_that_is_off_has_the_state_of_the_optimizer_alone():
     off = make("continual_backprop", replacement_rate=0.0)
     plain, off, swept = (
@@ -191,6 +216,7 @@ def test_methods_without_an_off_value_are_known():
         ("full_reset", {"dense_0", "head"}),
         ("fire", {"dense_0", "head"}),
         ("shrink_and_perturb_events", {"dense_0", "head"}),
+        ("dash", {"dense_0", "head"}),
     ],
 )
 def test_events_come_at_the_end_of_a_task_and_at_no_other_update(name, changes):
