@@ -124,7 +124,13 @@ def entries_of(path, first, second):
     return mask
 
 
-@pytest.mark.parametrize("name", sorted(OPTIMIZERS))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in ("sgd", "adam") else ())
+        for name in sorted(OPTIMIZERS)
+    ],
+)
 def test_moments_of_reborn_units_are_as_born(name):
     """Of every array like a param, and of nothing else."""
     base = OPTIMIZERS[name].build(NUMBERS, UNITS)
@@ -177,6 +183,7 @@ def test_what_an_optimizer_takes():
     assert list(optimizer_hyperparameters(None, {"hidden_layers": 0})) == ["step_size"]
 
 
+@pytest.mark.slow
 def test_lanes_of_muon_differ_in_its_momentum():
     def step(momentum):
         numbers = SimpleNamespace(**vars(NUMBERS) | {"muon_momentum": momentum})

@@ -95,7 +95,13 @@ def test_random_slopes_are_uniform_and_of_each_input():
     assert abs(np.corrcoef(slopes[0], slopes[1])[0, 1]) < 0.3
 
 
-@pytest.mark.parametrize("name", ACTIVATION_LAYERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "aid" else pytest.mark.slow)
+        for name in ACTIVATION_LAYERS
+    ],
+)
 def test_a_network_is_random_only_with_a_key(name):
     network = MLP((3, 4), 2, name)
     params = network.init(jax.random.key(0), INPUTS)["params"]

@@ -65,7 +65,12 @@ def draw_noise(params):
 
 
 @pytest.mark.parametrize(
-    ("protecting", "uncorrected"), [(True, False), (False, False), (True, True)]
+    ("protecting", "uncorrected"),
+    [
+        (True, False),
+        pytest.param(False, False, marks=pytest.mark.slow),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_the_equation(protecting, uncorrected):
     with jax.enable_x64(True):
