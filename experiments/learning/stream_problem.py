@@ -24,6 +24,7 @@ from experiments.learning.learner import (
     compiled_method,
     cross_entropy,
     make_learner,
+    scan_updates,
 )
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
@@ -151,12 +152,14 @@ def make_stream_problem(
                 config, learner, hyperparameters, state, *read(first), task
             )
 
-        def step(
-            state: LearnerState, batch: Any
+        def update(
+            state: LearnerState, batch: Any, acts: bool | None
         ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
             with jax.named_scope("stream"):
                 inputs, targets = read(batch)
-            state, outputs, loss = learner.step(hyperparameters, state, inputs, targets)
+            state, outputs, loss = learner.step(
+                hyperparameters, state, inputs, targets, acts
+            )
             return state, (score.of_batch(outputs, targets, loss), loss)
 
         batches = jax.tree.map(
@@ -165,7 +168,12 @@ def make_stream_problem(
             ),
             items,
         )
-        new_state, (scores, losses) = lax.scan(step, state, batches)
+        if acts_later:
+            new_state, (scores, losses) = lax.scan(
+                lambda state, batch: update(state, batch, False), state, batches
+            )
+        else:
+            new_state, (scores, losses) = scan_updates(learner, update, state, batches)
         measures |= {score.name: score.of_task(scores), "loss": jnp.mean(losses)}
         measures |= {
             name: evaluate(new_state, draw(stream_key, task, data))
@@ -173,7 +181,8 @@ def make_stream_problem(
         }
         measures |= task_measures(learner, state, new_state)
         if acts_later:
-            new_state, _ = step(new_state, jax.tree.map(lambda leaf: leaf[0], batches))
+            first_batch = jax.tree.map(lambda leaf: leaf[0], batches)
+            new_state, _ = update(new_state, first_batch, True)
         return new_state, measures
 
     return Problem(
