@@ -10,8 +10,13 @@ from op_by_op import op_by_op
 import pytest
 import xarray as xr
 
-from configs import imagenet, methods, pmnist, scr
-from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
+from configs import imagenet, labels, methods, pmnist, scr
+from experiments import (
+    changing_labels,
+    continual_imagenet,
+    permuted_mnist,
+    slowly_changing_regression,
+)
 from experiments.run import runner
 from experiments.run.config import complete
 
@@ -64,6 +69,10 @@ RUN_OF = {
     "continual_imagenet": (
         continual_imagenet,
         lambda: smoke(imagenet, num_epochs=2, test_every_epoch=True),
+    ),
+    "changing_labels": (
+        changing_labels,
+        lambda: smoke(labels, examples_per_task=12, measured_examples=12),
     ),
     "methods": (permuted_mnist, all_methods),
 }
