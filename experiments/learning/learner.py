@@ -77,7 +77,7 @@ def make_learner(
     input_shape: tuple[int, ...],
     loss_fn: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
     *,
-    updates_per_task: int,
+    updates_per_task: int | Callable[[jax.Array], jax.Array],
 ) -> Learner:
     """Builds the learner that a case's config describes.
 
@@ -86,7 +86,8 @@ def make_learner(
       network: module with the interface of `cbp_jax.networks.MLP`.
       input_shape: shape of one input, without the batch.
       loss_fn: maps outputs `[B, num_outputs]` and targets to a scalar.
-      updates_per_task: updates per task, for methods that act when a task ends.
+      updates_per_task: updates per task, for methods that act when a task ends; or the
+        schedule of their events, as `cbp_jax.optimizers.at` returns it.
 
     Returns:
       The learner.
@@ -106,6 +107,9 @@ def make_learner(
         network_state, params = pop(network.init(key, inputs_like), "params")
         return params, network_state
 
+    task_ends = updates_per_task
+    if not callable(task_ends):
+        task_ends = cbp_jax.optimizers.every(task_ends)
     params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
 
@@ -122,7 +126,7 @@ def make_learner(
             noise=config.noise,
             widest_layer=max(layer_sizes["num_units"]),
             largest=lambda name: max((*config.sweep.get(name, ()), config[name])),
-            updates_per_task=updates_per_task,
+            task_ends=task_ends,
             key=key,
         )
         return optax.with_extra_args_support(method.build(ingredients))
@@ -184,7 +188,7 @@ def make_learner(
                 network_state, units, optimizer_state.replaced
             )
         if method.resets_network:
-            is_new = num_updates % updates_per_task == 0
+            is_new = task_ends(num_updates)
             _, initial = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), initial, network_state

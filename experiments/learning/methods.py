@@ -106,12 +106,12 @@ class Ingredients(NamedTuple):
     noise: str  # Its distribution; see `cbp_jax.optimizers.perturb`.
     widest_layer: int  # Number of units of the widest hidden layer.
     largest: Callable[[str], float]  # Largest value of a hyperparameter in any lane.
-    updates_per_task: int
+    task_ends: Callable[[jax.Array], jax.Array]  # See `at_task_ends`.
     key: jax.Array
 
     def at_task_ends(self) -> Callable[[jax.Array], jax.Array]:
         """Returns the schedule that is true at the last update of each task."""
-        return optimizers.every(self.updates_per_task)
+        return self.task_ends
 
     def then(
         self, link: optax.GradientTransformation
