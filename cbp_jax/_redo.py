@@ -33,6 +33,7 @@ def redo(
     *,
     threshold: float | jax.Array = 0.1,
     reset_every: int | jax.Array = 1000,
+    is_check: bool | None = None,
     over_interval: bool = False,
     between_reset: str = "zero",
     axis_name: AxisName | None = None,
@@ -66,6 +67,9 @@ def redo(
       threshold: :math:`\tau`. 0 resets units that are exactly 0. A negative threshold
         resets none and is the base optimizer, bit for bit if it is not traced.
       reset_every: F, number of updates between checks.
+      is_check: whether this update is a check, if that is known when compiling, such as
+        in the inner and the outer of two nested loops. False compiles none of it. None
+        compares the number of updates with F.
       over_interval: average |h| over all examples since the last check. False averages
         over the batch of this update, as published. A stream of single examples needs
         True.
@@ -101,18 +105,24 @@ def redo(
             jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
         )
         interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = (measurements.count + 1) % interval == 0
+        is_due = is_check
+        if is_due is None:
+            is_due = (measurements.count + 1) % interval == 0
         # With a single batch, there is no sum to keep.
         total = state.total + magnitude if over_interval else magnitude
         # The number of updates in the sum cancels, except in the epsilon.
         mean = total / interval.astype(total.dtype) if over_interval else total
         score = mean / (jnp.mean(mean) + _EPSILON)
-        state = state._replace(total=jnp.where(is_due | (not over_interval), 0, total))
+        starts_over = is_due | (not over_interval)
+        state = state._replace(total=jnp.where(starts_over, 0, total))
         return state, choose_where(is_due & (score <= threshold))
 
     return reset_by_rule(
         base_optimizer,
-        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        [
+            group._replace(frozen=group.frozen or is_off or is_check is False)
+            for group in as_groups(units)
+        ],
         Rule(init, update),
         key=key,
         between_reset=between_reset,

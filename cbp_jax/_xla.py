@@ -33,7 +33,7 @@ from cbp_jax._types import PyTree
 
 
 def cond_any_lane(
-    predicate: jax.Array,
+    predicate: jax.Array | bool,
     work: Callable[[PyTree], PyTree],
     skip: Callable[[PyTree], PyTree],
     operand: PyTree,
@@ -46,7 +46,8 @@ def cond_any_lane(
     lanes do the work if one needs it, and otherwise none does.
 
     Args:
-      predicate: bool scalar, batched or not.
+      predicate: bool scalar, batched or not. A Python bool chooses the branch when
+        compiling.
       work: the expensive branch. It must return the same as `skip` for lanes whose
         predicate is false. Neither function may close over traced arrays.
       skip: the cheap branch.
@@ -56,6 +57,8 @@ def cond_any_lane(
     Returns:
       A pytree of arrays, of the same structure, shapes and dtypes from both functions.
     """
+    if isinstance(predicate, bool):
+        return (work if predicate else skip)(operand)
 
     def choose(predicate: jax.Array, operand: PyTree) -> PyTree:
         return lax.cond(predicate, *_varying_alike(work, skip, operand), operand)

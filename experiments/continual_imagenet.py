@@ -87,9 +87,11 @@ def make_problem(config: Any) -> Problem:
             return jnp.mean(jnp.argmax(outputs, axis=-1) == test_labels)
 
         def step(
-            state: LearnerState, indices: jax.Array
+            state: LearnerState,
+            indices: jax.Array,
+            acts: bool | None = False if sees_tasks else None,
         ) -> tuple[LearnerState, jax.Array]:
-            state, _, loss = learner.step(hyperparameters, state, *read(indices))
+            state, _, loss = learner.step(hyperparameters, state, *read(indices), acts)
             return state, loss
 
         def run_epoch(state: LearnerState, order: jax.Array) -> Any:
@@ -118,7 +120,7 @@ def make_problem(config: Any) -> Problem:
         measures |= by_epoch | {"accuracy": test_accuracy(trained)}
         measures |= task_measures(learner, state, trained)
         if sees_tasks:
-            trained, _ = step(trained, first[: config.batch_size])
+            trained, _ = step(trained, first[: config.batch_size], acts=True)
         return trained, measures
 
     return Problem(

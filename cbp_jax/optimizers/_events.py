@@ -17,8 +17,9 @@ from cbp_jax._units import leaf_paths
 from cbp_jax._xla import cond_any_lane, round_to_dtype
 
 # Maps the number of updates so far, including this one (int32 scalar, at least 1), to
-# whether this one is an event (bool scalar).
-Schedule = Callable[[jax.Array], jax.Array]
+# whether this one is an event (bool scalar). A Python bool says so when compiling: then
+# the update has no conditional.
+Schedule = Callable[[jax.Array], jax.Array | bool]
 
 
 class EventState(NamedTuple):
@@ -123,10 +124,15 @@ def new_events(key: jax.Array | None = None) -> EventState:
     return EventState(jnp.zeros((), jnp.int32), key_bits(key))
 
 
-def next_update(schedule: Schedule, state: EventState) -> tuple[jax.Array, jax.Array]:
+def next_update(
+    schedule: Schedule, state: EventState
+) -> tuple[jax.Array | bool, jax.Array]:
     """Returns whether the next update is an event (bool), and its count (int32)."""
     count = optax.safe_increment(state.count)
-    return jnp.asarray(schedule(count), bool), count
+    is_event = schedule(count)
+    if not isinstance(is_event, bool):
+        is_event = jnp.asarray(is_event, bool)
+    return is_event, count
 
 
 def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
@@ -146,7 +152,7 @@ def pass_events(schedule: Schedule) -> Callable[..., tuple[PyTree, EventState]]:
 
 
 def change_params(
-    is_due: jax.Array,
+    is_due: jax.Array | bool,
     act: Callable[..., PyTree],
     key: jax.Array | None,
     updates: PyTree,
@@ -155,12 +161,15 @@ def change_params(
     """Returns the updates that include a possible event, and the next key.
 
     Args:
-      is_due: bool scalar, whether this update is an event.
+      is_due: bool scalar, whether this update is an event. A Python bool compiles
+        only what happens then.
       act: see `act_at`.
       key: typed PRNG key or None; returned unchanged without an event.
       updates: updates of the params.
       params: the params before the update.
     """
+    if is_due is False:
+        return jax.tree.map(widen, updates, params), key
     pure_act, constants = without_closure(act, params, key)
 
     def work(operand: PyTree) -> tuple[PyTree, jax.Array | None]:

@@ -144,7 +144,7 @@ def selective_weight_reinitialization(
             )
 
         is_event, count = next_update(schedule, state)
-        is_due = is_event & (jnp.asarray(fraction) > 0)
+        is_due = is_event is not False and is_event & (jnp.asarray(fraction) > 0)
         rng_key = key_of(state.rng_key, key)
         updates, rng_key = change_params(is_due, act, rng_key, updates, params)
         return updates, EventState(count, key_bits(rng_key))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from flax.core import pop
 import jax
+from jax import lax
 import jax.numpy as jnp
 import optax
 
@@ -37,9 +38,13 @@ class Learner(NamedTuple):
 
     Attributes:
       init: `(hyperparameters, lane_key) -> LearnerState`.
-      step: `(hyperparameters, state, inputs, targets) -> (state, outputs, loss)` makes
-        one update on a batch, inputs `[B, ...]`. The outputs `[B, num_outputs]` and the
-        loss, a scalar mean over the batch, are from before the update.
+      step: `(hyperparameters, state, inputs, targets, acts=None) -> (state, outputs,
+        loss)` makes one update on a batch, inputs `[B, ...]`. The outputs `[B,
+        num_outputs]` and the loss, a scalar mean over the batch, are from before the
+        update. `acts` says whether this is one of the updates at which the method
+        acts; None finds out at each update, by a conditional.
+      period: the number of updates from one at which the method acts to the next, of
+        which each task has a whole number; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
         like the params: those of `step`, without applying them.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
@@ -57,6 +62,7 @@ class Learner(NamedTuple):
 
     init: Callable[..., LearnerState]
     step: Callable[..., tuple[LearnerState, jax.Array, jax.Array]]
+    period: int | None
     preview: Callable[..., tuple[Any, Any]]
     predict: Callable[[LearnerState, jax.Array], jax.Array]
     features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
@@ -77,7 +83,7 @@ def make_learner(
     input_shape: tuple[int, ...],
     loss_fn: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
     *,
-    updates_per_task: int | Callable[[jax.Array], jax.Array],
+    updates_per_task: int,
 ) -> Learner:
     """Builds the learner that a case's config describes.
 
@@ -86,8 +92,7 @@ def make_learner(
       network: module with the interface of `cbp_jax.networks.MLP`.
       input_shape: shape of one input, without the batch.
       loss_fn: maps outputs `[B, num_outputs]` and targets to a scalar.
-      updates_per_task: updates per task, for methods that act when a task ends; or the
-        schedule of their events, as `cbp_jax.optimizers.at` returns it.
+      updates_per_task: updates per task, for methods that act when a task ends.
 
     Returns:
       The learner.
@@ -107,14 +112,11 @@ def make_learner(
         network_state, params = pop(network.init(key, inputs_like), "params")
         return params, network_state
 
-    task_ends = updates_per_task
-    if not callable(task_ends):
-        task_ends = cbp_jax.optimizers.every(task_ends)
     params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
 
     def make_optimizer(
-        hyperparameters: SimpleNamespace, key: jax.Array
+        hyperparameters: SimpleNamespace, key: jax.Array, acts: bool | None = None
     ) -> optax.GradientTransformationExtraArgs:
         noise_key = jax.random.fold_in(key, NOISE)
         ingredients = Ingredients(
@@ -126,7 +128,8 @@ def make_learner(
             noise=config.noise,
             widest_layer=max(layer_sizes["num_units"]),
             largest=lambda name: max((*config.sweep.get(name, ()), config[name])),
-            task_ends=task_ends,
+            updates_per_task=updates_per_task,
+            acts=acts,
             key=key,
         )
         return optax.with_extra_args_support(method.build(ingredients))
@@ -154,6 +157,7 @@ def make_learner(
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
+        acts: bool | None,
     ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
         """Returns gradients, updates, new state (with old params), outputs and loss."""
         trained = networks.with_hyperparameters(network, hyperparameters)
@@ -177,7 +181,7 @@ def make_learner(
                 value_and_grad_with_state(loss_of)(state.params, state.network_state)
             )
         # Only init uses the key; from then on it is in the state.
-        optimizer = make_optimizer(hyperparameters, make_key(0))
+        optimizer = make_optimizer(hyperparameters, make_key(0), acts)
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(
                 grads, state.optimizer_state, state.params, features=features
@@ -188,7 +192,7 @@ def make_learner(
                 network_state, units, optimizer_state.replaced
             )
         if method.resets_network:
-            is_new = task_ends(num_updates)
+            is_new = num_updates % updates_per_task == 0
             _, initial = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), initial, network_state
@@ -205,9 +209,10 @@ def make_learner(
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
+        acts: bool | None = None,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
         _, updates, new_state, outputs, loss = compute_update(
-            hyperparameters, state, inputs, targets
+            hyperparameters, state, inputs, targets, acts
         )
         log = state.log
         if log is not None:
@@ -225,7 +230,9 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
     ) -> tuple[Any, Any]:
-        grads, updates, *_ = compute_update(hyperparameters, state, inputs, targets)
+        grads, updates, *_ = compute_update(
+            hyperparameters, state, inputs, targets, acts=None
+        )
         return grads, updates
 
     def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
@@ -255,7 +262,8 @@ def make_learner(
         return [jnp.zeros((), jnp.int32)] * len(layers[:-1])
 
     return Learner(
-        *(init, step, preview, predict, features),
+        *(init, step, _period(config, method, updates_per_task)),
+        *(preview, predict, features),
         *(unit_ages, units_reset, layers, layer_sizes),
     )
 
@@ -280,6 +288,62 @@ def compiled_method(config: Any) -> Method:
         for name, off in switches.items()
     )
     return METHODS["backprop"] if is_off else method
+
+
+def _period(config: Any, method: Method, updates_per_task: int) -> int | None:
+    """Returns the learner's period; see `Learner`."""
+    if method.sees_tasks:
+        return updates_per_task
+    if method.period is None or config.sweep.get(method.period):
+        return None
+    period = int(config[method.period])
+    return None if updates_per_task % period else period
+
+
+def scan_updates(
+    learner: Learner,
+    update: Callable[[LearnerState, Any, bool | None], tuple[LearnerState, Any]],
+    state: LearnerState,
+    batches: Any,
+) -> tuple[LearnerState, Any]:
+    """Makes the updates of a whole number of periods, as `lax.scan` does.
+
+    If the method acts only at the end of each period, the other updates are compiled
+    without it: a conditional in each would keep XLA from fusing them.
+
+    Args:
+      learner: the learner.
+      update: `(state, batch, acts) -> (state, output)`; see `Learner`.
+      state: its state.
+      batches: pytree of arrays `[N, ...]`.
+
+    Returns:
+      The last state, and the outputs `[N, ...]`.
+    """
+    num_updates = len(jax.tree.leaves(batches)[0])
+    period = learner.period
+    if period is None or period < 2 or num_updates % period:
+        return lax.scan(lambda state, batch: update(state, batch, None), state, batches)
+
+    def run_period(state: LearnerState, batches: Any) -> tuple[LearnerState, Any]:
+        state, outputs = lax.scan(
+            lambda state, batch: update(state, batch, False),
+            state,
+            jax.tree.map(lambda leaf: leaf[:-1], batches),
+        )
+        last = jax.tree.map(lambda leaf: leaf[-1], batches)
+        state, output = update(state, last, True)
+        return state, jax.tree.map(
+            lambda some, one: jnp.concatenate([some, one[None]]), outputs, output
+        )
+
+    periods = jax.tree.map(
+        lambda leaf: leaf.reshape(-1, period, *leaf.shape[1:]), batches
+    )
+    state, outputs = lax.scan(run_period, state, periods)
+    return state, jax.tree.map(
+        lambda leaf: leaf.reshape(num_updates, *leaf.shape[2:]), outputs
+    )
 
 
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:

@@ -106,12 +106,21 @@ class Ingredients(NamedTuple):
     noise: str  # Its distribution; see `cbp_jax.optimizers.perturb`.
     widest_layer: int  # Number of units of the widest hidden layer.
     largest: Callable[[str], float]  # Largest value of a hyperparameter in any lane.
-    task_ends: Callable[[jax.Array], jax.Array]  # See `at_task_ends`.
+    updates_per_task: int
+    acts: (
+        bool | None
+    )  # Whether the method acts at this update, if known; see `Learner`.
     key: jax.Array
 
-    def at_task_ends(self) -> Callable[[jax.Array], jax.Array]:
+    def at_task_ends(self) -> optimizers.Schedule:
         """Returns the schedule that is true at the last update of each task."""
-        return self.task_ends
+        return self.every(self.updates_per_task)
+
+    def every(self, period: int | jax.Array) -> optimizers.Schedule:
+        """Returns the schedule that is true at every `period`-th update."""
+        if self.acts is not None:
+            return lambda count: self.acts
+        return optimizers.every(period)
 
     def then(
         self, link: optax.GradientTransformation
@@ -134,6 +143,9 @@ class Method(NamedTuple):
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it knows when a task ends, as its definition requires.
+      period: the hyperparameter that is the number of updates from one act of the
+        method to the next, if it does nothing in between; None for others. Methods
+        that see tasks act at their ends.
       resets_network: whether it reinitializes the whole network at the end of a task,
         so that the statistics of normalizations must be reset as well.
       replaces_optimizer: whether it is itself an optimizer, which takes only the step
@@ -150,6 +162,7 @@ class Method(NamedTuple):
     fields: Mapping[str, Any] = MappingProxyType({})
     resets_units: bool = False
     sees_tasks: bool = False
+    period: str | None = None
     resets_network: bool = False
     replaces_optimizer: bool = False
     evaluated_params: Callable[[Any], Any] | None = None
@@ -438,6 +451,7 @@ for _name, _utility_fn in (
             *(AT_LEAST_ONE, None, "updates between two resets"),
         ),
     },
+    period="redo_every",
     resets_units=True,
     source="Sokar et al. 2023",
 )
@@ -447,6 +461,7 @@ def _redo(given: Ingredients) -> optax.GradientTransformation:
         given.network.units(),
         threshold=given.hyperparameters.redo_threshold,
         reset_every=given.hyperparameters.redo_every,
+        is_check=given.acts,
         over_interval=True,
         initializer=given.network.initializer(),
         key=given.key,
@@ -533,6 +548,7 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             2000, AT_LEAST_ONE, None, "updates between two reinitializations"
         ),
     },
+    period="swr_every",
     source="Hernandez-Garcia et al. 2025",
 )
 def _selective_weight_reinitialization(
@@ -540,7 +556,7 @@ def _selective_weight_reinitialization(
 ) -> optax.GradientTransformation:
     return given.then(
         optimizers.selective_weight_reinitialization(
-            optimizers.every(given.hyperparameters.swr_every),
+            given.every(given.hyperparameters.swr_every),
             given.init_params,
             fraction=given.hyperparameters.swr_fraction,
             key=given.key,
@@ -566,11 +582,12 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
             1000, AT_LEAST_ONE, None, "updates between two returns to the average"
         ),
     },
+    period="hare_every",
     evaluated_params=optimizers.slow_params,
     source="Lee et al. 2024",
 )
 def _hare_and_tortoise(given: Ingredients) -> optax.GradientTransformation:
-    every = optimizers.every(given.hyperparameters.hare_every)
+    every = given.every(given.hyperparameters.hare_every)
     decay = given.hyperparameters.hare_decay
     return given.then(optimizers.hare_and_tortoise(every, decay=decay))
 

@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
-from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
@@ -21,16 +20,13 @@ from experiments.learning.checks import (
 from experiments.learning.keys import STREAM
 from experiments.learning.learner import (
     LearnerState,
-    compiled_method,
     cross_entropy,
     make_learner,
+    scan_updates,
 )
 from experiments.learning.measures import layer_measures, task_measures
-from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_network
 from experiments.learning.problem import Problem
-
-_EVALUATED_TOGETHER = 1000  # Examples, so that large sets fit in memory.
 
 
 class Deferred(NamedTuple):
@@ -50,21 +46,15 @@ Examples = tuple[jax.Array, jax.Array] | Deferred
 """Inputs `[T, *input_shape]` and targets `[T, ...]`, or how to make them."""
 
 
-Sample = Callable[[jax.Array, jax.Array, Any], Examples]
-"""`(key, task, data) -> examples`, a pure function."""
-
-
 def make_stream_problem(
     config: Any,
-    sample: Sample,
+    sample: Callable[[jax.Array, jax.Array, Any], Examples],
     *,
     input_shape: tuple[int, ...],
     num_outputs: int,
     loss: str,
     data: Any = MappingProxyType({}),
     examples_per_change: int | None = None,
-    task_ends: Callable[[jax.Array], jax.Array] | None = None,
-    evaluations: Mapping[str, Sample] = MappingProxyType({}),
 ) -> Problem:
     """Builds the problem of a stream that a learner sees example by example.
 
@@ -82,18 +72,12 @@ def make_stream_problem(
       data: pytree of NumPy arrays that all lanes share, such as the images.
       examples_per_change: number of examples after which the stream changes, for
         methods that act then; None is `examples_per_task`.
-      task_ends: the schedule of the updates at which these methods act, instead, such
-        as `cbp_jax.optimizers.at` returns it.
-      evaluations: functions like `sample` that draw any number of examples for the end
-        of a task. The score of `learner.predict` on them is a metric of that name.
 
     Returns:
       The problem. Its metrics per task are the online score, `accuracy` (fraction) or
       `error` (mean squared error), and `loss` (cross-entropy in nats, or the squared
       error), both for predictions before the update; and, per layer, `layer_measures`
-      on the first examples, before the task, and `task_measures`. With evaluations, a
-      method that acts when a task ends does so after one additional update, on the
-      first batch, so that the learner can be evaluated first.
+      on the first examples, before the task, and `task_measures`.
 
     Raises:
       ValueError: a field is out of range, or the loss is unknown.
@@ -106,38 +90,13 @@ def make_stream_problem(
     check_batch_size(config, "examples_per_task")
     examples_per_change = examples_per_change or config.examples_per_task
     updates_per_task = config.examples_per_task // config.batch_size
-    acts_later = (
-        bool(evaluations)
-        and task_ends is None
-        and config.method in METHODS
-        and compiled_method(config).sees_tasks
-    )
     learner = make_learner(
         config,
         make_network(config, input_shape, num_outputs),
         input_shape,
         loss_fn,
-        updates_per_task=task_ends
-        or examples_per_change // config.batch_size + acts_later,
+        updates_per_task=examples_per_change // config.batch_size,
     )
-
-    @jax.named_scope("measures")
-    def evaluate(state: LearnerState, examples: Examples) -> jax.Array:
-        items, read = _deferred(examples)
-        number = len(jax.tree.leaves(items)[0])
-        num_parts = -(-number // _EVALUATED_TOGETHER)
-        rows = jnp.arange(num_parts * -(-number // num_parts)) % number
-
-        def predict(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
-            inputs, targets = read(jax.tree.map(lambda leaf: leaf[rows], items))
-            return learner.predict(state, inputs), targets
-
-        predicted = lax.map(predict, rows.reshape(num_parts, -1))
-        outputs, targets = jax.tree.map(
-            lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number], predicted
-        )
-        loss = loss_fn(outputs, targets)
-        return score.of_task(score.of_batch(outputs, targets, loss))
 
     def run_task(
         hyperparameters: Any,
@@ -146,9 +105,11 @@ def make_stream_problem(
         task: jax.Array,
         data: Any,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
-        stream_key = jax.random.fold_in(lane_key, STREAM)
         with jax.named_scope("stream"):
-            items, read = _deferred(sample(stream_key, task, data))
+            examples = sample(jax.random.fold_in(lane_key, STREAM), task, data)
+        if not isinstance(examples, Deferred):
+            examples = Deferred(examples, lambda pair: pair)
+        items, read = examples
         first = jax.tree.map(lambda leaf: leaf[: config.measured_examples], items)
         _check_examples(config, items, *read(first), input_shape, num_outputs, loss)
         with jax.named_scope("measures"):
@@ -156,12 +117,14 @@ def make_stream_problem(
                 config, learner, hyperparameters, state, *read(first), task
             )
 
-        def step(
-            state: LearnerState, batch: Any
+        def update(
+            state: LearnerState, batch: Any, acts: bool | None
         ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
             with jax.named_scope("stream"):
                 inputs, targets = read(batch)
-            state, outputs, loss = learner.step(hyperparameters, state, inputs, targets)
+            state, outputs, loss = learner.step(
+                hyperparameters, state, inputs, targets, acts
+            )
             return state, (score.of_batch(outputs, targets, loss), loss)
 
         batches = jax.tree.map(
@@ -170,30 +133,19 @@ def make_stream_problem(
             ),
             items,
         )
-        new_state, (scores, losses) = lax.scan(step, state, batches)
-        measures |= {score.name: score.of_task(scores), "loss": jnp.mean(losses)}
-        measures |= {
-            name: evaluate(new_state, draw(stream_key, task, data))
-            for name, draw in evaluations.items()
-        }
-        measures |= task_measures(learner, state, new_state)
-        if acts_later:
-            new_state, _ = step(new_state, jax.tree.map(lambda leaf: leaf[0], batches))
-        return new_state, measures
+        new_state, (scores, losses) = scan_updates(learner, update, state, batches)
+        return new_state, measures | {
+            score.name: score.of_task(scores),
+            "loss": jnp.mean(losses),
+        } | task_measures(learner, state, new_state)
 
     return Problem(
         learner=learner,
         data=dict(data) if isinstance(data, Mapping) else data,
         run_task=run_task,
-        updates_per_task=updates_per_task + acts_later,
+        updates_per_task=updates_per_task,
         examples_per_task=config.examples_per_task,
     )
-
-
-def _deferred(examples: Examples) -> Deferred:
-    if isinstance(examples, Deferred):
-        return examples
-    return Deferred(examples, lambda pair: pair)
 
 
 def _check_examples(
