@@ -77,6 +77,9 @@ _PROBLEM = {
     "num_tasks": 800,
     "examples_per_task": 60_000,
     "sampling": "without_replacement",  # Or "with_replacement".
+    "change_fraction": 1.0,  # Share of the pixels that changes with a task.
+    "transition": 0,  # Examples over which a task fades in.
+    "recurrent": 0,  # Tasks that recur; 0 for tasks that are always new.
     "hidden_layers": 3,
     "hidden_units": 2000,
     "step_size": 0.003,

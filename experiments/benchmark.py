@@ -148,7 +148,9 @@ def _run_groups(name: str, groups: Sequence[ConfigDict], minutes: float) -> None
 
 
 def _network_name(config: ConfigDict) -> str:
-    return f"{config.hidden_layers} x {config.hidden_units:,}"
+    if isinstance(config.hidden_units, int):
+        return f"{config.hidden_layers} x {config.hidden_units:,}"
+    return " + ".join(f"{units:,}" for units in config.hidden_units)
 
 
 def _assumptions() -> Assumptions:

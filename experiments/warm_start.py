@@ -15,7 +15,6 @@ from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
-from cbp_jax import optimizers
 from experiments.learning.checks import check_choice
 from experiments.learning.learner import LearnerState
 from experiments.learning.problem import Problem
@@ -30,9 +29,9 @@ STARTS = ("warm", "cold")
 def make_problem(config: Any) -> Problem:
     """Builds the problem of a case's config.
 
-    Methods that act when a task ends do so at the first update of each later phase, so
-    that the last task of a phase can be tested first. With a cold start they do not
-    act, and all counts (of updates, ages and resets) are since the start of the phase.
+    Methods that act when a task ends do so at the end of each phase but the last. With
+    a cold start they do not act, and counts of updates, of resets and of a unit's age
+    begin anew with each phase.
 
     Args:
       config: a config as in `configs/warm_start.py`.
@@ -46,9 +45,8 @@ def make_problem(config: Any) -> Problem:
     """
     check_choice("start", config.start, STARTS)
     stream = growing_data.make_stream(config)
-    is_cold = config.start == "cold"
     starts = growing_data.phase_starts(config)[1:]
-    updates = starts * (config.examples_per_task // max(1, config.batch_size))
+    is_cold = config.start == "cold"
     problem = make_stream_problem(
         config,
         stream.sample,
@@ -57,13 +55,11 @@ def make_problem(config: Any) -> Problem:
         loss="cross_entropy",
         data=stream.data,
         evaluations=stream.evaluations,
-        task_ends=optimizers.at(*(() if is_cold else updates + 1)),
+        acts_after=lambda task: not is_cold and jnp.any(task + 1 == starts),
     )
-    return (
-        problem._replace(run_task=_begin_afresh(problem, starts))
-        if is_cold
-        else problem
-    )
+    if is_cold:
+        problem = problem._replace(run_task=_begin_afresh(problem, starts))
+    return problem
 
 
 def _begin_afresh(problem: Problem, starts: np.ndarray) -> Any:

@@ -40,12 +40,16 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
 
     Without hidden layers it is a linear model.
 
+    Args:
+      config: a config whose `hidden_units` is the width of all layers, or has one for
+        each.
+      num_outputs: outputs of the head.
+
     Raises:
       ValueError: the activation or normalization is unknown, or a size is out of range.
     """
-    _check_hidden_layers(config)
     return networks.MLP(
-        (config.hidden_units,) * config.hidden_layers,
+        _hidden_widths(config),
         num_outputs,
         config.activation,
         config.normalization,
@@ -77,7 +81,6 @@ def make_conv_net(
             "config.conv_channels and config.conv_sizes must have the same length and "
             f"numbers of at least 1, got {channels} and {sizes}."
         )
-    _check_hidden_layers(config)
     _check_map(image_shape, sizes)
     check_choice("convolution", config.convolution, ("auto", *networks.CONVOLUTIONS))
     return networks.ConvNet(
@@ -85,7 +88,7 @@ def make_conv_net(
         activation=config.activation,
         conv_channels=channels,
         conv_sizes=sizes,
-        dense_units=(config.hidden_units,) * config.hidden_layers,
+        dense_units=_hidden_widths(config),
         convolution=config.convolution,
         normalization=config.normalization,
     )
@@ -144,15 +147,27 @@ def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
     return bounds
 
 
-def _check_hidden_layers(config: Any) -> None:
-    """Raises ValueError if the fields of the hidden layers are invalid."""
-    if config.hidden_layers < 0 or config.hidden_units < 1:
+def _hidden_widths(config: Any) -> tuple[int, ...]:
+    """Returns the width of each dense hidden layer.
+
+    Raises:
+      ValueError: a field of the hidden layers is invalid.
+    """
+    number, units = config.hidden_layers, config.hidden_units
+    widths = (units,) * number if isinstance(units, int) else tuple(units)
+    if number < 0 or min((units,) if isinstance(units, int) else (*units, 1)) < 1:
         raise ConfigError(
             "config.hidden_layers must be at least 0 and config.hidden_units at least "
-            f"1, got {config.hidden_layers} and {config.hidden_units}."
+            f"1, got {number} and {units}."
+        )
+    if len(widths) != number:
+        raise ConfigError(
+            f"config.hidden_units {units} has {len(widths)} widths, but "
+            f"config.hidden_layers is {number}: give one width for each layer."
         )
     networks.activation_function(config.activation)
     check_choice("normalization", config.normalization, _NORMALIZATIONS)
+    return widths
 
 
 def _check_map(image_shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:
