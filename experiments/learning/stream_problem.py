@@ -184,13 +184,13 @@ def make_stream_problem(
         }
         measures |= task_measures(learner, state, new_state)
         if acts_later:
-            batch = jax.tree.map(lambda leaf: leaf[0], batches)
+            first_batch = jax.tree.map(lambda leaf: leaf[0], batches)
             if acts_after is None:
-                new_state, _ = update(new_state, batch, True)
+                new_state, _ = update(new_state, first_batch, True)
             else:
                 new_state = lax.cond(
                     acts_after(task),
-                    lambda state: update(state, batch, True)[0],
+                    lambda state: update(state, first_batch, True)[0],
                     lambda state: state,
                     new_state,
                 )
