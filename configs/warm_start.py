@@ -89,7 +89,6 @@ _PROBLEM = {
     "shares": (0.1, 1.0),  # Fractions of the training images, by phase.
     "phase_tasks": (50,),  # Tasks of each phase but the last.
     "start": "warm",  # "cold" begins each phase with the initial weights.
-    "label_noise": 0.0,  # Fraction of the training labels drawn at random.
     "num_tasks": 100,
     "examples_per_task": 1200,
     "batch_size": 30,

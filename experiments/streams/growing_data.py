@@ -15,7 +15,7 @@ from experiments.learning.stream_problem import Deferred, Sample
 from experiments.streams import datasets
 
 # Purposes of the keys derived from a stream's key.
-_PART, _ORDER, _LABELS = range(3)
+_PART, _ORDER = range(2)
 _DIGITS = "digits"
 _DIGITS_TRAIN = (
     1200  # Of 1,797, in the order of scikit-learn; the rest are for testing.
@@ -53,7 +53,7 @@ def make_stream(config: Any) -> GrowingStream:
 
     Args:
       config: a config with `dataset`, `data_dir`, `shares`, `phase_tasks`,
-        `label_noise`, `conv_channels` and `examples_per_task`.
+        `conv_channels` and `examples_per_task`.
 
     Returns:
       The stream.
@@ -62,10 +62,6 @@ def make_stream(config: Any) -> GrowingStream:
       ValueError: a field is out of range, or the data set cannot be loaded.
     """
     check_choice("dataset", config.dataset, datasets.LOADERS)
-    if not 0 <= config.label_noise <= 1:
-        raise ConfigError(
-            f"config.label_noise must be from 0 to 1, got {config.label_noise}."
-        )
     train, test = _load(config)
     num_images = len(train.images)
     number_in_phase(config, num_images)
@@ -77,13 +73,10 @@ def make_stream(config: Any) -> GrowingStream:
         return images.astype(jnp.float32) / jnp.float32(train.max_value)
 
     def sample(key: jax.Array, task: jax.Array, data: Any) -> Deferred:
-        order = draw_order(config, key, task, num_images)
-        labels = draw_labels(config, key, data["labels"], train.num_classes)
-
         def read(indices: jax.Array) -> tuple[jax.Array, jax.Array]:
-            return scaled(data["images"][indices]), labels[indices]
+            return scaled(data["images"][indices]), data["labels"][indices]
 
-        return Deferred(order, read)
+        return Deferred(draw_order(config, key, task, num_images), read)
 
     def seen_images(key: jax.Array, task: jax.Array, data: Any) -> Deferred:
         order, read = sample(key, task, data)
@@ -175,28 +168,6 @@ def draw_order(
     bits = jax.random.bits(rest_key, place.shape)
     _, _, order = lax.sort((place // number, bits, part[place % number]), num_keys=2)
     return order
-
-
-def draw_labels(
-    config: Any, key: jax.Array, labels: jax.Array, num_classes: int
-) -> jax.Array:
-    """Replaces each label, with probability `label_noise`, by a random one.
-
-    Args:
-      config: a config with `label_noise`.
-      key: key of the lane's stream; a seed has the same labels in all tasks.
-      labels: int32 [N].
-      num_classes: number of classes.
-
-    Returns:
-      int32 [N].
-    """
-    if not config.label_noise:
-        return labels
-    noise_key, label_key = jax.random.split(jax.random.fold_in(key, _LABELS))
-    is_noisy = jax.random.bernoulli(noise_key, config.label_noise, labels.shape)
-    random = jax.random.randint(label_key, labels.shape, 0, num_classes, jnp.int32)
-    return jnp.where(is_noisy, random, labels)
 
 
 def _load(config: Any) -> tuple[datasets.ImageDataset, datasets.ImageDataset]:

@@ -11,7 +11,13 @@ import pytest
 import xarray as xr
 
 from configs import imagenet, methods, pmnist, scr
-from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
+from configs import warm_start as growing
+from experiments import (
+    continual_imagenet,
+    permuted_mnist,
+    slowly_changing_regression,
+    warm_start,
+)
 from experiments.run import runner
 from experiments.run.config import complete
 
@@ -50,6 +56,7 @@ def all_methods():
 
 
 BITS = {"examples_per_task": 12, "measured_examples": 12, "drift_every": 6}
+BATCHES = {"examples_per_task": 12, "measured_examples": 12, "batch_size": 3}
 RUN_OF = {
     "permuted_mnist": (
         permuted_mnist,
@@ -63,6 +70,7 @@ RUN_OF = {
         continual_imagenet,
         lambda: smoke(imagenet, num_epochs=2, test_every_epoch=True),
     ),
+    "warm_start": (warm_start, lambda: smoke(growing, **BATCHES)),
     "methods": (permuted_mnist, all_methods),
 }
 CASES = [

@@ -15,7 +15,7 @@ PARTS = {"shares": (0.1, 0.5, 1.0), "phase_tasks": (2, 1), "examples_per_task": 
 
 def config(**fields):
     digits = {"dataset": "digits", "data_dir": "", "conv_channels": ()}
-    return ConfigDict(PARTS | digits | {"label_noise": 0.0} | fields)
+    return ConfigDict(PARTS | digits | fields)
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +52,6 @@ def test_no_image_comes_again_before_all_have_come(orders):
         assert set(lane[3, 40:].tolist()) != set(lane[4, 40:].tolist())
 
 
-def test_labels_are_replaced_at_the_rate_of_the_noise_and_stay_so():
-    labels = jnp.arange(4000, dtype=jnp.int32) % 4
-    draw = jax.jit(
-        lambda seed: growing_data.draw_labels(
-            config(label_noise=0.2), jax.random.key(seed), labels, 4
-        )
-    )
-    first, again, other = (np.asarray(draw(seed)) for seed in (0, 0, 1))
-    # A quarter of the random labels are right by chance; four standard deviations.
-    assert abs(np.mean(first != labels) - 0.15) < 0.023
-    np.testing.assert_array_equal(first, again)
-    assert (first != other).any()
-
-
 def test_digits_are_split_by_their_place():
     digits = growing_data.datasets.load("digits")
     stream = growing_data.make_stream(config())
@@ -83,7 +69,6 @@ def test_digits_are_split_by_their_place():
         ({"shares": (0.1, 0.5, 1.1)}, "fractions of the training images"),
         ({"shares": (1e-4, 0.5, 1.0)}, "above 0"),
         ({"shares": (), "phase_tasks": ()}, r"got \(\)"),
-        ({"label_noise": 1.5}, "label_noise must be from 0 to 1, got 1.5"),
         ({"dataset": "digit"}, "dataset must be one of"),
     ],
 )
