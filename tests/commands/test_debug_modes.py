@@ -24,7 +24,10 @@ PROBLEMS = {
     "permuted_mnist": (tiny_digits, permuted_mnist),
     "slowly_changing_regression": (tiny_bits, slowly_changing_regression),
     "continual_imagenet": (tiny_pairs, continual_imagenet),
-    "warm_start": (tiny_warm_start, warm_start),
+    "warm_start": (
+        lambda **fields: tiny_warm_start(num_tasks=2, start="cold", **fields),
+        warm_start,
+    ),
 }
 EACH = pytest.mark.parametrize("name", PROBLEMS)
 
