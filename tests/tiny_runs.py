@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import imagenet, pmnist, scr, warm_start
+from configs import imagenet, labels, pmnist, scr, warm_start
 from experiments.learning.keys import STREAM, make_key
 from experiments.reporting import run_results
 from experiments.run import provenance, runner
@@ -85,6 +85,11 @@ def shrink_pairs(config):
         config[field] = smoke[field]
     config.conv_channels, config.conv_sizes = (3,), (5,)
     config.num_epochs, config.rank_every, config.test_every_epoch = 2, 0, True
+
+
+def tiny_labels(**overrides):
+    """A config of changing labels: 2 passes over 20 digits, and 10 to test."""
+    return _tiny(labels, lambda config: None, {"rank_every": 0} | overrides)
 
 
 def tiny_warm_start(**overrides):

@@ -88,6 +88,7 @@ def make_stream(config: Any) -> LabelStream:
     dataset = _load(config)
     num_classes = dataset.num_classes
     num_images = _number_of_images(config, len(dataset.images))
+    num_changed = _number_to_change(config, num_images, num_classes)
     input_shape = dataset.images.shape[1:]
     if not config.conv_channels:
         input_shape = (dataset.images[0].size,)
@@ -99,8 +100,9 @@ def make_stream(config: Any) -> LabelStream:
 
     def labels_of(key: jax.Array, task: jax.Array, images: Any, data: Any) -> jax.Array:
         if config.labels == "random":
-            return draw_labels(config, key, task, num_images, num_classes)
-        return draw_names(config, key, task, num_classes)[data["labels"][images]]
+            return draw_labels(key, task, num_images, num_classes, num_changed)
+        names = draw_names(key, task, num_classes, num_changed)
+        return names[data["labels"][images]]
 
     def draw_order(key: jax.Array, task: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(key, _ORDER), task)
@@ -149,55 +151,53 @@ def make_stream(config: Any) -> LabelStream:
 
 
 def draw_labels(
-    config: Any, key: jax.Array, task: jax.Array, num_images: int, num_classes: int
+    key: jax.Array, task: jax.Array, num_images: int, num_classes: int, num_changed: int
 ) -> jax.Array:
     """Draws the random labels of a task.
 
     With each task, the images that are next in turn are given new labels, which may be
-    the old ones by chance: `change_fraction` of all images. They are in random order.
+    the old ones by chance.
 
     Args:
-      config: a config with `change_fraction`.
       key: key of the lane's stream, the same for every method and task.
       task: number of the task, int32 scalar.
       num_images: N.
       num_classes: C.
+      num_changed: number of images with a new label in each task, up to N.
 
     Returns:
       int32 `[N]`, uniform from 0 to C - 1.
     """
     key = jax.random.fold_in(key, _LABELS)
-    number = number_to_change(config, "images", num_images, least=1)
 
     def draw(turn: jax.Array) -> jax.Array:
         key_of_turn = jax.random.fold_in(key, turn)
         return jax.random.randint(key_of_turn, (num_images,), 0, num_classes, jnp.int32)
 
-    if number == num_images:
+    if num_changed == num_images:
         return draw(task)
-    turns, more = jnp.divmod(task * number, num_images)
+    turns, more = jnp.divmod(task * num_changed, num_images)
     has_one_more = jnp.arange(num_images) < more
     return jnp.where(has_one_more, draw(turns + 1), draw(turns))
 
 
 def draw_names(
-    config: Any, key: jax.Array, task: jax.Array, num_classes: int
+    key: jax.Array, task: jax.Array, num_classes: int, num_changed: int
 ) -> jax.Array:
     """Draws the label that each class has in a task.
 
     Args:
-      config: a config with `change_fraction`.
       key: key of the lane's stream, the same for every method and task.
       task: number of the task, int32 scalar.
       num_classes: C.
+      num_changed: number of classes that exchange their names with each task.
 
     Returns:
-      A permutation, int32 `[C]`.
+      A permutation, int32 `[C]`; see `draw_permutation`.
     """
     key = jax.random.fold_in(key, _LABELS)
-    number = number_to_change(config, "classes", num_classes, least=2)
     return draw_permutation(
-        lambda task: jax.random.fold_in(key, task), task, num_classes, number
+        lambda task: jax.random.fold_in(key, task), task, num_classes, num_changed
     )
 
 
@@ -232,6 +232,13 @@ def _number_of_images(config: Any, available: int) -> int:
             f"{config.num_test_images}: lower them."
         )
     return num_images
+
+
+def _number_to_change(config: Any, num_images: int, num_classes: int) -> int:
+    """Returns the number of images, or classes, whose labels change with each task."""
+    if config.labels == "random":
+        return number_to_change(config, "images", num_images, least=1)
+    return number_to_change(config, "classes", num_classes, least=2)
 
 
 def _load(config: Any) -> ImageDataset:

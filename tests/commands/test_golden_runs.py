@@ -10,9 +10,10 @@ from op_by_op import op_by_op
 import pytest
 import xarray as xr
 
-from configs import imagenet, methods, pmnist, scr
+from configs import imagenet, labels, methods, pmnist, scr
 from configs import warm_start as growing
 from experiments import (
+    changing_labels,
     continual_imagenet,
     permuted_mnist,
     slowly_changing_regression,
@@ -69,6 +70,10 @@ RUN_OF = {
     "continual_imagenet": (
         continual_imagenet,
         lambda: smoke(imagenet, num_epochs=2, test_every_epoch=True),
+    ),
+    "changing_labels": (
+        changing_labels,
+        lambda: smoke(labels, examples_per_task=12, measured_examples=12),
     ),
     "warm_start": (warm_start, lambda: smoke(growing, **BATCHES)),
     "methods": (permuted_mnist, all_methods),
