@@ -19,10 +19,12 @@ from cbp_jax._continual_backprop import (
     continual_backprop,
     replace_units,
 )
+from cbp_jax._cpr import cpr
 from cbp_jax._discovery.checking import check_units
 from cbp_jax._discovery.features import collect_features, with_features
 from cbp_jax._discovery.inference import InferredUnits, infer_units
 from cbp_jax._redo import redo
+from cbp_jax._regrama import regrama
 from cbp_jax._resets import (
     Choice,
     Measurements,
@@ -48,6 +50,7 @@ __all__ = [
     "choose_where",
     "collect_features",
     "continual_backprop",
+    "cpr",
     "infer_units",
     "initializers",
     "layers",
@@ -55,6 +58,7 @@ __all__ = [
     "networks",
     "optimizers",
     "redo",
+    "regrama",
     "replace_units",
     "reset_by_rule",
     "reset_statistics",

@@ -52,6 +52,9 @@ _FINITE_UTILITIES = (  # Known to be finite if their measurements are.
     utility.weight_magnitude,
     utility.activation_over_input,
     utility.random,
+    utility.gradient,
+    utility.activation_gradient,
+    utility.activation_times_gradient,
 )
 
 
@@ -187,8 +190,9 @@ def continual_backprop(
       An `optax.GradientTransformationExtraArgs` with state `ContinualBackpropState`.
       Its update needs `params` and the keyword `features`, a mapping from each group's
       name to the activations of this step's batch, `[batch, ..., N]`; other entries are
-      ignored. Inside `optax.MultiSteps`, ages count optimizer updates, and utilities
-      are computed from the features of the last mini-batch.
+      ignored. A utility of the gradients of activations also needs `feature_gradients`;
+      see `reset_by_rule`. Inside `optax.MultiSteps`, ages count optimizer updates, and
+      utilities are computed from the features of the last mini-batch.
 
     Raises:
       ValueError: when built, an option is unknown or out of range; at `init`, a group
@@ -296,6 +300,7 @@ def continual_backprop(
             init,
             functools.partial(update, group),
             functools.partial(most, group.replacement_rate),
+            needs=getattr(utility_fn, "needs", ()),
         )
 
     groups = [complete(group) for group in as_groups(units)]
@@ -447,6 +452,11 @@ def _try_utility(
         "count": np.asarray(group.num_units, np.int32),
         "mean_activation": np.ones(group.num_units, dtype),
     }
+    gradients = {
+        "incoming_gradient": np.ones(group.num_units, dtype),
+        "activation_gradient": np.ones(shape, dtype),
+    }
+    usual |= {name: gradients[name] for name in getattr(utility_fn, "needs", ())}
 
     def without(*fields: str) -> dict[str, np.ndarray]:
         return usual | {field: np.zeros_like(usual[field]) for field in fields}

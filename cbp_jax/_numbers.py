@@ -240,3 +240,23 @@ def lead_to(
     dtype = at_least_float32(update.dtype)
     step = value.astype(dtype) - param.astype(dtype)
     return jnp.where(where, step.astype(update.dtype), update)
+
+
+def part_way(old: jax.Array, new: jax.Array, fraction: jax.Array) -> jax.Array:
+    """Goes from old values toward new ones: (1 - fraction) old + fraction new.
+
+    Args:
+      old: any array.
+      new: of its dtype; broadcasts to it.
+      fraction: floating; broadcasts to it. 0 or less gives the old value and 1 or more
+        the new one, both exactly. Integers have no values in between and stay old.
+
+    Returns:
+      An array in the dtype of at least float32 that covers the old one.
+    """
+    mixed = old
+    if jnp.issubdtype(old.dtype, jnp.floating):
+        dtype = at_least_float32(old.dtype)
+        old, new, fraction = (array.astype(dtype) for array in (old, new, fraction))
+        mixed = (1 - fraction) * old + fraction * new
+    return jnp.where(fraction >= 1, new, jnp.where(fraction > 0, mixed, old))

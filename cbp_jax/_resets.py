@@ -12,7 +12,7 @@ S stack axes of a group, K largest number of units reset in one update.
 from collections.abc import Callable, Mapping, Sequence
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 import warnings
 
 import jax
@@ -29,6 +29,7 @@ from cbp_jax._numbers import (
     key_bits,
     key_of,
     lead_to,
+    part_way,
     widen,
 )
 from cbp_jax._types import Initializer, PyTree
@@ -62,7 +63,13 @@ _FEW, _SMALL = 8, 2**20
 class Measurements(NamedTuple):
     """What a rule or a utility can use, in the floating dtype of the state.
 
-    Under `jit`, unused measurements are not computed.
+    Under `jit`, unused measurements are not computed. The gradients are None unless
+    the rule or the utility names them in its `needs`.
+
+    A gradient is the one that `update` receives, before the base optimizer. Whatever
+    comes earlier in a chain has already changed it: in `optax.chain(penalty,
+    continual_backprop(base, ...))` it includes the penalty, and behind clipping it is
+    clipped. Put both into the base optimizer to measure the gradient of the loss alone.
     """
 
     activation: jax.Array  # [B, P, N], from before the optimizer step.
@@ -73,16 +80,35 @@ class Measurements(NamedTuple):
     key: jax.Array  # A key for this update and group.
     # [N], running average corrected for the unit's age; None if the rule has none.
     mean_activation: jax.Array | None = None
+    incoming_gradient: jax.Array | None = None  # [N], mean |dL/dw| into the unit.
+    # [B, P, N], dL/dh, from the keyword `feature_gradients` of `update`.
+    activation_gradient: jax.Array | None = None
+
+
+_GRADIENTS = ("incoming_gradient", "activation_gradient")
 
 
 class Choice(NamedTuple):
-    """Which units to reset: the `number` of lowest `score`; of equals, the first."""
+    """Which units to reset: the `number` of lowest `score`; of equals, the first.
+
+    With a `fraction` f, a chosen unit is reset in part. Everything that a reset sets
+    goes that far from its value after the base optimizer's step toward its value after
+    a reset: incoming weights become (1 - f) w + f fresh, outgoing weights (1 - f) w,
+    and biases, normalization parameters and moments likewise, if they are reset at all.
+    A fraction of 0 changes nothing, and 1 is a reset as without fractions.
+
+    The age and the rule's state of a unit are reset, and it counts in `replaced` and
+    `num_replaced`, only if its fraction is 1. For the others the rule decides: what its
+    `update` returns stays.
+    """
 
     # Floating [N]. Units that must not be reset have NaN or the highest score: +inf, or
     # the largest finite number, because +inf would trip `jax_debug_infs`.
     score: jax.Array
     number: jax.Array  # int32 scalar, at most the number of units that may be reset.
     mean_activation: jax.Array | None = None  # [N], for `transfer_mean`.
+    # Floating [N] in [0, 1], how far to reset each chosen unit; None for completely.
+    fraction: jax.Array | None = None
 
 
 class Rule(NamedTuple):
@@ -97,11 +123,14 @@ class Rule(NamedTuple):
         the age has been incremented. The choice has no effect if its number is 0.
       most: `num_units -> K`, a static bound on the units reset in one update, if one is
         known; None for all N. Further chosen units are not reset.
+      needs: the gradients that `update` reads, of "incoming_gradient" and
+        "activation_gradient". Others are not measured.
     """
 
     init: Callable[[int, DTypeLike], PyTree]
     update: Callable[[PyTree, Measurements], tuple[PyTree, Choice]]
     most: Callable[[int], int] | None = None
+    needs: Sequence[str] = ()
 
 
 class UnitResetState(NamedTuple):
@@ -110,8 +139,10 @@ class UnitResetState(NamedTuple):
     base_state: PyTree  # The base optimizer's state.
     units: dict[str, PyTree]  # The rule's state of each group, by name.
     rng_key: jax.Array  # Bits of a key, uint32; they change when a unit is reset.
-    replaced: dict[str, jax.Array]  # int32 [*S, N], reset last update, N where unused.
-    num_replaced: dict[str, jax.Array]  # int32 [*S], units reset since `init`.
+    # int32 [*S, N], units reset in the last update, N where unused; and int32 [*S], the
+    # number of units reset since `init`. Both leave out units reset in part.
+    replaced: dict[str, jax.Array]
+    num_replaced: dict[str, jax.Array]
     count: jax.Array  # int32 scalar, updates since `init`.
 
 
@@ -132,6 +163,7 @@ def reset_by_rule(
     keep_state: Sequence[str] = (),
     transfer_mean: bool = False,
     between_reset: str = "fresh",
+    biases: str = "reset",
     draw: str = "auto",
 ) -> optax.GradientTransformationExtraArgs:
     """Base optimizer, followed by a reset of the units that a rule chooses.
@@ -141,6 +173,7 @@ def reset_by_rule(
     sets its biases and outgoing weights to 0 and its normalization scale to 1 and shift
     to 0, and restores the initial values of the base optimizer's moments and the rule's
     state. All groups are measured before the first is reset; they are reset in order.
+    A rule may also reset units in part; see `Choice`.
 
     The returned updates are those of the base optimizer, except for reset entries,
     which they set to the new values. Make this the last transformation in a chain:
@@ -172,20 +205,28 @@ def reset_by_rule(
         update. "fresh" redraws it if the group of its reader comes later in `units`, as
         in continual backprop's code, which resets one layer after another; with "zero",
         all incoming weights are drawn first and all outgoing ones zeroed then.
+      biases: "keep" does not change biases, normalization parameters or their moments.
       draw: see `continual_backprop`.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with state `UnitResetState`. Its update
-      needs `params` and the keyword `features`; see `continual_backprop`.
+      needs `params` and the keyword `features`; see `continual_backprop`. A rule that
+      needs the gradient of activations also needs the keyword `feature_gradients`, the
+      derivatives of the loss with respect to the features, a mapping like `features`.
+      `cbp_jax.training.TrainState` takes it in its `extra_args`.
 
     Raises:
-      ValueError: as in `continual_backprop`; also, at `update`, a score, number or mean
-        activation in the rule's choice has the wrong shape or dtype.
+      ValueError: as in `continual_backprop`; also, when built, a rule needs an unknown
+        gradient; at `update`, a gradient that it needs is missing, or an array in its
+        choice has the wrong shape or dtype.
     """
     units = as_groups(units)
     rules = {
         group.name: rule if isinstance(rule, Rule) else rule(group) for group in units
     }
+    for own_rule in rules.values():
+        for name in own_rule.needs:
+            check_choice("Each of a rule's needs", name, _GRADIENTS)
     initializer = kaiming_uniform("relu") if initializer is None else initializer
     if moments == "zero":
         warnings.warn(
@@ -194,9 +235,12 @@ def reset_by_rule(
         moments = "reset"
     check_choice("moments", moments, ("reset", "keep"))
     check_choice("between_reset", between_reset, ("fresh", "zero"))
+    check_choice("biases", biases, ("reset", "keep"))
     check_choice("draw", draw, ("auto", "when_due", "always"))
     base_optimizer = optax.with_extra_args_support(base_optimizer)
-    accepted = _bases.accepted(base_optimizer, ("features", "unit_ages"))
+    accepted = _bases.accepted(
+        base_optimizer, ("features", "unit_ages", "feature_gradients")
+    )
 
     def newborn(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> PyTree:
         state = rules[group.name].init(group.num_units, _state_dtype(group, leaves))
@@ -248,13 +292,17 @@ def reset_by_rule(
         params: PyTree | None = None,
         *,
         features: Mapping[str, jax.Array] | None = None,
+        feature_gradients: Mapping[str, jax.Array] | None = None,
         **extra_args: Any,
     ) -> tuple[PyTree, UnitResetState]:
         groups, activations = _check_arguments(units, params, features)
+        gradients = _check_gradients(groups, rules, params, updates, feature_gradients)
         own_args = {
             "features": features,
             "unit_ages": {name: unit.age for name, unit in state.units.items()},
         }
+        if feature_gradients is not None:
+            own_args["feature_gradients"] = feature_gradients
         if "value_fn" in extra_args:
             value_fn = _bases.tolerant(extra_args["value_fn"], list(own_args))
             extra_args = extra_args | {"value_fn": value_fn}
@@ -264,7 +312,7 @@ def reset_by_rule(
         )
         stepped = updates, state._replace(base_state=base_state)
         return in_auto_mode(functools.partial(reset, groups), stepped)(
-            *stepped, params, activations
+            *stepped, params, activations, gradients
         )
 
     def reset(
@@ -273,8 +321,11 @@ def reset_by_rule(
         state: UnitResetState,
         params: PyTree,
         activations: Mapping[str, jax.Array],
+        gradients: _Gradients,
     ) -> tuple[PyTree, UnitResetState]:
         """Resets the units that the rules choose, after the base optimizer's step."""
+        if biases == "keep":
+            groups = [group._replace(vectors=()) for group in groups]
         leaves, treedef = jax.tree.flatten(params)
         new_leaves = jax.tree.leaves(optax.apply_updates(params, updates))
         rng_key = key_of(state.rng_key, key)
@@ -286,20 +337,22 @@ def reset_by_rule(
         for index, group in enumerate(groups):
             unit_state = state.units[group.name]
             unit_state = unit_state._replace(age=optax.safe_increment(unit_state.age))
+            dtype = _state_dtype(group, leaves)
             with jax.named_scope("measure"):
                 measured = Measurements(
-                    activation=_activations(
-                        group, activations[group.name], _state_dtype(group, leaves)
-                    ),
+                    activation=_activations(group, activations[group.name], dtype),
                     incoming_magnitude=_mean_magnitude(
-                        group, group.incoming, new_leaves
+                        group, group.incoming, new_leaves, dtype
                     )[..., 0, :],
                     outgoing_magnitude=_mean_magnitude(
-                        group, group.outgoing, new_leaves
+                        group, group.outgoing, new_leaves, dtype
                     ),
                     age=unit_state.age,
                     count=jnp.broadcast_to(state.count, group.stack),
                     key=_slice_keys(jax.random.fold_in(update_key, index), group.stack),
+                    **_measure_gradients(
+                        group, rules[group.name].needs, gradients, dtype
+                    ),
                 )
             with jax.named_scope("choose"):
                 choose = _over_stack(rules[group.name].update, group)
@@ -319,41 +372,48 @@ def reset_by_rule(
 
         # Write them into the updates.
         update_leaves = treedef.flatten_up_to(updates)
-        entries = []  # To reset: axes, mask, value.
+        extents = {
+            group.name: _Extent.of(drawn[group.name].mask, choices[group.name].fraction)
+            for group in live
+        }
+        entries = []  # To reset: axes, extent, value.
         with jax.named_scope("write"):
             for group in live:
-                found = drawn[group.name]
+                extent = extents[group.name]
                 if transfer_mean:
-                    update_leaves = _transfer_means(
-                        group,
-                        jnp.where(found.mask, choices[group.name].mean_activation, 0),
-                        new_leaves,
-                        update_leaves,
+                    lost = jnp.where(
+                        extent.mask, choices[group.name].mean_activation, 0
                     )
-                fresh = _lay_columns(group, rules[group.name], found)
+                    if extent.fraction is not None:
+                        lost *= extent.fraction
+                    update_leaves = _transfer_means(
+                        group, lost, new_leaves, update_leaves
+                    )
+                fresh = _lay_columns(group, rules[group.name], drawn[group.name])
                 values = group.values(fresh)
                 for axes, value in zip(group.all_axes, values, strict=True):
-                    entries.append((axes, found.mask, value))
+                    entries.append((axes, extent, value))
                 unit_states[group.name] = _reborn(
-                    unit_states[group.name], newborn(group, leaves), found.mask
+                    unit_states[group.name], newborn(group, leaves), extent.whole
                 )
             if between_reset == "zero":
                 # Outgoing weights last, whatever their group.
                 entries.sort(key=lambda entry: bool(entry[0].outputs))
-            for axes, mask, value in entries:
-                old = leaves[axes.leaf]
+            for axes, extent, value in entries:
+                old, update = leaves[axes.leaf], update_leaves[axes.leaf]
+                value = jnp.asarray(value, old.dtype)
+                if extent.fraction is not None:
+                    stepped = optax.apply_updates(old, update)
+                    value = part_way(stepped, value, axes.spread(extent.fraction))
                 # A select is fused into the update and costs no pass over memory; a
                 # scatter would have to write the updates out first.
                 update_leaves[axes.leaf] = lead_to(
-                    jnp.asarray(value, old.dtype),
-                    axes.spread(mask),
-                    update_leaves[axes.leaf],
-                    old,
+                    value, axes.spread(extent.mask), update, old
                 )
             updates = treedef.unflatten(update_leaves)
 
         # Reset the moments.
-        masks = [(group, drawn[group.name].mask) for group in live]
+        masks = [(group, extents[group.name].mask) for group in live]
         with jax.named_scope("moments"):
             base_state = _trees.forget_loss(state.base_state, masks)
             if moments == "reset":
@@ -368,6 +428,11 @@ def reset_by_rule(
                         for group in live
                         if not group.stack and _most(rules[group.name], group) == 1
                     },
+                    fractions={
+                        name: extent.fraction
+                        for name, extent in extents.items()
+                        if extent.fraction is not None
+                    },
                 )
         return updates, UnitResetState(
             base_state=base_state,
@@ -376,7 +441,7 @@ def reset_by_rule(
             replaced={
                 group.name: _no_units(group)
                 if group.group.frozen
-                else drawn[group.name].units
+                else drawn[group.name].replaced
                 for group in groups
             },
             num_replaced=num_replaced,
@@ -395,11 +460,11 @@ def _state_dtype(group: ResolvedGroup, leaves: Sequence[jax.Array]) -> DTypeLike
 
 
 def _activations(
-    group: ResolvedGroup, feature: jax.Array, dtype: DTypeLike
+    group: ResolvedGroup, feature: jax.Array, dtype: DTypeLike, kind: str = "Feature"
 ) -> jax.Array:
     """Rearranges a feature `[*S, batch, ..., N]` to [*S, B, P, N]."""
     shape, stack, units = jnp.shape(feature), len(group.stack), len(group.sizes)
-    name = f"Feature {group.name!r} has shape {shape}"
+    name = f"{kind} {group.name!r} has shape {shape}"
     if shape[len(shape) - units :] != group.sizes:
         raise ValueError(
             f"{name}; its last {units} axes must be the units of the group, "
@@ -436,16 +501,40 @@ def _activations(
 
 
 def _mean_magnitude(
-    group: ResolvedGroup, all_axes: Sequence[UnitAxes], leaves: Sequence[jax.Array]
+    group: ResolvedGroup,
+    all_axes: Sequence[UnitAxes],
+    leaves: Sequence[jax.Array],
+    dtype: DTypeLike,
 ) -> jax.Array:
     """Averages |w| over all weights of each unit in the given leaves: [*S, P, N]."""
-    dtype = _state_dtype(group, leaves)
     total = sum(axes.sum_magnitude(leaves[axes.leaf], dtype) for axes in all_axes)
     num_units = math.prod(group.stack) * group.num_units
     weights = sum(
         leaves[axes.leaf].size // (num_units * axes.positions) for axes in all_axes
     )
     return jnp.asarray(total / weights)
+
+
+class _Gradients(NamedTuple):
+    """The gradients that rules need, of all that `update` was given."""
+
+    leaves: list[jax.Array]  # Of the params, flattened; empty if no rule needs them.
+    features: dict[str, jax.Array]  # dL/dh by name of the groups whose rules need it.
+
+
+def _measure_gradients(
+    group: ResolvedGroup, needs: Sequence[str], gradients: _Gradients, dtype: DTypeLike
+) -> dict[str, jax.Array]:
+    """Returns the gradients among the measurements of a group, by field."""
+    measured = {}
+    if "incoming_gradient" in needs:
+        mean = _mean_magnitude(group, group.incoming, gradients.leaves, dtype)
+        measured["incoming_gradient"] = mean[..., 0, :]
+    if "activation_gradient" in needs:
+        measured["activation_gradient"] = _activations(
+            group, gradients.features[group.name], dtype, "Feature gradient"
+        )
+    return measured
 
 
 def _over_stack(
@@ -473,6 +562,36 @@ class _Drawn(NamedTuple):
     # For each incoming leaf, the columns of K units; if K is N, an array that
     # broadcasts to the leaf, with new weights at the reset units.
     weights: tuple[jax.Array, ...]
+    # int32 [*S, N], as `units` without those reset in part; None if there are none.
+    whole_units: jax.Array | None = None
+
+    @property
+    def replaced(self) -> jax.Array:
+        """The units that are reset completely, as in the state."""
+        return self.units if self.whole_units is None else self.whole_units
+
+
+class _Extent(NamedTuple):
+    """Which units of one group are reset in an update, and how far."""
+
+    mask: jax.Array  # bool [*S, N], units that change.
+    whole: jax.Array  # bool [*S, N], units that are reset completely.
+    fraction: jax.Array | None  # [*S, N], how far; 0 for others. None if all wholly.
+
+    @classmethod
+    def of(cls, chosen: jax.Array, fraction: jax.Array | None) -> Self:
+        """Describes the reset of chosen units, bool [*S, N], by a fraction [*S, N]."""
+        if fraction is None:
+            return cls(chosen, chosen, None)
+        is_reset = chosen & (fraction > 0)
+        fraction = jnp.where(is_reset, jnp.minimum(fraction, 1), 0)
+        return cls(is_reset, fraction == 1, fraction)
+
+
+def _reset_wholly(units: jax.Array, fraction: jax.Array) -> jax.Array:
+    """Returns the indices of units [*S, K] whose fraction, of [*S, N], is 1."""
+    own = jnp.take_along_axis(fraction, units, axis=-1, mode="clip")
+    return jnp.where(own >= 1, units, fraction.shape[-1])
 
 
 def _no_units(group: ResolvedGroup) -> jax.Array:
@@ -530,7 +649,7 @@ def _draw_if_due(
     }
 
     def work(operand: PyTree) -> PyTree:
-        scores, due, rng_key, num_replaced = operand
+        scores, due, fractions, rng_key, num_replaced = operand
         units = _find_units(scores, due, bounds)
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
         drawn, num_replaced = {}, dict(num_replaced)
@@ -544,21 +663,29 @@ def _draw_if_due(
                 _slice_keys(jax.random.fold_in(fresh_key, index), group.stack),
             )
             is_used = units[name] < group.num_units
+            if fractions[name] is not None:
+                whole = _reset_wholly(drawn[name].units, fractions[name])
+                drawn[name] = drawn[name]._replace(whole_units=whole)
+                is_used = whole < group.num_units
             num_replaced[name] += jnp.sum(is_used, axis=-1, dtype=jnp.int32)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
         return drawn, next_key_if(_any_due(due), next_key, rng_key), num_replaced
 
     def skip(operand: PyTree) -> PyTree:
-        _, _, rng_key, num_replaced = operand
+        _, _, fractions, rng_key, num_replaced = operand
         drawn, _, _ = jax.eval_shape(work, operand)
         drawn = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
         for group in live.values():
-            drawn[group.name] = drawn[group.name]._replace(units=_no_units(group))
+            none = _no_units(group)
+            drawn[group.name] = drawn[group.name]._replace(units=none)
+            if fractions[group.name] is not None:
+                drawn[group.name] = drawn[group.name]._replace(whole_units=none)
         return drawn, rng_key, dict(num_replaced)
 
     scores = {group.name: choices[group.name].score for group in live.values()}
     due = {group.name: choices[group.name].number for group in live.values()}
-    operand = scores, due, rng_key, dict(num_replaced)
+    fractions = {group.name: choices[group.name].fraction for group in live.values()}
+    operand = scores, due, fractions, rng_key, dict(num_replaced)
     is_little = sum(leaf.size for leaf in leaves) <= _SMALL and all(
         bounds[group.name] <= _FEW
         and draws_unit_by_unit(group.group.initializer or initializer)
@@ -763,13 +890,7 @@ def _check_arguments(
         )
     groups = resolve_units(units, params)
     features = {} if features is None else features
-    # The name of a feature need not include the collection of the params.
-    found = {
-        group.name: features.get(
-            group.name, features.get(group.name.removeprefix(COLLECTION))
-        )
-        for group in groups
-    }
+    found = {group.name: _find_feature(group, features) for group in groups}
     missing = [name for name, feature in found.items() if feature is None]
     if missing:
         raise ValueError(
@@ -780,6 +901,45 @@ def _check_arguments(
         )
     given = {name: array for name, array in found.items() if array is not None}
     return groups, given
+
+
+def _find_feature(
+    group: ResolvedGroup, features: Mapping[str, jax.Array]
+) -> jax.Array | None:
+    """Returns the feature of a group, whose name need not include the collection."""
+    short = group.name.removeprefix(COLLECTION)
+    return features.get(group.name, features.get(short))
+
+
+def _check_gradients(
+    groups: Sequence[ResolvedGroup],
+    rules: Mapping[str, Rule],
+    params: PyTree,
+    updates: PyTree,
+    feature_gradients: Mapping[str, jax.Array] | None,
+) -> _Gradients:
+    """Picks the gradients that rules need; ValueError if any is missing."""
+    needed = {name for rule in rules.values() for name in rule.needs}
+    given = {} if feature_gradients is None else feature_gradients
+    found = {
+        group.name: _find_feature(group, given)
+        for group in groups
+        if "activation_gradient" in rules[group.name].needs
+    }
+    missing = [name for name, gradient in found.items() if gradient is None]
+    if missing:
+        raise ValueError(
+            "The update needs the gradients of the activations of some unit groups; "
+            f"missing: {missing}, given: {list(given)}. Pass feature_gradients, a dict "
+            "from group names to the derivatives of the loss with respect to the "
+            "features, of the same shapes."
+        )
+    leaves = []
+    if "incoming_gradient" in needed:
+        leaves = jax.tree.structure(params).flatten_up_to(updates)
+    return _Gradients(
+        leaves, {name: array for name, array in found.items() if array is not None}
+    )
 
 
 def _check_transferable(group: ResolvedGroup) -> None:
@@ -836,6 +996,9 @@ def _check_choice(group: ResolvedGroup, choice: Choice, needs_mean: bool) -> Non
     rule = f"The rule of unit group {group.name!r}"
     meaning = "one for each unit"
     check_numbers(f"{rule}: score", choice.score, each, meaning, jnp.floating)
+    if choice.fraction is not None:
+        name = f"{rule}: fraction"
+        check_numbers(name, choice.fraction, each, meaning, jnp.floating)
     if needs_mean:
         mean = choice.mean_activation
         check_numbers(f"{rule}: mean_activation", mean, each, meaning)

@@ -117,6 +117,8 @@ def self_normalized_resets(
             _percentiles,
             lambda operand: operand[1],
             (histogram, state.longest, is_due, rates, _integer(first_threshold)),
+            # Histograms are so small that a GPU is done before it could ask.
+            only_on_cpu=True,
         )
         silence = jnp.where(fires, 0, state.silence + 1)
         state = SelfNormalizedState(

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax.tree_util import KeyPath
 import optax
 
+from cbp_jax._numbers import part_way
 from cbp_jax._types import PyTree
 from cbp_jax._units import (
     LeafPath,
@@ -86,7 +87,8 @@ def reset_units(
       tree: pytree with the structure and shapes of the params.
       units: the groups passed to the transform.
       replaced: the state's `replaced`, a dict from each group's name to the indices of
-        its replaced units, int32 [*S, K], N where unused. Other groups do not change.
+        its replaced units, int32 [*S, K], N where unused. Other groups do not change,
+        nor do units reset in part, which are not in `replaced`.
       fresh: tree with the new values of the entries; None sets them to 0.
 
     Returns:
@@ -133,7 +135,8 @@ def reset_statistics(
         their last axis.
       units: the groups passed to the transform.
       replaced: the state's `replaced`, a dict from each group's name to the indices of
-        its replaced units, int32 [*S, K], N where unused. Other groups do not change.
+        its replaced units, int32 [*S, K], N where unused. Other groups do not change,
+        nor do units reset in part, which are not in `replaced`.
       newborn: tree like `statistics` with the new values, such as the one returned by
         the network's `init`. None sets variances to 1 and everything else to 0. A
         variance has `var`, `variance` or `std` as a word of the last key of its path:
@@ -217,6 +220,7 @@ def reset_moments(
     masks: Masks,
     keep: Sequence[str] = (),
     alone: Mapping[str, jax.Array] = MappingProxyType({}),
+    fractions: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> PyTree:
     """Sets the optimizer state of reset units to its initial values.
 
@@ -238,6 +242,9 @@ def reset_moments(
       keep: names of fields of the state that are left as they are.
       alone: of groups without stack axes of which at most one unit is reset, its index,
         int32 scalar, N for none.
+      fractions: of groups whose units are reset in part, how far each unit goes toward
+        its initial values, floating [*S, N] in [0, 1], 0 outside the mask. The entry of
+        two units keeps what the one and then the other leaves of it.
 
     Returns:
       A state like `base_state`.
@@ -255,6 +262,7 @@ def reset_moments(
     owners = owners_of(base_optimizer, base_state, new_params, keep)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(new_params)]
     spread = spread_masks(masks, len(shapes))
+    parts = _spread_fractions(masks, fractions)
 
     def reset(owner: int, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
         is_like_param = owner >= 0 and jnp.shape(leaf) == shapes[owner]
@@ -262,12 +270,38 @@ def reset_moments(
         if mask is None:
             return leaf
         fresh = fresh.astype(leaf.dtype)
+        if owner in parts:
+            return part_way(leaf, fresh, parts[owner]).astype(leaf.dtype)
         rows = _rows(masks, owner, alone)
         if rows is None or leaf.ndim < 2:
             return jnp.where(mask, fresh, leaf)
         return replace_rows(leaf, fresh, mask, rows)
 
     return jax.tree.map(reset, owners, base_state, base_optimizer.init(new_params))
+
+
+def _spread_fractions(
+    masks: Masks, fractions: Mapping[str, jax.Array]
+) -> dict[int, jax.Array]:
+    """Returns how far to reset the entries of the leaves of units reset in part.
+
+    Args:
+      masks: which units of which groups are reset.
+      fractions: see `reset_moments`.
+    """
+    kept: dict[int, jax.Array] = {
+        axes.leaf: jnp.ones(())
+        for group, _ in masks
+        if group.name in fractions
+        for axes in group.all_axes
+    }
+    for group, mask in masks:
+        fraction = fractions.get(group.name, mask.astype(jnp.float32))
+        for axes in group.all_axes:
+            if axes.leaf in kept:
+                left = 1 - axes.spread(fraction)
+                kept[axes.leaf] = kept[axes.leaf].astype(left.dtype) * left
+    return {leaf: 1 - share for leaf, share in kept.items()}
 
 
 def _rows(

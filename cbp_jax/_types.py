@@ -15,5 +15,8 @@ Initializer = Callable[[jax.Array, tuple[int, ...], DTypeLike], jax.Array]
 Rate = float | jax.Array | Callable[[jax.Array], jax.Array]
 """A number, or a schedule that maps a count of updates (int32 scalar) to a number."""
 
+LossFn = Callable[[PyTree, PyTree, PyTree], jax.Array]
+"""Maps params, inputs and targets to a scalar loss."""
+
 AxisName = Hashable
 """The name of an axis of `jax.shard_map` or `jax.pmap`, or a tuple of names."""

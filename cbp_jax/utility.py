@@ -10,6 +10,14 @@ Magnitudes are means where the paper has sums. The order is the same, and means 
 depend on the width. A unit whose incoming weights are all zero transmits nothing, so
 measures that divide by the incoming magnitude give it utility 0.
 
+A utility that reads a gradient names it in its attribute `needs`, like the three at the
+end::
+
+  def learning(measurements):
+    return measurements.incoming_gradient * measurements.outgoing_magnitude.mean(axis=0)
+
+  learning.needs = ("incoming_gradient",)
+
 Shapes: B batch (times spatial positions that share their outgoing weights), P positions
 (1, except for a convolution that is flattened into a dense layer), N units.
 """
@@ -26,10 +34,13 @@ from cbp_jax._resets import Measurements
 
 __all__ = [
     "UtilityFn",
+    "activation_gradient",
     "activation_over_input",
+    "activation_times_gradient",
     "adaptation",
     "average_weight",
     "contribution",
+    "gradient",
     "inverted",
     "mean_corrected_contribution",
     "overall",
@@ -90,6 +101,45 @@ def random(measurements: Measurements) -> jax.Array:
 random.memoryless = True  # pyrefly: ignore[missing-attribute]
 
 
+def gradient(measurements: Measurements) -> jax.Array:
+    r"""Returns the mean of :math:`|\partial L / \partial w_{in}|` per unit, [N].
+
+    A unit with a small gradient hardly learns. This is the measure of Liu et al.,
+    `Measure gradients, not activations! <https://arxiv.org/abs/2505.24061>`_, 2025, in
+    their code. `Measurements` says which gradient it is.
+    """
+    return _required(measurements, "incoming_gradient")
+
+
+def activation_gradient(measurements: Measurements) -> jax.Array:
+    r"""Returns the mean of :math:`|\partial L / \partial h|` per unit, [N].
+
+    This is the measure of Liu et al. (2025) in their paper. The update needs the
+    keyword `feature_gradients`; see `cbp_jax.reset_by_rule`.
+    """
+    slopes = _required(measurements, "activation_gradient")
+    return jnp.mean(jnp.abs(slopes), axis=(0, 1))
+
+
+def activation_times_gradient(measurements: Measurements) -> jax.Array:
+    r"""Returns the mean of :math:`|h \, \partial L / \partial h|` per unit, [N].
+
+    To first order, this is the change of the loss if the unit were silent: the
+    criterion of Molchanov et al., `Pruning convolutional neural networks for resource
+    efficient inference <https://arxiv.org/abs/1611.06440>`_, 2017. They add up the
+    positions of a convolution before they take absolute values, we afterwards. The
+    update needs the keyword `feature_gradients`; see `cbp_jax.reset_by_rule`.
+    """
+    slopes = _required(measurements, "activation_gradient")
+    chex.assert_equal_shape([slopes, measurements.activation])
+    return jnp.mean(jnp.abs(measurements.activation * slopes), axis=(0, 1))
+
+
+gradient.needs = ("incoming_gradient",)  # pyrefly: ignore[missing-attribute]
+for _utility in (activation_gradient, activation_times_gradient):
+    _utility.needs = ("activation_gradient",)  # pyrefly: ignore[missing-attribute]
+
+
 def inverted(utility_fn: UtilityFn) -> UtilityFn:
     """Returns the negative of a utility, so that the best mature units are replaced.
 
@@ -102,7 +152,21 @@ def inverted(utility_fn: UtilityFn) -> UtilityFn:
     negative.memoryless = getattr(  # pyrefly: ignore[missing-attribute]
         utility_fn, "memoryless", False
     )
+    negative.needs = getattr(  # pyrefly: ignore[missing-attribute]
+        utility_fn, "needs", ()
+    )
     return negative
+
+
+def _required(measurements: Measurements, name: str) -> jax.Array:
+    """Returns a gradient among the measurements; ValueError if it was not measured."""
+    value = getattr(measurements, name)
+    if value is None:
+        raise ValueError(
+            f"The measurements have no {name}, which is only measured on request. Add "
+            f"{name!r} to `needs`, a field of a Rule and an attribute of a utility."
+        )
+    return value
 
 
 def _deviation(measurements: Measurements) -> jax.Array:

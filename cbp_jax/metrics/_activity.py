@@ -1,6 +1,7 @@
 """How many units of a layer are still in use. Shapes: N units."""
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 import numpy as np
 
@@ -71,6 +72,96 @@ def tau_dormant_units(
     return _fraction_of_units(score <= threshold, features)
 
 
+def gradient_dormant_units(
+    gradients: jax.Array, threshold: jax.Array | float = 0.01
+) -> jax.Array:
+    """Fraction of units that receive little gradient compared with their layer.
+
+    A unit is dormant if its mean |g| is at most `threshold` times the layer's average
+    of that mean (plus 1e-8, so that all units of a layer without a gradient are).
+    Source: Liu et al., Measure gradients, not activations!, 2025 (arXiv:2505.24061),
+    which takes the gradients of the activations. Public code also takes those of the
+    incoming weights.
+
+    Args:
+      gradients: [..., N] gradients of the loss with respect to the activations of N
+        units, or to their incoming weights; any real dtype.
+      threshold: tau, as a fraction of the layer's average.
+
+    Returns:
+      Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `gradients` has fewer than two axes.
+    """
+    gradients = _flatten_samples(gradients, "gradients")
+    size = jnp.mean(jnp.abs(gradients), axis=0)
+    score = size / (jnp.mean(size) + 1e-8)
+    return _fraction_of_units(score <= threshold, gradients)
+
+
+def always_on_units(
+    features: jax.Array, threshold: jax.Array | float = 0.9
+) -> jax.Array:
+    """Fraction of units that are positive on nearly all samples.
+
+    After a ReLU or a similar activation, which is positive where its input is, such a
+    unit is linear in its input: it passes everything on and selects nothing. After a
+    sigmoid, all units are positive, and the measure says nothing.
+
+    Args:
+      features: [..., N] outputs of N units, or their inputs before the activation, any
+        real dtype; all other axes are samples.
+      threshold: smallest fraction of samples on which such a unit is above 0.
+
+    Returns:
+      Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no sample axis, or `threshold` is not in [0, 1].
+    """
+    check_range("threshold", threshold, 0, 1)
+    features = _flatten_samples(features)
+    share = jnp.mean(features > 0, axis=0, dtype=features.dtype)
+    return _fraction_of_units(share >= threshold, features)
+
+
+def duplicate_units(
+    features: jax.Array, threshold: jax.Array | float = 0.95
+) -> jax.Array:
+    """Fraction of units whose outputs are nearly proportional to another unit's.
+
+    A unit counts if the cosine between its outputs on all samples and those of at least
+    one other unit is above `threshold`. Outputs are not centered, and a unit that is 0
+    on all samples duplicates none. Duplicates receive nearly the same gradients and
+    stay together. Source: Joudaki et al., Barriers for learning in an evolving world,
+    2025 (arXiv:2510.00304).
+
+    Args:
+      features: [..., N] outputs of N units, any real dtype; all other axes are samples.
+        The function computes an [N, N] matrix.
+      threshold: cosine above which two units are duplicates, in [-1, 1].
+
+    Returns:
+      Scalar fraction in [0, 1], float32 or float64.
+
+    Raises:
+      ValueError: `features` has no sample axis, or `threshold` is not in [-1, 1].
+    """
+    check_range("threshold", threshold, -1, 1)
+    features = _flatten_samples(features)
+    # Squares of very large or small outputs would overflow or underflow in float32.
+    largest = jnp.max(jnp.abs(features), axis=0, keepdims=True)
+    scaled = features / jnp.where(largest > 0, largest, 1)
+    norms = jnp.linalg.norm(scaled, axis=0, keepdims=True)
+    unit = scaled / jnp.where(norms > 0, norms, 1)
+    cosines = jnp.matmul(unit.T, unit, precision=lax.Precision.HIGHEST)
+    is_live = (norms[0] > 0)[:, None] & (norms > 0)
+    is_other = ~jnp.eye(features.shape[1], dtype=bool)
+    is_duplicate = jnp.any((cosines > threshold) & is_live & is_other, axis=0)
+    return _fraction_of_units(is_duplicate, features)
+
+
 def saturated_units(
     features: jax.Array,
     low: jax.Array | float,
@@ -111,11 +202,11 @@ def saturated_units(
     return _fraction_of_units(num_near >= threshold * features.shape[0], features)
 
 
-def _flatten_samples(features: jax.Array) -> jax.Array:
+def _flatten_samples(features: jax.Array, name: str = "features") -> jax.Array:
     features = as_float(features)
     if features.ndim < 2:
         raise ValueError(
-            f"features has shape {features.shape}, expected [..., samples, units]. "
+            f"{name} has shape {features.shape}, expected [..., samples, units]. "
             "Pass the activations of a batch."
         )
     return features.reshape(-1, features.shape[-1])

@@ -21,12 +21,14 @@ def _gram_values(matrix: jax.Array) -> jax.Array:
     short = short / scale
     # By default, accelerators round the factors of a float32 product to fewer bits.
     gram = jnp.matmul(short, short.T, precision=lax.Precision.HIGHEST)
-    eigenvalues = jnp.flip(_eigenvalues(gram))
+    eigenvalues = jnp.flip(symmetric_eigenvalues(gram))
     noise = jnp.finfo(gram.dtype).eps * eigenvalues[0]
     return scale * jnp.sqrt(jnp.where(eigenvalues < noise, 0, eigenvalues))
 
 
-_eigenvalues = one_by_one_on_cpu(jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops)
+symmetric_eigenvalues = one_by_one_on_cpu(
+    jnp.linalg.eigvalsh, on_tpu=eigenvalues_by_loops
+)
 
 METHODS: Mapping[str, Callable[[jax.Array], jax.Array]] = MappingProxyType(
     {
@@ -152,6 +154,85 @@ def approximate_rank(
     # Squares of very large or small values would overflow or underflow in float32.
     relative = values / _positive_or_one(jnp.max(values))
     return _leading_count(relative**2, threshold)
+
+
+def srank(
+    features: jax.Array, delta: jax.Array | float = 0.01, method: str = "svd"
+) -> jax.Array:
+    """Smallest number of singular values that reach a share of 1 - delta of their sum.
+
+    The smallest k with `s_1 + ... + s_k >= (1 - delta) * sum(s)`; 0 for a matrix of
+    zeros. `stable_rank` with threshold `1 - delta` differs only where this sum is
+    reached exactly. Source: Kumar et al., Implicit under-parameterization inhibits
+    data-efficient deep reinforcement learning, 2021.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      delta: share of the sum to leave out, in [0, 1).
+      method: how to compute the singular values; see `singular_values`.
+
+    Returns:
+      Scalar, a whole number of units as float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown, `features` is not a matrix, or `delta` is not
+        in [0, 1).
+    """
+    check_range("delta", delta, 0, 1, open_end=True)
+    values = singular_values(features, method)
+    total = jnp.sum(values)
+    is_short = jnp.cumsum(values)[:-1] < (1 - delta) * total
+    count = 1 + jnp.sum(is_short).astype(values.dtype)
+    return jnp.where(total > 0, count, total)
+
+
+def rankme(features: jax.Array, method: str = "svd") -> jax.Array:
+    """RankMe, the effective rank with a small number added to each share.
+
+    `exp(-sum_k p_k log p_k)` with `p = s / sum(s) + 1e-7`. It differs from
+    `effective_rank` by rounding alone, unless all features are 0: then it is 1. Source:
+    Garrido et al., RankMe: assessing the downstream performance of pretrained
+    self-supervised representations by their rank, 2023.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      method: how to compute the singular values; see `singular_values`.
+
+    Returns:
+      Scalar, in units, float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown or `features` is not a matrix.
+    """
+    values = singular_values(features, method)
+    share = values / _positive_or_one(jnp.sum(values)) + 1e-7
+    return jnp.exp(-jnp.sum(share * jnp.log(share)))
+
+
+def participation_ratio(features: jax.Array, method: str = "svd") -> jax.Array:
+    """Squared sum of the squared singular values over the sum of their squares.
+
+    `sum(s**2)**2 / sum(s**4)`: k for a matrix with k equal singular values; 0 for a
+    matrix of zeros. Features are not centered: subtract their mean over the samples for
+    the participation ratio of the covariance. Source: Gao et al., A theory of
+    multineuronal dimensionality, dynamics and measurement, 2017.
+
+    Args:
+      features: [M, N] outputs of N units on M samples, any real dtype.
+      method: how to compute the singular values; see `singular_values`.
+
+    Returns:
+      Scalar, in units, float32 or float64.
+
+    Raises:
+      ValueError: if `method` is unknown or `features` is not a matrix.
+    """
+    values = singular_values(features, method)
+    largest = jnp.max(values)
+    # Powers of very large or small values would overflow or underflow in float32.
+    squares = (values / _positive_or_one(largest)) ** 2
+    ratio = jnp.sum(squares) ** 2 / _positive_or_one(jnp.sum(squares**2))
+    return jnp.where(largest > 0, ratio, largest)
 
 
 def numerical_rank(

@@ -626,6 +626,89 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
 
 
+# Methods that reset hidden units by the gradients of their incoming weights.
+
+
+method(
+    "continual_backprop_gradient",
+    family=styles.RESETS,
+    source="utility of Liu et al. 2025",
+    **_REPLACEMENT,
+)(functools.partial(_continual_backprop, utility_fn=cbp_jax.utility.gradient))
+
+
+@method(
+    "regrama",
+    family=styles.RESETS,
+    hyperparameters={
+        "regrama_threshold": Hyperparameter(
+            _default(cbp_jax.regrama, "threshold"),
+            Range(-1, math.inf, includes_high=False),
+            *(-1.0, "fraction of the layer's mean |gradient| up to which to reset"),
+            values=(0.25, 0.1, 0.01),
+        ),
+        "regrama_every": Hyperparameter(
+            _default(cbp_jax.regrama, "reset_every"),
+            *(AT_LEAST_ONE, None, "updates between two resets"),
+        ),
+    },
+    period="regrama_every",
+    resets_units=True,
+    source="Liu et al. 2025",
+)
+def _regrama(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.regrama(
+        given.base,
+        given.network.units(),
+        threshold=given.hyperparameters.regrama_threshold,
+        reset_every=given.hyperparameters.regrama_every,
+        is_check=given.acts,
+        over_interval=True,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
+@method(
+    "cpr",
+    family=styles.RESETS,
+    hyperparameters={
+        "cpr_rate": Hyperparameter(
+            _default(cbp_jax.cpr, "replacement_rate"),
+            *(DECAY, 0.0, "largest fraction of a unit reset at once"),
+            values=(0.05, 0.015, 0.005),
+        ),
+        "cpr_sharpness": Hyperparameter(
+            _default(cbp_jax.cpr, "sharpness"),
+            *(FINITE, None, "how fast resets fade above the layer's mean |gradient|"),
+        ),
+        "cpr_decay_rate": Hyperparameter(
+            _default(cbp_jax.cpr, "decay_rate"),
+            *(DECAY, None, "decay of the average of the relative |gradient|"),
+        ),
+        "cpr_every": Hyperparameter(
+            _default(cbp_jax.cpr, "reset_every"),
+            *(AT_LEAST_ONE, None, "updates between two partial resets"),
+        ),
+    },
+    period="cpr_every",
+    resets_units=True,
+    source="McCutcheon et al. 2026",
+)
+def _cpr(given: Ingredients) -> optax.GradientTransformation:
+    return cbp_jax.cpr(
+        given.base,
+        given.network.units(),
+        replacement_rate=given.hyperparameters.cpr_rate,
+        sharpness=given.hyperparameters.cpr_sharpness,
+        decay_rate=given.hyperparameters.cpr_decay_rate,
+        reset_every=given.hyperparameters.cpr_every,
+        is_check=given.acts,
+        initializer=given.network.initializer(),
+        key=given.key,
+    )
+
+
 def optimizer_hyperparameters(
     optimizer: str | None, fields: Mapping[str, Any]
 ) -> dict[str, Hyperparameter]:

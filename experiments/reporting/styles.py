@@ -56,6 +56,7 @@ _GRAY, _BLACK = "#707070", "#000000"
 # Words in names that are not written in lower case.
 _WRITTEN = {
     **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
+    **{"cpr": "CPR", "regrama": "ReGraMa"},
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
 }
 

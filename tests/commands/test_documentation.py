@@ -88,8 +88,12 @@ def test_python_blocks_run():
     assert with_dropout["state"].num_replaced["hidden"] == int(64 * (1 - 0.99**99))
 
 
+# Of the section on rules of one's own.
+OWN_RULES = blocks_of("docs/guide.md", "python")[-3:]
+
+
 def test_the_rule_resets_one_mature_unit_of_the_smallest_outgoing_weights():
-    (names,) = run("docs/guide.md", blocks_of("docs/guide.md", "python")[-1:])
+    names, in_part, by_slopes = run("docs/guide.md", OWN_RULES)
     params = tiny.make_params()
     tx, features = names["tx"], tiny.at(tiny.make_features(), 0)
     state = tx.init(params)
@@ -112,6 +116,36 @@ def test_the_rule_resets_one_mature_unit_of_the_smallest_outgoing_weights():
         assert sorted(state.units[name].age)[:2] == [0, 1000]
     unit = replaced["dense_1"][-1, 0]
     np.testing.assert_array_equal(new["head"]["kernel"][unit], 0)
+    check_partial_resets(in_part["tx"])
+    check_feature_gradients(by_slopes)
+
+
+def check_partial_resets(tx):
+    """At the 1,000th update, units of a tenth of the mean gradient go half way."""
+    params, features = tiny.make_params(), tiny.at(tiny.make_features(), 0)
+    grads = jax.tree.map(jnp.ones_like, params)
+    grads["dense_0"]["kernel"] = grads["dense_0"]["kernel"].at[:, 2].set(0.01)
+    state = tx.init(params)
+    base, _ = optax.adam(1e-3).update(grads, state.base_state, params)
+    state = state._replace(count=jnp.int32(999))
+    updates, _ = jax.jit(tx.update)(grads, state, params, features=features)
+    old, new = optax.apply_updates(params, base), optax.apply_updates(params, updates)
+    has_moved = np.abs(new["dense_0"]["kernel"] - old["dense_0"]["kernel"]) > 1e-6
+    np.testing.assert_array_equal(has_moved, [[unit == 2 for unit in range(6)]] * 4)
+    outgoing = new["dense_1"]["kernel"] / old["dense_1"]["kernel"]
+    halves = np.where(np.arange(6) == 2, 0.5, 1)[:, None]
+    np.testing.assert_allclose(outgoing, np.broadcast_to(halves, (6, 5)), rtol=1e-4)
+
+
+def check_feature_gradients(names):
+    """A unit that nothing reads has no gradient, whatever its own weights get."""
+    params, images = tiny.make_params(), jnp.ones((3, 4))
+    params["head"]["kernel"] = params["head"]["kernel"].at[3].set(0)
+    state = names["regrama"].init(params)._replace(count=jnp.int32(999))
+    _, state, loss = names["step"](params, state, images, jnp.arange(3))
+    assert np.isfinite(loss)
+    assert state.num_replaced["dense_1"] == 1
+    assert state.replaced["dense_1"][0] == 3
 
 
 def run_notebook(**parameters):

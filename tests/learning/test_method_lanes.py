@@ -22,6 +22,8 @@ SWEEPS = {
     "upgd": {"upgd_noise_scale": (0.1, 1.0), "upgd_decay_rate": (0.5, 0.9)},
     "redo": {"redo_threshold": (0.3, 0.7), "redo_every": (5, 7)},
     "self_normalized_resets": {"snr_lowest_threshold": (1, 3)},
+    "regrama": {"regrama_threshold": (0.3, 0.7), "regrama_every": (5, 7)},
+    "cpr": {"cpr_rate": (0.2, 0.5), "cpr_sharpness": (1.0, 8.0), "cpr_every": (5, 7)},
     "selective_weight_reinitialization": {"swr_fraction": (0.2, 0.5)},
     "shrink_and_perturb_events": {"shrink": (0.3, 0.6), "perturb": (0.1, 0.5)},
     "hare_and_tortoise": {"hare_decay": (0.5, 0.9), "hare_every": (3, 7)},

@@ -22,6 +22,7 @@ PERIODIC = [
     name for name, method in METHODS.items() if method.period or method.sees_tasks
 ]
 STRONG = {"redo_threshold": 0.9, "hare_decay": 0.5}
+STRONG |= {"regrama_threshold": 0.9, "cpr_rate": 0.5}
 QUICK = ("fire", "redo")
 
 

@@ -58,12 +58,55 @@ def test_tau_dormant_units_are_weak_beside_their_layer():
     assert metrics.tau_dormant_units(np.zeros((5, 3))) == 1
 
 
+def test_gradient_dormant_units_get_little_gradient_beside_their_layer():
+    """Means of |g| are 0, 0.1, 1 and 2.9, so that the layer's is 1."""
+    gradients = np.array([[0, 0.2, -1, 2.9], [0, 0, 1, -2.9]], np.float32)
+    for tau, dormant in ((0, 1), (0.09, 1), (0.11, 2), (1.01, 3)):
+        found = metrics.gradient_dormant_units(gradients, tau)
+        assert found == pytest.approx(dormant / 4)
+    kernel = gradients.reshape(2, 1, 1, 4)
+    assert metrics.gradient_dormant_units(kernel) == pytest.approx(1 / 4)
+    # A layer with next to no gradient is dormant; to ReDo's smaller number it is not.
+    assert metrics.gradient_dormant_units(1e-10 * gradients, 0.03) == 1
+    assert metrics.tau_dormant_units(1e-10 * gradients, 0.03) < 1
+    with pytest.raises(ValueError, match=r"gradients has shape \(4,\)"):
+        metrics.gradient_dormant_units(gradients[0])
+
+
+def test_always_on_units_are_positive_on_nine_tenths():
+    features = np.zeros((20, 4), np.float32)
+    features[:17, 1] = 1
+    features[:18, 2] = 1
+    features[:, 3] = 1
+    assert metrics.always_on_units(features) == pytest.approx(2 / 4)
+    assert metrics.always_on_units(features, 0.85) == pytest.approx(3 / 4)
+    assert metrics.always_on_units(-features, 0.01) == 0
+
+
+def test_duplicate_units_point_the_same_way():
+    features = np.abs(np.random.default_rng(0).normal(size=(50, 8)))
+    features[:, 1] = 3 * features[:, 0]
+    features[:, 2] = -features[:, 3]
+    features[:, 4] = features[:, 5] = 0
+    directions = features / np.maximum(np.linalg.norm(features, axis=0), 1e-9)
+    largest = (directions.T @ directions - 2 * np.eye(8)).max(axis=0)
+    # Squares of numbers so small or large underflow or overflow.
+    features = np.float32(features) * np.float32([1e-25, 1e25, *6 * [1e-25]])
+    measure = jax.jit(jax.vmap(metrics.duplicate_units, (0, None)))
+    for threshold in (0.6, 0.7, 0.95):
+        expected = np.mean(largest > threshold)
+        assert 0 < expected < 1
+        np.testing.assert_allclose(measure(features[None], threshold), [expected])
+    assert metrics.duplicate_units(features) == 2 / 8
+
+
 @pytest.mark.parametrize(
     "fraction",
     [
         metrics.dead_units,
         metrics.dormant_units,
         functools.partial(metrics.saturated_units, low=0, high=1),
+        functools.partial(metrics.gradient_dormant_units, threshold=0.1),
     ],
 )
 def test_fractions_of_nan_are_nan_and_work_under_jit_and_vmap(fraction):

@@ -106,6 +106,18 @@ RULES = {
         {"threshold": jnp.float32(0.9), "reset_every": jnp.float32(2)},
     ),
     "redo_over_interval": (cbp_jax.redo, {"reset_every": 2, "over_interval": True}),
+    "regrama": (
+        cbp_jax.regrama,
+        {"threshold": jnp.float32(0.9), "reset_every": jnp.float32(2)},
+    ),
+    "cpr": (
+        cbp_jax.cpr,
+        {
+            "replacement_rate": jnp.float32(1.0),
+            "sharpness": jnp.float32(1e30),
+            "reset_every": 2,
+        },
+    ),
     "self_normalized_resets": (
         cbp_jax.self_normalized_resets,
         {
@@ -189,12 +201,43 @@ def test_every_measure_of_features(features, no_fault):
         measure(features)
     metrics.tau_dormant_units(features)
     metrics.saturated_units(features, -1, 1)
+    for measure in (
+        *(metrics.gradient_dormant_units, metrics.always_on_units),
+        *(metrics.duplicate_units, metrics.spectral_norm, metrics.condition_number),
+        metrics.isometry_gap,
+    ):
+        measure(features)
     for method in metrics.METHODS:
         for rank in (
             *(metrics.effective_rank, metrics.stable_rank),
             *(metrics.approximate_rank, metrics.numerical_rank),
+            *(metrics.srank, metrics.rankme, metrics.participation_ratio),
         ):
             rank(features, method=method)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0])
+def test_every_measure_of_a_loss(scale, no_fault):
+    """Of a network without any gradient, too."""
+    params = {"w": scale * jnp.ones((4, 2)), "b": jnp.zeros(2)}
+    inputs, targets = jnp.ones((6, 4)), jnp.zeros((6, 2))
+
+    def apply(params, inputs):
+        return inputs @ params["w"] + params["b"][None]
+
+    def loss_fn(params, inputs, targets):
+        return jnp.mean((scale * apply(params, inputs) - targets) ** 2)
+
+    probe = loss_fn, params, inputs, targets
+    metrics.hessian_rank(*probe, order=20)
+    metrics.sharpness(*probe, num_iterations=2)
+    metrics.readiness(*probe, batch_size=2)
+    kernel = metrics.tangent_kernel(apply, params, inputs)
+    metrics.condition_number(kernel)
+    metrics.churn(apply(params, inputs), targets)
+    metrics.update_plasticity(targets, targets)
+    metrics.distance_from_initialization(params, params)
+    metrics.forgetting(jnp.eye(3))
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,7 @@ RULE_CASES = {
         f"utility {name}": replace(utility_fn=getattr(utility, name))
         for name in UTILITIES
     },
+    "utility gradient": replace(utility_fn=utility.gradient),
     "utility inverted": replace(utility_fn=utility.inverted(utility.overall)),
     **{
         f"budget {budget}, count {count}": replace(budget=budget, count=count)
@@ -205,6 +206,17 @@ RULE_CASES = {
     ),
     "redo over an interval": cbp_jax.redo(
         SGD, FIRST, threshold=0.4, reset_every=2, over_interval=True, key=KEY
+    ),
+    "regrama": cbp_jax.regrama(
+        MOMENTUM, tiny.UNITS, threshold=0.9, reset_every=2, key=KEY
+    ),
+    "cpr": cbp_jax.cpr(
+        MOMENTUM,
+        tiny.UNITS,
+        replacement_rate=1.0,
+        decay_rate=0.5,
+        reset_every=2,
+        key=KEY,
     ),
     "self_normalized_resets": cbp_jax.self_normalized_resets(
         MOMENTUM,

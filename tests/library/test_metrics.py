@@ -242,3 +242,87 @@ def test_weight_magnitude_of_lanes_is_one_number_a_lane():
 def test_weight_magnitude_without_a_matrix_is_an_error():
     with pytest.raises(ValueError, match=r"shapes \[\(3,\)\], none with two"):
         metrics.weight_magnitude({"bias": np.ones(3)})
+
+
+def test_the_other_ranks_differ_as_their_formulas_do():
+    values = np.array([10.0, 5.0, 1.0])
+    features = with_singular_values(values, SHAPE)
+    with jax.enable_x64(True):
+        ratio = np.sum(values**2) ** 2 / np.sum(values**4)
+        np.testing.assert_allclose(metrics.participation_ratio(features), ratio)
+        effective = reference_effective_rank(values)
+        np.testing.assert_allclose(metrics.rankme(features), effective, rtol=3e-5)
+        assert metrics.rankme(features) > effective + 1e-6
+        # Shares of the sum are .625, .3125 and .0625.
+        assert metrics.srank(features) == 3
+        assert metrics.srank(features, 0.07) == 2
+        assert metrics.srank(features, 0.38) == 1
+    # A share that is only reached counts, other than for the stable rank.
+    assert metrics.srank(np.eye(4), 0.5) == 2
+    assert metrics.stable_rank(np.eye(4), 0.5) == 3
+
+
+@functools.partial(jax.jit, static_argnames="method")
+@functools.partial(jax.vmap, in_axes=(0, None))
+def other_ranks(features, method):
+    ranks = metrics.participation_ratio, metrics.rankme, metrics.srank
+    return [rank(features, method=method) for rank in ranks]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_the_other_ranks_at_any_scale_of_zeros_and_of_nan(method, dtype):
+    lanes = np.stack([np.eye(*SHAPE) * scale for scale in (1, 2e-25, 2e25, 0, np.nan)])
+    ratio, rankme, srank = other_ranks(jnp.asarray(lanes, dtype), method)
+    assert ratio.dtype == rankme.dtype == srank.dtype == jnp.float32
+    np.testing.assert_allclose(ratio, [8, 8, 8, 0, np.nan], rtol=1e-5)
+    np.testing.assert_allclose(rankme, [8, 8, 8, 1, np.nan], rtol=3e-5)
+    np.testing.assert_array_equal(srank, [8, 8, 8, 0, np.nan])
+
+
+def weight_measures(kernel):
+    return [
+        metrics.spectral_norm(kernel),
+        metrics.condition_number(kernel),
+        metrics.isometry_gap(kernel),
+    ]
+
+
+def test_weights_with_known_singular_values():
+    kernels = np.stack(
+        [
+            with_singular_values([4, 2, 1], (6, 3)),
+            orthogonal(6, 3),
+            with_singular_values([2, 1, 0], (6, 3)),
+            np.zeros((6, 3)),
+            np.full((6, 3), np.nan),
+        ]
+    )
+    measure = jax.jit(jax.vmap(weight_measures))
+    largest = 1 / (6 * np.finfo(np.float32).eps)  # Of a singular matrix.
+    wanted = [
+        [4, 1, 2, 0, np.nan],
+        [4, 1, largest, largest, np.nan],
+        [np.sqrt(15**2 + 3**2), 0, np.sqrt(3**2 + 1), np.sqrt(3), np.nan],
+    ]
+    for axes in ((0, 1, 2), (0, 2, 1)):  # Wide kernels, too.
+        lanes = np.asarray(kernels.transpose(axes), np.float32)
+        for found, values in zip(measure(lanes), wanted, strict=True):
+            np.testing.assert_allclose(found, values, rtol=1e-4, atol=1e-5)
+    windows = np.asarray(kernels[0], np.float32).reshape(2, 3, 1, 3)
+    assert metrics.spectral_norm(windows) == pytest.approx(4, rel=1e-5)
+    narrow = jnp.eye(3, dtype=jnp.bfloat16)
+    assert [float(each) for each in weight_measures(narrow)] == [1, 1, 0]
+    with pytest.raises(ValueError, match=r"shape \(3,\), expected two or more"):
+        metrics.spectral_norm(np.ones(3))
+
+
+def test_the_distance_from_initialization_is_over_all_leaves():
+    before = {"kernel": np.ones((2, 2), np.float32), "bias": jnp.zeros(1, jnp.bfloat16)}
+    after = {"kernel": before["kernel"] + 2, "bias": before["bias"] + 3}
+    lanes = jax.tree.map(lambda leaf: jnp.stack([leaf, 0 * leaf]), after)
+    distance = jax.vmap(metrics.distance_from_initialization, (0, None))(lanes, before)
+    np.testing.assert_allclose(distance, [5, 2], rtol=1e-6)
+    assert distance.dtype == jnp.float32
+    with pytest.raises(ValueError, match="initial_params has the structure"):
+        metrics.distance_from_initialization(after, after["kernel"])

@@ -24,6 +24,8 @@ RULES = {
         cbp_jax.continual_backprop, replacement_rate=5e-2, maturity_threshold=3
     ),
     "redo": functools.partial(cbp_jax.redo, threshold=0.4, reset_every=4),
+    "regrama": functools.partial(cbp_jax.regrama, threshold=0.4, reset_every=4),
+    "cpr": functools.partial(cbp_jax.cpr, replacement_rate=1.0, reset_every=4),
     "self_normalized_resets": functools.partial(
         cbp_jax.self_normalized_resets,
         rejection_rate=0.3,

@@ -1,5 +1,6 @@
 """What holds for every rule of the engine, one of a user's own among them."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -80,7 +81,37 @@ RULES = {
         (0.1, 0.6),
     ),
     "own": (own_rule, "limit", (1.5, 1.0)),
+    "gradient": (
+        functools.partial(low_utility, utility_fn=cbp_jax.utility.gradient),
+        "rate",
+        (0.2, 0.4),
+    ),
+    "regrama": (
+        functools.partial(cbp_jax.regrama, reset_every=2),
+        "threshold",
+        (0.9, 1.0),
+    ),
+    # At the first strength, units below the mean of their layer are reset completely.
+    "cpr": (
+        functools.partial(
+            cbp_jax.cpr,
+            reset_every=2,
+            decay_rate=0.5,
+            moments="reset",
+            biases="reset",
+        ),
+        "replacement_rate",
+        (1.0, 0.5),
+    ),
 }
+
+# Those that only measure differently are slow tests: the engine is the same.
+NAMES = [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ("gradient", "regrama")
+    else name
+    for name in RULES
+]
 
 
 def make(name, base=None, strength=None, units=tiny.UNITS, key=tiny.FAST_KEY):
@@ -94,7 +125,7 @@ def make(name, base=None, strength=None, units=tiny.UNITS, key=tiny.FAST_KEY):
     )
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "cpr"])
 def test_whoever_is_chosen_the_same_entries_are_reset(name):
     """After each update: fresh weights in, none out, newborn moments and rule state."""
     tx, num_reset = make(name), 0
@@ -124,7 +155,7 @@ def test_whoever_is_chosen_the_same_entries_are_reset(name):
     assert num_reset >= 2
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_lane_equals_its_solo_run(name):
     _, _, strengths = RULES[name]
     keys = jax.random.split(tiny.KEY, 2)
@@ -149,7 +180,7 @@ def types(tree):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_dtypes_and_structure_are_kept(name, dtype):
     with jax.enable_x64(dtype == "float64"):
         params = tiny.make_params(dtype)
@@ -163,7 +194,7 @@ def test_dtypes_and_structure_are_kept(name, dtype):
         assert types(next_state) == types(state)
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_multi_steps_and_injected_hyper_parameters_can_be_the_base(name):
     base = optax.inject_hyperparams(optax.sgd)(learning_rate=0.1)
     params, _ = tiny.loop(make(name, base), PARAMS, GRADS, FEATURES)[-1]
@@ -176,7 +207,7 @@ def test_multi_steps_and_injected_hyper_parameters_can_be_the_base(name):
     assert last.inner_opt_state.units["dense_0"].age.max() == NUM_STEPS // 2
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_frozen_group_is_left_alone(name):
     frozen = (tiny.UNITS[0]._replace(replacement_rate=0.0), tiny.UNITS[1])
     histories = tiny.loop(make(name, units=frozen), PARAMS, GRADS, FEATURES)
@@ -186,7 +217,7 @@ def test_a_frozen_group_is_left_alone(name):
 
 
 @pytest.mark.parametrize("num_vmaps", [0, 1, 2])
-@pytest.mark.parametrize("name", ["redo", "self_normalized_resets", "own"])
+@pytest.mark.parametrize("name", ["redo", "self_normalized_resets", "own", "cpr"])
 def test_where_all_units_may_go_fresh_weights_are_laid_only_when_one_does(
     name, num_vmaps
 ):
