@@ -5,7 +5,6 @@
 | preset         | labels   | images          | network   | tasks x examples | seeds |
 |----------------|----------|-----------------|-----------|------------------|-------|
 | (none)         | random   | 400 digits      | 2 x 50    | 30 x 20,000      | 10    |
-| permuted       | permuted | textures, 50    | small     | 100 x 2,000      | 5     |
 | l2_init_random | random   | 1,200 of MNIST  | 2 x 100   | 50 x 480,000     | 10    |
 | upgd_permuted  | permuted | EMNIST, 47      | 300 + 150 | 400 x 2,500      | 20    |
 | methods        | random   | 400 digits      | 2 x 50    | 30 x 20,000      | 10    |
@@ -15,15 +14,22 @@
 Random labels can only be memorized. `accuracy`, which is online, therefore begins each
 task at chance, and `train_accuracy` is the fraction memorized at its end. Permuted
 labels ask for other outputs for the same classes. With ten classes this costs little
-plasticity, so the presets have about 50.
+plasticity: use a data set with more.
+
+Expected accuracy with the default preset, from the first to the last task: 42 % to 12 %
+for backprop, 42 % to 63 % for continual backprop.
 
 `l2_init_random` follows Kumar et al., "Maintaining plasticity in continual learning via
 regenerative regularization", arXiv:2308.11958: 400 epochs per task in batches of 16.
 `upgd_permuted` follows Elsayed and Mahmood, "Addressing loss of plasticity and
 catastrophic forgetting in continual learning", arXiv:2404.00781: a million single
-examples. Data sets other than digits and textures are read from
-`--config.data_dir=FOLDER`; CIFAR-100 has its 100 classes with
-`--config.dataset=cifar100` and its 20 with `cifar100_coarse`.
+examples of EMNIST's 47 classes.
+
+MNIST is read from its four IDX files in `--config.data_dir=FOLDER`, or from TensorFlow
+Datasets, as are EMNIST and CIFAR-100, whose labels are its 100 classes
+(`--config.dataset=cifar100`) or its 20 (`cifar100_coarse`). `--config.dataset=textures`
+draws `texture_classes` of them; set `conv_channels` and `conv_sizes` for a
+convolutional network, without which they are hard to tell apart.
 """
 
 from ml_collections import ConfigDict
@@ -80,18 +86,6 @@ _DIGITS = {"num_images": 400, "num_seeds": 10}
 
 _PRESETS = {
     "default": _DIGITS,
-    "permuted": {
-        "labels": "permuted",
-        "dataset": "textures",
-        "num_images": 2000,
-        "num_test_images": 500,
-        "num_tasks": 100,
-        "examples_per_task": 2000,
-        "conv_channels": (8, 16),
-        "conv_sizes": (5, 3),
-        "hidden_layers": 1,
-        "num_seeds": 5,
-    },
     "l2_init_random": {
         "dataset": "mnist",
         "num_tasks": 50,

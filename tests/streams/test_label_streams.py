@@ -103,14 +103,11 @@ def test_so_many_images_take_turns_in_new_labels():
 
 
 def test_so_many_classes_exchange_their_names():
-    stream, classes = make(change_fraction=0.3, num_images=0), datasets.load("digits")
-    names = []
-    for task in range(3):
-        images, labels = drawn(stream, task, of="train_accuracy")
-        found = set(zip(classes.labels[images].tolist(), labels.tolist(), strict=True))
-        assert len(found) == 10
-        names.append(found)
-    assert [len(names[t] - names[t + 1]) for t in range(2)] == [3, 3]
+    names = [
+        np.asarray(changing_labels.draw_names(stream_key(0), jnp.int32(task), 10, 3))
+        for task in range(3)
+    ]
+    assert [(names[t] != names[t + 1]).sum() for t in range(2)] == [3, 3]
 
 
 def test_no_change_is_a_stream_that_stays():
@@ -142,6 +139,7 @@ def test_tasks_recur_exactly():
         assert not np.array_equal(tasks[0][1], tasks[2][1])
 
 
+@pytest.mark.slow
 def test_a_task_shorter_than_a_pass_is_judged_by_what_it_showed():
     stream = make(examples_per_task=12, measured_examples=12)
     shown, labels = drawn(stream, 1)
@@ -149,6 +147,7 @@ def test_a_task_shorter_than_a_pass_is_judged_by_what_it_showed():
     np.testing.assert_array_equal(judged, [shown, labels])
 
 
+@pytest.mark.slow
 def test_all_images_are_for_training_except_those_to_test():
     stream = make(num_images=0, num_test_images=97, examples_per_task=1700)
     images, _ = drawn(stream, 0)
@@ -156,6 +155,7 @@ def test_all_images_are_for_training_except_those_to_test():
     assert set(images.tolist()) | set(tested.tolist()) == set(range(1797))
 
 
+@pytest.mark.slow
 def test_textures_have_as_many_images_of_each_class():
     stream = make(
         dataset="textures", texture_classes=5, texture_pixels=8, conv_channels=(2,)

@@ -98,6 +98,7 @@ def test_examples_of_permuted_images_come_from_either_task():
     np.testing.assert_array_equal(presented(0, transition=20)[0], presented(0)[0])
 
 
+@pytest.mark.slow
 def test_permuted_images_recur_and_change_in_part():
     first = presented(1)
     again = presented(4, recurrent=3)
