@@ -17,9 +17,7 @@ from experiments.streams import datasets
 # Purposes of the keys derived from a stream's key.
 _PART, _ORDER = range(2)
 _DIGITS = "digits"
-_DIGITS_TRAIN = (
-    1200  # Of 1,797, in the order of scikit-learn; the rest are for testing.
-)
+_DIGITS_TRAIN = 1200  # Of 1,797; the others are for testing.
 
 
 class GrowingStream(NamedTuple):
@@ -48,8 +46,8 @@ class GrowingStream(NamedTuple):
 def make_stream(config: Any) -> GrowingStream:
     """Loads the images of a config.
 
-    Of the digits, which have no test images of their own, the first 1,200 are training
-    images and the last 597 test images, mostly by other writers.
+    Of the digits, which have no test images of their own, the first 1,200 in the order
+    of scikit-learn are training images, and the last 597 test images.
 
     Args:
       config: a config with `dataset`, `data_dir`, `shares`, `phase_tasks`,
