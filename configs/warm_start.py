@@ -4,8 +4,8 @@ The problem of Ash and Adams, "On warm-starting neural network training", NeurIP
 with the phases, mini-batches and Adam of later work: FIRE (Han et al. 2026), after Lee
 et al. 2024, trains 100 epochs on a part and 100 on all images, or 100 on each of ten
 growing parts. Its networks are larger, and it resets Adam between phases, as the case
-`optimizer_reset` does. On digits that alone closes the gap, of 1.0 points with 30 seeds:
-docs/results has the table.
+`optimizer_reset` does. On digits that alone closes the gap of 1.0 points, as the table
+in docs/results shows.
 
     python -m experiments.warm_start --config=configs/warm_start.py[:PRESET]
 

@@ -153,21 +153,21 @@ def _warm_minus_cold(
     if "cold" not in (case.get("start") for case in fields.values()):
         return {}
     score, unit, factor = _score(dataset)
-    own = fields[labels["case"]]
-    colds = [
-        (fields[others["case"]], cold[score])
-        for others, cold in settings
-        if fields[others["case"]]["start"] == "cold"
-        and {**others, "case": labels["case"]} == labels
+    own, cell = fields[labels["case"]], ""
+    partners = [
+        {**own, "start": "cold"},
+        {**own, "start": "cold", "method": "backprop"},
     ]
-    cell = ""
-    for wanted in (own, {**own, "method": "backprop"}):
-        wanted = {**wanted, "start": "cold"}
-        partners = [cold for case, cold in colds if case == wanted]
-        if partners and own["start"] != "cold" and not cell:
-            difference = (setting[score] - partners[0]).transpose("seed", "task").values
-            has_run = setting.examples.notnull().values
-            cell = _interval(estimate(factor * difference[:, has_run][:, -1]))
+    found = {
+        partners.index(fields[others["case"]]): cold[score]
+        for others, cold in settings
+        if fields[others["case"]] in partners
+        and {**others, "case": labels["case"]} == labels
+    }
+    if found and own.get("start") != "cold":
+        difference = (setting[score] - found[min(found)]).transpose("seed", "task")
+        has_run = setting.examples.notnull().values
+        cell = _interval(estimate(factor * difference.values[:, has_run][:, -1]))
     return {f"last {unit}, warm - cold": cell}
 
 
