@@ -4,8 +4,8 @@ The problem of Ash and Adams, "On warm-starting neural network training", NeurIP
 with the phases, mini-batches and Adam of later work: FIRE (Han et al. 2026), after Lee
 et al. 2024, trains 100 epochs on a part and 100 on all images, or 100 on each of ten
 growing parts. Its networks are larger, and it resets Adam between phases, as the case
-`optimizer_reset` does. On digits that alone closes the gap of 1.0 points, as the table
-in docs/results shows.
+`optimizer_reset` does. On digits that closes the gap of the default preset, 1.0 points,
+but not the gap of 0.5 points at step size 0.003; docs/results has the tables.
 
     python -m experiments.warm_start --config=configs/warm_start.py[:PRESET]
 
