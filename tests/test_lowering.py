@@ -11,7 +11,14 @@ import jax.numpy as jnp
 import optax
 import pytest
 import tiny
-from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_labels, tiny_pairs
+from tiny_runs import (
+    one_lane,
+    tiny_bits,
+    tiny_digits,
+    tiny_labels,
+    tiny_pairs,
+    tiny_warm_start,
+)
 
 import cbp_jax
 from cbp_jax import _resets, metrics, networks
@@ -20,6 +27,7 @@ from experiments import (
     continual_imagenet,
     permuted_mnist,
     slowly_changing_regression,
+    warm_start,
 )
 from experiments.run.config import complete, make_cases
 
@@ -174,6 +182,7 @@ def test_convolutions_are_computed_as_told_or_by_platform(name, used_by):
         (slowly_changing_regression, tiny_bits),
         (continual_imagenet, tiny_pairs),
         pytest.param(changing_labels, tiny_labels, marks=pytest.mark.slow),
+        pytest.param(warm_start, tiny_warm_start, marks=pytest.mark.slow),
     ],
 )
 def test_a_task_of_each_problem_can_be_compiled_for_accelerators(program, make_config):

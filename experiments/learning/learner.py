@@ -58,8 +58,8 @@ class Learner(NamedTuple):
         multiple of P; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
         like the params: those of `step`, without applying them. They include the
-        gradient of an added loss, but not the steps of its own. The number of inputs
-        may differ from that of a batch.
+        gradient of an added loss, but neither the steps of its own nor what a method
+        does when a task ends. The number of inputs may differ from that of a batch.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
@@ -237,7 +237,7 @@ def make_learner(
                 network_state, units, optimizer_state.replaced
             )
         if method.resets_network:
-            is_new = num_updates % updates_per_task == 0
+            is_new = num_updates % updates_per_task == 0 if acts is None else acts
             _, initial = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), initial, network_state
@@ -318,7 +318,11 @@ def make_learner(
         targets: jax.Array,
     ) -> tuple[Any, Any]:
         grads, updates, *_ = compute_update(
-            hyperparameters, state, inputs, targets, acts=None
+            hyperparameters,
+            state,
+            inputs,
+            targets,
+            acts=False if method.sees_tasks else None,
         )
         return grads, updates
 

@@ -65,6 +65,7 @@ def make_stream_problem(
     data: Any = MappingProxyType({}),
     examples_per_change: int | None = None,
     evaluations: Mapping[str, Sample] = MappingProxyType({}),
+    acts_after: Callable[[jax.Array], jax.Array | bool] | None = None,
 ) -> Problem:
     """Builds the problem of a stream that a learner sees example by example.
 
@@ -84,6 +85,8 @@ def make_stream_problem(
         methods that act then; None is `examples_per_task`.
       evaluations: functions like `sample` that draw any number of examples for the end
         of a task. The score of `learner.predict` on them is a metric of that name.
+      acts_after: with evaluations, maps a task to whether methods that know of tasks
+        act after it, if a change comes only after several tasks; None for every task.
 
     Returns:
       The problem. Its metrics per task are the online score, `accuracy` (fraction) or
@@ -182,14 +185,22 @@ def make_stream_problem(
         measures |= task_measures(learner, state, new_state)
         if acts_later:
             first_batch = jax.tree.map(lambda leaf: leaf[0], batches)
-            new_state, _ = update(new_state, first_batch, True)
+            if acts_after is None:
+                new_state, _ = update(new_state, first_batch, True)
+            else:
+                new_state = lax.cond(
+                    acts_after(task),
+                    lambda state: update(state, first_batch, True)[0],
+                    lambda state: state,
+                    new_state,
+                )
         return new_state, measures
 
     return Problem(
         learner=learner,
         data=dict(data) if isinstance(data, Mapping) else data,
         run_task=run_task,
-        updates_per_task=updates_per_task + acts_later,
+        updates_per_task=updates_per_task + (acts_later and acts_after is None),
         examples_per_task=config.examples_per_task,
     )
 

@@ -59,6 +59,9 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "test_per_class": "test images per class",
         "texture_pixels": "height and width of textures",
         "num_epochs": "passes over the training images of a task",
+        "shares": "fraction of the training images that each phase has",
+        "phase_tasks": "number of tasks in each phase but the last",
+        "start": "warm, or cold to begin each phase with the initial weights",
         "reset_head_optimizer_state": "also reset the optimizer state of the head",
         # Measures and output.
         "measured_examples": "first examples of a task, used to measure features",

@@ -11,11 +11,13 @@ import pytest
 import xarray as xr
 
 from configs import imagenet, labels, methods, pmnist, scr
+from configs import warm_start as growing
 from experiments import (
     changing_labels,
     continual_imagenet,
     permuted_mnist,
     slowly_changing_regression,
+    warm_start,
 )
 from experiments.run import runner
 from experiments.run.config import complete
@@ -57,6 +59,7 @@ def all_methods():
 
 
 BITS = {"examples_per_task": 12, "measured_examples": 12, "drift_every": 6}
+BATCHES = {"examples_per_task": 12, "measured_examples": 12, "batch_size": 3}
 RUN_OF = {
     "permuted_mnist": (
         permuted_mnist,
@@ -74,6 +77,7 @@ RUN_OF = {
         changing_labels,
         lambda: smoke(labels, examples_per_task=12, measured_examples=12),
     ),
+    "warm_start": (warm_start, lambda: smoke(growing, **BATCHES)),
     "methods": (permuted_mnist, all_methods),
 }
 CASES = [
