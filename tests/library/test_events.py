@@ -129,6 +129,7 @@ def test_nothing_is_run_between_events_and_other_lanes_pass_bit_for_bit():
 # What each event's work consists of, and nothing else in an update.
 WORK = {
     "act_at": {"div"},
+    "dash": {"sqrt"},
     "fire": {"dot_general", "scan"},
     "hare_and_tortoise": {"ne"},
     "reset_params_at": {"erf_inv", "random_bits"},
