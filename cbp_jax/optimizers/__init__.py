@@ -1,5 +1,9 @@
 """Optimizers and alternatives to continual backprop, as optax transformations."""
 
+from cbp_jax.optimizers._ada_upgd import (
+    AdaUPGDState,
+    ada_upgd,
+)
 from cbp_jax.optimizers._adam_with_unit_counts import (
     AdamWithUnitCountsState,
     adam_with_unit_counts,
@@ -44,8 +48,12 @@ from cbp_jax.optimizers._norm_projection import (
 from cbp_jax.optimizers._parseval import (
     parseval,
 )
+from cbp_jax.optimizers._pgd import (
+    pgd,
+)
 from cbp_jax.optimizers._resets_at_events import (
     ResetOptimizerState,
+    reset_adam_count_at,
     reset_optimizer_at,
     reset_params_at,
 )
@@ -81,6 +89,7 @@ from cbp_jax.optimizers._weight_clipping import (
 )
 
 __all__ = [
+    "AdaUPGDState",
     "AdamWithUnitCountsState",
     "Bounds",
     "DashState",
@@ -97,6 +106,7 @@ __all__ = [
     "UPGDState",
     "WassersteinInitState",
     "act_at",
+    "ada_upgd",
     "adam_with_unit_counts",
     "adamo",
     "adamw_with_unit_counts",
@@ -111,8 +121,10 @@ __all__ = [
     "l2_init",
     "parseval",
     "perturb",
+    "pgd",
     "project_norms",
     "random_signs",
+    "reset_adam_count_at",
     "reset_optimizer_at",
     "reset_params_at",
     "scale_by_adam_with_unit_counts",

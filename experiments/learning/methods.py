@@ -3,99 +3,40 @@
 Each method is one declaration, `method`: its hyperparameters with published values,
 ranges, off values and values to try; its family in figures; and the function that puts
 it around, before or after the optimizer. Configs, sweeps, lanes, checks, comparisons
-and figures all read it. L2, online shrink and perturb, dropout and Adam are fields of
-the optimizer; normalizations and activations are fields of the network. They work with
-every method, and experiments/learning/variants.py gives them names in comparisons.
+and figures all read it. Optimizers are declared in base_optimizers.py; L2, online
+shrink and perturb and dropout are fields of them; normalizations and activations are
+fields of the network. They work with every method, and variants.py gives them names in
+comparisons.
 """
 
 from collections.abc import Callable, Mapping
 import functools
-import inspect
 import math
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import cbp_jax
 from cbp_jax import layers, losses, optimizers
 from experiments.learning.added_loss import AddedLoss, Seen
-from experiments.learning.checks import ConfigError
-from experiments.learning.networks import feature_matrices
+from experiments.learning.base_optimizers import optimizer_hyperparameters
+from experiments.learning.hyperparameters import (
+    AT_LEAST_ONE,
+    DECAY,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    Hyperparameter,
+    Hyperparameters,
+    Range,
+    declare_hyperparameters,
+)
+from experiments.learning.hyperparameters import default_of as _default
+from experiments.learning.networks import feature_matrices, with_hyperparameters
 from experiments.reporting import styles
-
-
-class Range(NamedTuple):
-    """The allowed values of a hyperparameter."""
-
-    low: float
-    high: float
-    includes_high: bool
-
-    def __str__(self) -> str:
-        """Writes the range, with a square bracket for an included end."""
-        return f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
-
-    def check(self, name: str, value: float) -> None:
-        """Raises ConfigError unless a value, rounded to float32, is in the range."""
-        try:
-            with np.errstate(over="ignore"):
-                rounded = np.float32(float(value))
-        except (OverflowError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config.{name} must be a number in {self}, got {value!r}."
-            ) from error
-        below = rounded <= self.high if self.includes_high else rounded < self.high
-        if not (self.low <= rounded and below):
-            is_exact = math.isnan(value) or float(rounded) == value
-            as_float32 = "" if is_exact else f", which is {rounded} in float32"
-            raise ConfigError(
-                f"config.{name} must be in {self}, got {value}{as_float32}."
-            )
-
-
-FINITE = Range(0, math.inf, includes_high=False)
-AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
-NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
-FRACTION = Range(0, 1, includes_high=True)
-DECAY = Range(0, 1, includes_high=False)
-
-
-class Hyperparameter(NamedTuple):
-    """A number that a method, an optimizer or a normalization takes.
-
-    Attributes:
-      default: the published or usual value, which is the library's default if it has
-        one.
-      range: its allowed values.
-      off: the value at which it has no effect, or None. If all lanes have this value,
-        no code is compiled for it.
-      meaning: its description, with its unit.
-      values: the values that comparisons try; empty for only the default.
-    """
-
-    default: float
-    range: Range
-    off: float | None
-    meaning: str
-    values: tuple[float, ...] = ()
-
-    def check(self, name: str) -> None:
-        """Raises ConfigError if any of its values is out of range."""
-        for value in (self.default, self.off, *self.values):
-            if value is not None:
-                self.range.check(name, value)
-
-
-Hyperparameters = Mapping[str, Hyperparameter]
-
-
-def _default(function: Callable[..., Any], parameter: str) -> float:
-    """Returns the default of a parameter of a function."""
-    return inspect.signature(function).parameters[parameter].default
 
 
 class Ingredients(NamedTuple):
@@ -141,7 +82,8 @@ class Ingredients(NamedTuple):
           network_state: the statistics of its normalizations, `{}` for none.
           inputs: `[B, ...]`.
         """
-        return self.network.apply({"params": params, **network_state}, inputs)
+        network = with_hyperparameters(self.network, self.hyperparameters)
+        return network.apply({"params": params, **network_state}, inputs)
 
 
 class Method(NamedTuple):
@@ -168,9 +110,12 @@ class Method(NamedTuple):
         so that the statistics of normalizations must be reset as well.
       replaces_optimizer: whether it is itself an optimizer, which takes only the step
         size from the config's optimizer.
+      steps_like_adam: whether its steps are about as long as the step size, whatever
+        the gradient, so that comparisons try Adam's step sizes.
       evaluated_params: maps its state to the params to evaluate; None for the params in
         training.
       normalizations: the normalizations that it requires; empty for any or none.
+      optimizers: the optimizers that it works with; empty for all.
       source: where it was published.
     """
 
@@ -185,18 +130,16 @@ class Method(NamedTuple):
     period: str | None = None
     resets_network: bool = False
     replaces_optimizer: bool = False
+    steps_like_adam: bool = False
     evaluated_params: Callable[[Any], Any] | None = None
     normalizations: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
     source: str = ""
 
 
 _METHODS: dict[str, Method] = {}
 METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
 """All methods, by their name in `config.method`."""
-
-_HYPERPARAMETERS: dict[str, Hyperparameter] = {}
-HYPERPARAMETERS: Hyperparameters = MappingProxyType(_HYPERPARAMETERS)
-"""All config fields that may differ between the lanes of one program."""
 
 
 def method(name: str, **fields: Any) -> Callable[[Any], Any]:
@@ -218,52 +161,13 @@ def method(name: str, **fields: Any) -> Callable[[Any], Any]:
         declared = Method(build, **fields)
         if name in _METHODS:
             raise ValueError(f"A method {name!r} already exists; choose another name.")
-        _add_hyperparameters(declared.hyperparameters)
+        declare_hyperparameters(declared.hyperparameters)
         styles.add_method(name, declared.family)
         _METHODS[name] = declared
         return build
 
     return enter
 
-
-def _add_hyperparameters(hyperparameters: Hyperparameters) -> None:
-    for name, hyperparameter in hyperparameters.items():
-        if _HYPERPARAMETERS.get(name, hyperparameter) != hyperparameter:
-            raise ValueError(
-                f"The hyperparameter {name!r} is declared twice, as "
-                f"{_HYPERPARAMETERS[name]} and as {hyperparameter}; prefix its name "
-                "with that of its method."
-            )
-        hyperparameter.check(name)
-    _HYPERPARAMETERS.update(hyperparameters)
-
-
-OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
-    {
-        "step_size": Hyperparameter(0.01, FINITE, None, "step size"),
-        "momentum": Hyperparameter(0.0, DECAY, 0.0, "momentum of SGD"),
-        "b1": Hyperparameter(
-            _default(optax.adam, "b1"), DECAY, None, "decay of Adam's first moments"
-        ),
-        "b2": Hyperparameter(
-            _default(optax.adam, "b2"), DECAY, None, "decay of Adam's second moments"
-        ),
-        "weight_decay": Hyperparameter(
-            0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
-        ),
-        "noise_scale": Hyperparameter(
-            *(0.0, FINITE, 0.0),
-            "standard deviation of noise on all parameters per update",
-        ),
-        "dropout_rate": Hyperparameter(
-            0.0, DECAY, 0.0, "fraction of hidden activations dropped"
-        ),
-    }
-)
-"""Hyperparameters of all methods; see `optimizer_hyperparameters`."""
-
-_OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
-_OF_ANY_UPDATE = ("step_size", "dropout_rate")
 
 _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "online": {
@@ -277,9 +181,41 @@ _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         ),
     }
 }
-_add_hyperparameters(OPTIMIZER_HYPERPARAMETERS)
-for _group in _NORMALIZATION_HYPERPARAMETERS.values():
-    _add_hyperparameters(_group)
+_SHARPNESS = Hyperparameter(
+    _default(layers.smooth_leaky, "sharpness"),
+    *(FINITE, None, "how fast a smooth-leaky activation bends, per unit of its input"),
+)
+_ACTIVATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
+    "aid": {
+        "aid_p": Hyperparameter(
+            _default(layers.aid, "p"),
+            *(FRACTION, None, "probability that AID passes a positive input"),
+        ),
+    },
+    "smooth_leaky": {
+        "smooth_leaky_slope": Hyperparameter(
+            _default(layers.smooth_leaky, "slope"),
+            *(FINITE, None, "slope far below 0"),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+    "randomized_smooth_leaky": {
+        "smooth_leaky_low": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "low"),
+            *(FINITE, None, "smallest random slope far below 0"),
+        ),
+        "smooth_leaky_high": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "high"),
+            *(FINITE, None, "largest random slope far below 0"),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+}
+for _group in (
+    *_NORMALIZATION_HYPERPARAMETERS.values(),
+    *_ACTIVATION_HYPERPARAMETERS.values(),
+):
+    declare_hyperparameters(_group)
 
 
 # Methods that act on every gradient or update: before or after the optimizer.
@@ -399,6 +335,63 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
 
 
 method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
+
+
+# Rivals of UPGD by its authors.
+
+
+@method(
+    "ada_upgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    steps_like_adam=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "ada_upgd_decay_rate": Hyperparameter(
+            _default(optimizers.ada_upgd, "decay_rate"),
+            *(DECAY, None, "decay of the utilities' average"),
+        ),
+        "ada_upgd_noise_scale": Hyperparameter(
+            _default(optimizers.ada_upgd, "noise_scale"),
+            *(FINITE, None, "standard deviation of the noise on Adam's direction"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+        "ada_upgd_weight_decay": Hyperparameter(
+            _default(optimizers.ada_upgd, "weight_decay"),
+            *(FINITE, None, "shrinkage of the params, times the step size"),
+        ),
+    },
+)
+def _ada_upgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.ada_upgd(
+        given.hyperparameters.step_size,
+        decay_rate=given.hyperparameters.ada_upgd_decay_rate,
+        noise_scale=given.hyperparameters.ada_upgd_noise_scale,
+        weight_decay=given.hyperparameters.ada_upgd_weight_decay,
+        key=given.key,
+        noise=given.noise,
+    )
+
+
+@method(
+    "pgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "pgd_noise_scale": Hyperparameter(
+            *(1e-3, FINITE, 0.0, "standard deviation of the noise on the gradient"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+    },
+)
+def _pgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.pgd(
+        given.hyperparameters.step_size,
+        noise_scale=given.hyperparameters.pgd_noise_scale,
+        key=given.key,
+        noise=given.noise,
+    )
 
 
 # Methods that reset hidden units: all go through `cbp_jax.reset_by_rule`.
@@ -644,6 +637,18 @@ def _full_reset(given: Ingredients) -> optax.GradientTransformation:
 )
 def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
+
+
+@method(
+    "adam_rel",
+    family=styles.EVENTS,
+    fields={"optimizer": "adam"},
+    sees_tasks=True,
+    optimizers=("adam", "adamw", "muon"),
+    source="Ellis et al. 2024",
+)
+def _adam_rel(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.reset_adam_count_at(given.base, given.at_task_ends())
 
 
 # Methods that reset hidden units by the gradients of their incoming weights.
@@ -1051,34 +1056,13 @@ def _dash(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-def optimizer_hyperparameters(
-    optimizer: str | None, fields: Mapping[str, Any]
-) -> dict[str, Hyperparameter]:
-    """Returns the hyperparameters that a learner takes because of its optimizer.
-
-    Args:
-      optimizer: its name, or None for a method that is itself an optimizer.
-      fields: fields of its config; a linear model has no dropout.
-    """
-    is_linear = not (fields["hidden_layers"] or fields.get("conv_channels"))
-    return {
-        name: hyperparameter
-        for name, hyperparameter in OPTIMIZER_HYPERPARAMETERS.items()
-        if (
-            name in _OF_ANY_UPDATE
-            or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
-        )
-        and not (is_linear and name == "dropout_rate")
-    }
-
-
 def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: fields of its config, including `method`, `optimizer`, `normalization` and
-        the numbers of layers. Unknown names have no hyperparameters; the learner's
-        checks report them.
+      fields: fields of its config, including `method`, `optimizer`, `normalization`,
+        `activation` and the numbers of layers. Unknown names have no hyperparameters;
+        the learner's checks report them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
@@ -1086,6 +1070,7 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
         None if replaces_optimizer else fields["optimizer"], fields
     )
     found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
+    found |= _ACTIVATION_HYPERPARAMETERS.get(fields["activation"], {})
     if method is not None:
         found |= method.hyperparameters
     return found
