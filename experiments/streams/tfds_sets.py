@@ -281,9 +281,11 @@ def _unreachable_hosts(builder: Any) -> list[str]:
 
 
 def _tfds_cure(builder: Any) -> str:
+    config = getattr(builder, "builder_config", None)
+    name = f"{builder.name}/{config.name}" if config else builder.name
     return (
         "prepare it on a machine with a network and TensorFlow with "
-        f'tfds.builder("{builder.name}", data_dir="FOLDER")'
+        f'tfds.builder("{name}", data_dir="FOLDER")'
         f'.download_and_prepare(file_format="{_FORMAT}") '
         "and pass --config.data_dir=FOLDER"
     )

@@ -251,6 +251,8 @@ def make_batches(
     kernels = [shapes[layer]["kernel"].shape for layer in problem.learner.layers]
     if "conv_channels" not in config:
         example = kernels[0][:1]
+    elif isinstance(problem.data, dict) and "images" in problem.data:
+        example = problem.data["images"].shape[1:]
     elif getattr(problem.data, "train", None) is not None:
         example = problem.data.train.shape[2:]
     else:
