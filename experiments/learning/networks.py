@@ -1,8 +1,8 @@
 """Builds networks from configs, and describes them for methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from flax.core import FrozenDict
@@ -11,6 +11,22 @@ from cbp_jax import layers, networks
 from cbp_jax.initializers import GAINS
 from cbp_jax.optimizers import uniform_fan_in_bound
 from experiments.learning.checks import ConfigError, check_choice
+
+ACTIVATION_OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "aid": {"p": "aid_p"},
+        "smooth_leaky": {
+            "slope": "smooth_leaky_slope",
+            "sharpness": "smooth_leaky_sharpness",
+        },
+        "randomized_smooth_leaky": {
+            "low": "smooth_leaky_low",
+            "high": "smooth_leaky_high",
+            "sharpness": "smooth_leaky_sharpness",
+        },
+    }
+)
+"""For each activation with options, the hyperparameter of each option."""
 
 _NORMALIZATIONS = ("none", *layers.NORMALIZATIONS)
 _POOL = 2
@@ -118,8 +134,28 @@ def layer_sizes(
     }
 
 
+def feature_matrices(network: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Reshapes features to matrices; the positions of a map become samples.
+
+    Args:
+      network: the network.
+      features: activations by layer, as it returns them.
+
+    Returns:
+      `[samples, features]` by layer; a unit of a paired activation is two features.
+    """
+    per_unit = 2 if network.activation in networks.PAIRED else 1
+    return {
+        name: layer.reshape(-1, per_unit * layer.shape[-1])
+        for name, layer in features.items()
+    }
+
+
 def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
-    """Sets the hyperparameters of a network's normalization, traced or not."""
+    """Sets the hyperparameters of a network's layers, traced or not."""
+    network = network.clone(
+        activation_options=FrozenDict(activation_options(network, hyperparameters))
+    )
     if network.normalization != "online":
         return network
     return network.clone(
@@ -128,6 +164,14 @@ def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
             backward_decay=hyperparameters.online_norm_backward_decay,
         )
     )
+
+
+def activation_options(
+    network: Any, hyperparameters: SimpleNamespace
+) -> dict[str, Any]:
+    """Returns the options of a network's activation, by argument of its function."""
+    options = ACTIVATION_OPTIONS.get(network.activation, {})
+    return {name: getattr(hyperparameters, field) for name, field in options.items()}
 
 
 def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
@@ -165,7 +209,7 @@ def _hidden_widths(config: Any) -> tuple[int, ...]:
             f"config.hidden_units {units} has {len(widths)} widths, but "
             f"config.hidden_layers is {number}: give one width for each layer."
         )
-    networks.activation_function(config.activation)
+    networks.check_activation(config.activation)
     check_choice("normalization", config.normalization, _NORMALIZATIONS)
     return widths
 

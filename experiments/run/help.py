@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.learning.methods import HYPERPARAMETERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 
 HELP_FLAGS = ("--help", "-help", "-h", "--h", "-?", "--helpshort")
 
@@ -25,12 +25,12 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "timed_task": "overrides of the short task timed to choose lanes_per_block",
         # Learner.
         "method": "a name in experiments/learning/methods.py",
-        "optimizer": "sgd or adam",
+        "optimizer": "a name in experiments/learning/base_optimizers.py",
         "noise": "distribution of noise_scale: normal or signs",
         "batch_size": "examples per update",
         "hidden_layers": "number of dense hidden layers; 0 for a linear model",
         "hidden_units": "units per dense hidden layer, or a tuple of each layer's",
-        "activation": "a name in cbp_jax.networks.ACTIVATIONS",
+        "activation": "a name in cbp_jax.networks.ACTIVATIONS or ACTIVATION_LAYERS",
         "normalization": "none, or a name in cbp_jax.layers.NORMALIZATIONS",
         "conv_channels": "channels of each convolution",
         "conv_sizes": "height and width of each convolution's kernel",

@@ -266,10 +266,10 @@ def make_batches(
 
 
 def has_floor(config: Any) -> bool:
-    """Whether a case has a floor: only layers, unpaired activations and SGD."""
+    """Whether a case has a floor: only layers, plain activations and SGD."""
     return (
         config.normalization == "none"
-        and config.activation not in networks.PAIRED
+        and config.activation in networks.ACTIVATIONS.keys() - networks.PAIRED.keys()
         and config.optimizer == "sgd"
     )
 

@@ -28,7 +28,7 @@ SOON = {
     **{"snr_rejection_rate": 0.3, "snr_first_threshold": 3, "snr_lowest_threshold": 2},
     **{"regrama_threshold": 0.5, "regrama_every": 4},
     **{"cpr_rate": 0.5, "cpr_decay_rate": 0.5, "cpr_every": 4},
-    **{"swr_every": 4, "hare_every": 3, "hare_decay": 0.8},
+    **{"swr_every": 4, "hare_every": 3, "hare_decay": 0.8, "er_every": 4},
 }
 # Small singular values are rounding where ranks are not found by "svd".
 SHORT = {"num_seeds": 1, "first_seed": 3, "rank_method": "svd", "lanes_per_block": 1}

@@ -6,7 +6,7 @@ from programs import run_program
 import pytest
 
 from configs import imagenet, labels, pmnist, scr
-from experiments.learning.methods import HYPERPARAMETERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 from experiments.run.config import complete
 from experiments.run.help import FIELDS, help_text, meaning
 
