@@ -57,9 +57,9 @@ class Learner(NamedTuple):
       period: P, if the method can act only at every P-th update, and each task has a
         multiple of P; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
-        like the params: those of `step`, without applying them, and without what a
-        method does when a task ends. They include the gradient of an added loss, but
-        not the steps of its own. The number of inputs may differ from that of a batch.
+        like the params: those of `step`, without applying them. They include the
+        gradient of an added loss, but neither the steps of its own nor what a method
+        does when a task ends. The number of inputs may differ from that of a batch.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
