@@ -13,7 +13,7 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 | adam       | as figure_b10, with Adam       | 3 M      | 100   | 17 min    |
 | all_bits   | ReLU, tanh, 3 steps, linear    | 1 M      | 100   | 2 min     |
 | methods    | ReLU, every method             | 1 M      | 30    | 20 min    |
-| comparison | ReLU, 31 methods, 3 strengths  | 1 M      | 35    | 12 min    |
+| comparison | ReLU, all methods, 3 values    | 1 M      | 35    | 12 min    |
 | smoke      | as the default                 | 400      | 2     | seconds   |
 
 Expected squared error from the first to the last bin, at step size 0.01 and with the
