@@ -67,7 +67,7 @@ _PROBLEM = {
     "tasks_per_bin": 50,  # For the table and figure of accuracy.
     "measured_examples": 1000,
     "cases": _BACKPROP | _CONTINUAL_BACKPROP | _LINEAR,
-    "timed_task": {"num_epochs": 1, "rank_every": 0},
+    "timed_task": {"num_epochs": 1, "rank_every": 0, "probe_every": 0},
 }
 
 _TEXTURES = {

@@ -49,8 +49,13 @@ class Learner(NamedTuple):
         like the params: those of `step`, without applying them.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
+      outputs: `(state, inputs) -> outputs`: as `predict`, but with the params in
+        training.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
-        `[B, ..., units]`: as `predict`, but with the params in training.
+        `[B, ..., units]`, with the params in training.
+      loss: `(hyperparameters, state, params, inputs, targets) -> loss`, the loss of
+        other params in training, with the dropout masks and the statistics of the
+        state.
       unit_ages: `state -> list` of the units' ages in each hidden layer, `[units]`, in
         updates since the last reset.
       units_reset: `state -> list` of the number of units reset in each hidden layer
@@ -65,7 +70,9 @@ class Learner(NamedTuple):
     period: int | None
     preview: Callable[..., tuple[Any, Any]]
     predict: Callable[[LearnerState, jax.Array], jax.Array]
+    outputs: Callable[[LearnerState, jax.Array], jax.Array]
     features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
+    loss: Callable[..., jax.Array]
     unit_ages: Callable[[LearnerState], list[jax.Array]]
     units_reset: Callable[[LearnerState], list[jax.Array]]
     layers: tuple[str, ...]
@@ -152,14 +159,13 @@ def make_learner(
             log=new_log(optimizer_state) if has_log else None,
         )
 
-    def compute_update(
+    def loss_function(
         hyperparameters: SimpleNamespace,
         state: LearnerState,
         inputs: jax.Array,
         targets: jax.Array,
-        acts: bool | None,
-    ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
-        """Returns gradients, updates, new state (with old params), outputs and loss."""
+    ) -> Callable[[Any, Any], Any]:
+        """Returns the loss of params and statistics in training, with its outputs."""
         trained = networks.with_hyperparameters(network, hyperparameters)
         dropout = {}
         if not _is_off(hyperparameters.dropout_rate):
@@ -176,6 +182,17 @@ def make_learner(
             )
             return loss_fn(outputs, targets), (network_state, (outputs, features))
 
+        return loss_of
+
+    def compute_update(
+        hyperparameters: SimpleNamespace,
+        state: LearnerState,
+        inputs: jax.Array,
+        targets: jax.Array,
+        acts: bool | None,
+    ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
+        """Returns gradients, updates, new state (with old params), outputs and loss."""
+        loss_of = loss_function(hyperparameters, state, inputs, targets)
         with jax.named_scope("gradient"):
             (loss, (outputs, features)), grads, network_state = (
                 value_and_grad_with_state(loss_of)(state.params, state.network_state)
@@ -244,8 +261,21 @@ def make_learner(
             params = method.evaluated_params(state.optimizer_state)
         return apply(params, state, inputs)[0]
 
+    def outputs(state: LearnerState, inputs: jax.Array) -> jax.Array:
+        return apply(state.params, state, inputs)[0]
+
     def features(state: LearnerState, inputs: jax.Array) -> dict[str, jax.Array]:
         return apply(state.params, state, inputs)[1]
+
+    def loss(
+        hyperparameters: SimpleNamespace,
+        state: LearnerState,
+        params: Any,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> jax.Array:
+        loss_of = loss_function(hyperparameters, state, inputs, targets)
+        return loss_of(params, state.network_state)[0]
 
     def unit_ages(state: LearnerState) -> list[jax.Array]:
         if method.resets_units:
@@ -263,7 +293,7 @@ def make_learner(
 
     return Learner(
         *(init, step, _period(config, method, updates_per_task)),
-        *(preview, predict, features),
+        *(preview, predict, outputs, features, loss),
         *(unit_ages, units_reset, layers, layer_sizes),
     )
 
