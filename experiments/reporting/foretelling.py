@@ -369,6 +369,8 @@ def _partial(num_free: np.ndarray, matrices: np.ndarray) -> np.ndarray:
       there are not more points than measures.
     """
     num_measures = matrices.shape[-1] - 1
+    if num_free[0] <= num_measures:  # Of all points.
+        return np.full((num_measures, len(matrices)), np.nan)
     found = np.zeros((num_measures, len(matrices)))
     # The matrices are scaled to ones on the diagonal, where a column varies.
     diagonal = np.diagonal(matrices, axis1=1, axis2=2)

@@ -191,7 +191,7 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
-    from experiments.reporting import plots, run_results, tables
+    from experiments.reporting import plots, run_results, survival, tables
 
     say(tables.summary_table(dataset), sys.stdout)
     say(tables.INTERVALS, sys.stdout)
@@ -203,6 +203,8 @@ def train(
         written.append(folder / files.REPLACEMENTS_FILE)
     try:
         written += plots.draw_run(dataset, folder)
+        if text := survival.replaced_table(folder, dataset):
+            say(text, sys.stdout)
     except OSError as error:
         return _failed(error, folder)
     say("\n  ".join(map(str, ("Written:", *written))), sys.stdout)
