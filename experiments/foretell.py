@@ -37,7 +37,7 @@ def _main(arguments: Sequence[str]) -> None:
         raise app.UsageError("Pass at least one run folder.")
     try:
         runs = [Run(name, run_results.load(name)) for name in names]
-        foretold = foretelling.foretell(runs, _MEASURES.value, _BOOTSTRAP_SEED.value)
+        foretold = foretelling.foretell(runs, _MEASURES.value)
         folder = pathlib.Path(_OUTPUT.value or f"{names[0]}/{files.FORETELLING_FOLDER}")
         print(foretelling_output.markdown(foretold))
         print(*foretelling_output.write(foretold, folder), sep="\n")
@@ -52,7 +52,4 @@ def _main(arguments: Sequence[str]) -> None:
 if __name__ == "__main__":
     _MEASURES = flags.DEFINE_list("measures", [], "Measures to use; all if empty.")
     _OUTPUT = flags.DEFINE_string("output", None, "Folder to write to.")
-    _BOOTSTRAP_SEED = flags.DEFINE_integer(
-        "bootstrap_seed", 0, "Seed of the resampling.", lower_bound=0
-    )
     app.run(_main)

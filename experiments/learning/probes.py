@@ -105,9 +105,9 @@ def probe(
       `participation_ratio` of hidden layers, `spectral_norm` and
       `distance_from_initialization` of all.
     """
-    probed = _Probed(config, learner, hyperparameters, lane_key, start)
 
     def measured() -> dict[str, Measured]:
+        probed = _Probed(config, learner, hyperparameters, lane_key, start)
         found: dict[str, Measured] = {}
         for name, measure in _MEASURES.items():
             if name in config.probe_measures:

@@ -500,7 +500,7 @@ def mean_interval(values: np.ndarray, rng_seed: int) -> tuple[float, float]:
     if number < FEWEST_TO_RESAMPLE:
         half_width = quantile * stats.sem(values)
         return float(values.mean() - half_width), float(values.mean() + half_width)
-    tail = expanded_tail(number)
+    tail = stats.norm.cdf(-quantile * np.sqrt(number / (number - 1)))
     interval = stats.bootstrap(
         (values,),
         np.mean,
@@ -510,18 +510,6 @@ def mean_interval(values: np.ndarray, rng_seed: int) -> tuple[float, float]:
         rng=np.random.default_rng(rng_seed),
     ).confidence_interval
     return float(interval.low), float(interval.high)
-
-
-def expanded_tail(number: int) -> float:
-    """Returns the share of resamples below a 95 % interval; see `mean_interval`.
-
-    Args:
-      number: of seeds, at least 2.
-    """
-    from scipy import stats
-
-    quantile = stats.t.ppf((1 + _LEVEL) / 2, number - 1)
-    return float(stats.norm.cdf(-quantile * np.sqrt(number / (number - 1))))
 
 
 def interquartile_mean(values: np.ndarray) -> float:

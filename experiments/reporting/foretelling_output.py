@@ -15,10 +15,10 @@ from experiments.reporting.foretelling import (
     Foretold,
     Points,
 )
-from experiments.reporting.styles import distinct_styles, in_words
+from experiments.reporting.styles import distinct_colors, in_words, method_style
 from experiments.reporting.tables import format_table
 
-_MOST_COLUMNS = 4
+_MOST_COLUMNS = 5
 # Ratio of the largest to the smallest value from which an axis is logarithmic.
 _WIDE = 100
 
@@ -142,7 +142,7 @@ def draw(foretold: Foretold, path: pathlib.Path) -> pathlib.Path:
         -(-len(names) // num_columns),
         num_columns,
         sharey=True,
-        figsize=(3.2 * num_columns, 0.8 + 2.8 * -(-len(names) // num_columns)),
+        figsize=(2.7 * num_columns, 0.8 + 2.4 * -(-len(names) // num_columns)),
     )
     for axis, name in zip(axes.flat, names, strict=False):
         _draw_points(axis, points, name)
@@ -150,7 +150,7 @@ def draw(foretold: Foretold, path: pathlib.Path) -> pathlib.Path:
         axis.set_title(
             f"between {_number(between[name].alone.value)}, within "
             f"{_number(within[name].alone.value)}",
-            fontsize="medium",
+            fontsize="small",
         )
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy (%)" if points.more_is_better else "squared error")
@@ -164,18 +164,18 @@ def _draw_points(axis: Any, points: Points, name: str) -> None:
     values = points.values[points.measures.index(name)]
     scores = points.scores * (100 if points.more_is_better else 1)
     methods = list(dict.fromkeys(points.methods.tolist()))
-    styles = distinct_styles({method: method for method in methods})
+    colors = distinct_colors(methods)
     for method in methods:
         is_own = points.methods == method
         axis.plot(
             values[is_own].ravel(),
             scores[is_own].ravel(),
             linestyle="",
-            marker=styles[method].marker,
-            markersize=3,
+            marker=method_style(method).marker,
+            markersize=4,
             markeredgewidth=0,
             alpha=0.5,
-            color=styles[method].color,
+            color=colors[method],
             label=in_words(method),
         )
     known = values[np.isfinite(values)]
