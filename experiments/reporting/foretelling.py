@@ -56,6 +56,7 @@ class Points(NamedTuple):
     scores: np.ndarray  # [L, T], accuracies or errors.
     methods: np.ndarray  # [L]
     seeds: np.ndarray  # [L]
+    tasks: np.ndarray  # [T], their numbers.
     more_is_better: bool  # Whether the score is an accuracy.
 
     @property
@@ -101,8 +102,9 @@ class Foretold(NamedTuple):
 def foretell(runs: Sequence[Run], measures: Sequence[str] = ()) -> Foretold:
     """Correlates each measure before a task with the score of the task.
 
-    The first task is left out, because nothing has been learned before it. So are, from
-    the task in which it diverges, the tasks of a lane.
+    Only tasks count before which all measures were taken, but not the first task, since
+    nothing has been learned before it; and not the tasks of a lane from the one in
+    which it diverges.
 
     Args:
       runs: at least one run, all of the same problem.
@@ -113,8 +115,8 @@ def foretell(runs: Sequence[Run], measures: Sequence[str] = ()) -> Foretold:
       method.
 
     Raises:
-      ValueError: the runs cannot be joined, have fewer than two seeds or tasks, or lack
-        a measure.
+      ValueError: the runs cannot be joined, have fewer than two seeds or tasks, lack a
+        measure, or have no task before which all were taken.
     """
     points, warnings = read_points(runs, measures)
     seeds = np.unique(points.seeds)
@@ -166,7 +168,8 @@ def read_points(
       The points, and warnings about them.
 
     Raises:
-      ValueError: the runs cannot be joined, have a single task, or lack a measure.
+      ValueError: the runs cannot be joined, have a single task, lack a measure, or have
+        no task before which all were taken.
     """
     check_same_problem(runs)
     _check_same_measures(runs)
@@ -213,12 +216,24 @@ def read_points(
             "The runs were not probed. For measures of plasticity itself, run them "
             "with --config.probe_every=1."
         )
+    values = np.stack([found[name] for name in chosen])
+    is_taken = np.isfinite(values).any(axis=1)  # [K, T]
+    is_taken[:, 0] = False
+    tasks = np.flatnonzero(is_taken.all(axis=0))
+    if not tasks.size:
+        rarest = chosen[int(is_taken.sum(axis=1).argmin())]
+        raise ValueError(
+            "There is no task before which all measures were taken; the one taken "
+            f"least often is {rarest}. Choose others with --measures, or run again "
+            "with the same --config.rank_every and --config.probe_every."
+        )
     points = Points(
         measures=tuple(chosen),
-        values=np.stack([found[name] for name in chosen])[..., 1:],
-        scores=scores[:, 1:],
+        values=values[..., tasks],
+        scores=scores[:, tasks],
         methods=np.array([trial.method for trial, _ in lanes]),
         seeds=np.array([seed for _, seed in lanes]),
+        tasks=tasks,
         more_is_better=trials[0].more_is_better,
     )
     return points, warnings
@@ -251,7 +266,7 @@ def _between(points: Points, weights: np.ndarray) -> dict[tuple[str, str], np.nd
     }
     for task in range(alone.shape[-1]):
         if np.isfinite(alone[:, 0, task]).any():
-            found[str(task + 1), "alone"] = alone[..., task]
+            found[str(points.tasks[task]), "alone"] = alone[..., task]
     return found
 
 

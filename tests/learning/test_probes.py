@@ -171,6 +171,7 @@ ALL = (*DEFAULT, "hessian", "tangent_kernel")
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_full_optimization")
 @pytest.mark.parametrize(
     ("make_config", "problem", "cases", "probes"),
     [
@@ -194,6 +195,7 @@ ALL = (*DEFAULT, "hessian", "tangent_kernel")
 def test_runs_have_the_same_numbers_with_probes(
     make_config, problem, cases, probes, tmp_path
 ):
+    """Compiled as in use: with fewer optimizations, other code rounds otherwise."""
     fields = {"cases": cases, "num_tasks": 2, "dropout_rate": 0.0}
     without = runner.run(
         make_config(**fields), tmp_path / "without", problem.make_problem

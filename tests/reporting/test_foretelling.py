@@ -148,11 +148,19 @@ def test_what_is_measured_during_a_task_foretells_the_next():
 
 
 def test_layers_are_averaged_by_their_units_and_missing_tasks_left_out():
-    """One unit and three; the head is not measured, nor is every second task."""
+    """One unit and three; the head is not measured, nor is every second task.
+
+    All measures are compared in the same tasks.
+    """
     layers = np.stack([GOODNESS - 3 * NOISE, GOODNESS + NOISE, NOISE * np.nan], axis=-1)
     layers[:, :, ::2] = np.nan
-    found = rows({"dead_units": layers, "readiness": NOISE}, "within")
-    np.testing.assert_allclose(found["dead_units"].alone, 1)
+    half = np.where(np.arange(TASKS) % 2, GOODNESS, NOISE)
+    measures = {"dead_units": layers, "readiness": half}
+    foretold = foretelling.foretell([make_run(measures)])
+    np.testing.assert_array_equal(foretold.points.tasks, [1, 3, 5, 7, 9, 11])
+    for name in measures:
+        np.testing.assert_allclose(foretold.of("within")[name].alone, 1)
+    assert np.isfinite(foretold.of("between", "3")["readiness"].alone.value)
 
 
 def test_lanes_that_diverged_are_named_and_left_out_from_then_on():
@@ -195,6 +203,18 @@ def test_what_is_wrong_is_one_sentence(runs, measures, message):
         made.append(make_run({"readiness": own}, goodness, **fields))
     with pytest.raises(ValueError, match=message):
         foretelling.foretell(made, measures)
+
+
+def test_measures_that_were_never_taken_together_are_refused():
+    is_even = np.arange(TASKS) % 4 == 0
+    measures = {
+        "readiness": np.where(is_even, NOISE, np.nan),
+        "stable_rank": np.where(is_even, np.nan, NOISE),
+    }
+    with pytest.raises(ValueError, match="no task .* least often is readiness"):
+        rows(measures)
+    found = rows(measures, chosen=("stable_rank", "previous_score"))
+    assert np.isfinite(found["stable_rank"].alone.value)
 
 
 def test_too_few_points_for_the_partial_correlations_are_said_to_be():
