@@ -2,12 +2,13 @@
 
 The cases and their values are declared with the methods, in
 experiments/learning/methods.py and experiments/learning/variants.py. Step sizes depend
-on the problem; those of Adam and of mini-batches, which differ from that of SGD on
-single examples, are arguments.
+on the problem; those of mini-batches and of Adam, which also suit the other optimizers,
+differ from that of SGD on single examples and are arguments.
 """
 
 from typing import Any
 
+from experiments.learning.methods import METHODS
 from experiments.learning.variants import Variant, variants
 from experiments.reporting.styles import PAPER, REFERENCES
 
@@ -55,14 +56,21 @@ def with_values_to_try(
     def sweep(name: str, case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
         if name in known and known[name].sweep:
             return dict(known[name].sweep)
-        is_adam = case.get("optimizer") == "adam"
-        return {"step_size": adam_step_sizes if is_adam else step_sizes}
+        like_adam = _steps_like_adam(case)
+        return {"step_size": adam_step_sizes if like_adam else step_sizes}
 
     return {name: case | {"sweep": sweep(name, case)} for name, case in cases.items()}
 
 
 def _case(variant: Variant, adam_step_size: float) -> dict[str, Any]:
     case = dict(variant.fields)
-    if case.get("optimizer") == "adam":
+    if _steps_like_adam(case):
         case["step_size"] = adam_step_size
     return case
+
+
+def _steps_like_adam(case: dict[str, Any]) -> bool:
+    """Whether its steps are about as long as its step size, unlike those of SGD."""
+    return (
+        case.get("optimizer", "sgd") != "sgd" or METHODS[case["method"]].steps_like_adam
+    )

@@ -74,7 +74,8 @@ def probe(
 ) -> dict[str, Measured]:
     """Measures copies of a learner on the first examples of the next task.
 
-    All losses are those of training without dropout. Statistics of normalizations are
+    All losses are those of training without dropout and without an added loss; random
+    activations draw the same numbers each time. Statistics of normalizations are
     constants: those of the state or, for a fresh learner, the initial ones.
 
     Args:

@@ -35,7 +35,8 @@ BASELINES = (TASK_NUMBER, PREVIOUS_SCORE)
 _OF_A_TASK = ("update_plasticity", "units_reset", "weight_magnitude")
 # Scores, and the same numbers in other units.
 _NO_MEASURES = (
-    *("accuracy", "accuracy_by_epoch", "error", "loss"),
+    *("accuracy", "accuracy_by_epoch", "train_accuracy", "test_accuracy"),
+    *("error", "loss"),
     *("dead_units_percent", "effective_rank_percent"),
 )
 # Fields on which the numbers of a measure depend.
