@@ -128,6 +128,7 @@ _PRESETS = {
         "num_test_images": 10,
         "num_tasks": 2,
         "examples_per_task": 40,
+        "probe_examples": 20,
         "hidden_layers": 1,
         "hidden_units": 5,
         "measured_examples": 20,

@@ -119,6 +119,7 @@ _MNIST = {
     "num_tasks": 110,
     "examples_per_task": 59_904,
     "batch_size": 256,
+    "probe_examples": 1024,
     "step_size": 0.001,
     "measured_examples": 2000,
     "num_seeds": 5,
@@ -167,6 +168,7 @@ _PRESETS = {
         "hidden_layers": 1,
         "hidden_units": 10,
         "measured_examples": 100,
+        "probe_examples": 60,
         "num_seeds": 2,
     },
 }

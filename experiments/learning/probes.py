@@ -45,11 +45,12 @@ def check_probes(config: Any, examples: str, num_examples: int) -> None:
             f"config.probe_examples is {config.probe_examples}, but {examples} are "
             f"{num_examples}: set it to at most that."
         )
-    if config.probe_examples % config.batch_size:
+    is_one_batch = config.probe_examples < 2 * config.batch_size
+    if "readiness" in config.probe_measures and is_one_batch:
         raise ConfigError(
-            f"config.probe_examples is {config.probe_examples}, but a probe needs "
-            f"whole batches of config.batch_size, {config.batch_size}: set it to a "
-            "multiple of that."
+            f"config.probe_examples is {config.probe_examples}, but readiness compares "
+            f"at least two batches of config.batch_size, {config.batch_size}: set it "
+            f"to at least {2 * config.batch_size}."
         )
     if "hessian" in config.probe_measures and (
         config.normalization == "online" or config.get("conv_channels")
@@ -85,7 +86,7 @@ def probe(
       hyperparameters: its hyperparameters.
       lane_key: the key from which it was initialized.
       state: its state before the task.
-      inputs: `[M, ...]`, M a multiple of `config.batch_size`.
+      inputs: `[M, ...]`.
       targets: `[M]`.
       task: int32 scalar.
       start: what a task does to a state before its first update.
@@ -96,10 +97,10 @@ def probe(
       initial params make `probe_updates` updates of Adam with step size 1e-3 on all
       examples: `aged_area`, `fresh_area`, `aged_minus_fresh` and `aged_updates` of
       `cbp_jax.metrics.aged_against_fresh`. For `readiness`, `readiness`,
-      `gradient_strength` and `gradient_reliability`, with batches of
-      `config.batch_size`. For `hessian`, `hessian_rank` and `sharpness`, the number
-      above 0.1 and the largest of the eigenvalues that 100 Lanczos steps find. For
-      `tangent_kernel`, `tangent_kernel_rank` (effective) and
+      `gradient_strength` and `gradient_reliability`, on as many batches of
+      `config.batch_size` as there are. For `hessian`, `hessian_rank` and `sharpness`,
+      the number above 0.1 and the largest of the eigenvalues that 100 Lanczos steps
+      find. For `tangent_kernel`, `tangent_kernel_rank` (effective) and
       `tangent_kernel_condition`, on up to 32 examples. For `layers`, one number for
       each layer, before `start`: `always_on_units`, `duplicate_units`,
       `gradient_dormant_units` (of the incoming weights' gradients) and
@@ -213,13 +214,14 @@ def _aged_against_fresh(
 def _readiness(
     probed: _Probed, state: LearnerState, inputs: jax.Array, targets: jax.Array
 ) -> dict[str, Measured]:
-    state = probed.start(state)
+    state, size = probed.start(state), probed.config.batch_size
+    number = len(inputs) // size * size
     found = metrics.readiness(
         probed.loss_of(state),
         state.params,
-        inputs,
-        targets,
-        batch_size=probed.config.batch_size,
+        inputs[:number],
+        targets[:number],
+        batch_size=size,
     )
     return _scalars(
         readiness=found.readiness,

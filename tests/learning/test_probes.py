@@ -10,11 +10,13 @@ import pytest
 from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
 
 from cbp_jax import metrics, networks
+from configs import imagenet, labels, pmnist, scr, warm_start
 from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
 from experiments.learning.checks import ConfigError
 from experiments.learning.keys import STREAM
 from experiments.learning.probes import check_probes
 from experiments.run import runner
+from experiments.run.config import make_cases
 from experiments.streams import permuted_images
 
 UPDATES, EXAMPLES, STEP_SIZE = 4, 20, 0.1
@@ -147,7 +149,7 @@ def test_tasks_between_probes_are_not_measured_and_at_first_nothing_is_aged():
     ("fields", "message"),
     [
         ({"probe_examples": 41}, "probe_examples is 41, but the examples of a task"),
-        ({"probe_examples": 5, "batch_size": 4}, "5, but a probe needs whole batches"),
+        ({"probe_examples": 7, "batch_size": 4}, "7, but .* batches.* at least 8"),
         ({"probe_examples": 0}, "probe_examples must be at least 1"),
         ({"probe_updates": 0}, "probe_updates must be at least 1"),
         ({"probe_measures": ("readyness",)}, "one of .*'readiness'.*got 'readyness'"),
@@ -163,6 +165,17 @@ def test_fields_of_probes_that_do_not_fit_are_refused(fields, message):
         check_probes(config, "the examples of a task", 40)
     config.probe_every = 0
     check_probes(config, "the examples of a task", 40)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("module", [imagenet, labels, pmnist, scr, warm_start])
+def test_probes_of_every_preset_fit_its_tasks(module):
+    for preset in module._PRESETS:
+        config = module.get_config(preset)
+        config.probe_every = 1
+        for case in make_cases(config).values():
+            number = 2 * case.get("train_per_class", 0) or case.examples_per_task
+            check_probes(case, "the examples of a task", number)
 
 
 CONTINUAL = {"continual_backprop": {"method": "continual_backprop"}}
