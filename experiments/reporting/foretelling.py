@@ -109,7 +109,7 @@ def foretell(runs: Sequence[Run], measures: Sequence[str] = ()) -> Foretold:
 
     Args:
       runs: at least one run, all of the same problem.
-      measures: the measures to use, with the baselines; all if empty.
+      measures: names of the measures and baselines to use; all if empty.
 
     Returns:
       The correlations of all points and, without partial ones, of each task and of each
@@ -163,7 +163,7 @@ def read_points(
 
     Args:
       runs: at least one run.
-      measures: the measures to use, with the baselines; all if empty.
+      measures: names of the measures and baselines to use; all if empty.
 
     Returns:
       The points, and warnings about them.
