@@ -37,6 +37,7 @@ _LANES = {
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
+        "probe_every": 0,
     },
 }
 
@@ -44,6 +45,12 @@ _OUTPUT = {
     "measured_examples": 2000,  # First examples of a task, used to measure features.
     "rank_every": 1,  # Tasks between measurements of the ranks; 0 for never.
     "rank_method": "gram",  # Or "svd"; see cbp_jax.metrics.singular_values.
+    "probe_every": 0,  # Tasks from one probe to the next; 0 for never.
+    "probe_measures": (  # Groups in experiments/learning/probes.py.
+        *("aged_against_fresh", "readiness", "layers"),
+    ),
+    "probe_examples": 200,  # First examples of a task, used by a probe.
+    "probe_updates": 100,  # Of the copies that a probe trains.
     "replacement_log": 0,  # Replacements logged per lane and task; 0 for no log.
     "tensorboard": False,  # Also write TensorBoard event files.
     "wandb": False,  # Also log to Weights & Biases.

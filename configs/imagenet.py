@@ -67,8 +67,9 @@ _PROBLEM = {
     "test_every_epoch": False,  # True tests after each epoch, not only the last.
     "tasks_per_bin": 50,  # For the table and figure of accuracy.
     "measured_examples": 1000,
+    "probe_examples": 1000,
     "cases": _BACKPROP | _CONTINUAL_BACKPROP | _LINEAR,
-    "timed_task": {"num_epochs": 1, "rank_every": 0},
+    "timed_task": {"num_epochs": 1, "rank_every": 0, "probe_every": 0},
 }
 
 _TEXTURES = {
@@ -87,6 +88,7 @@ _TEXTURES = {
     "num_seeds": 5,
     "tasks_per_bin": 10,
     "measured_examples": 200,
+    "probe_examples": 200,
 }
 # Methods that are themselves optimizers have no momentum, which makes steps in a
 # constant direction 1 / (1 - momentum) = 10 times as large. They get 10 times the step
@@ -149,6 +151,7 @@ _PRESETS = {
         "conv_channels": (3, 4),
         "hidden_units": 5,
         "measured_examples": 8,
+        "probe_examples": 8,
         "num_seeds": 2,
     },
 }

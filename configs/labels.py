@@ -78,6 +78,7 @@ _PROBLEM = {
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
+        "probe_every": 0,
         "transition": 0,
     },
 }
@@ -127,6 +128,7 @@ _PRESETS = {
         "num_test_images": 10,
         "num_tasks": 2,
         "examples_per_task": 40,
+        "probe_examples": 20,
         "hidden_layers": 1,
         "hidden_units": 5,
         "measured_examples": 20,

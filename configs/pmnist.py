@@ -93,6 +93,7 @@ _PROBLEM = {
         "examples_per_task": 300,
         "measured_examples": 100,
         "rank_every": 0,
+        "probe_every": 0,
         "transition": 0,
     },
 }

@@ -58,6 +58,7 @@ _PROBLEM = {
         "examples_per_task": 2000,
         "measured_examples": 100,
         "rank_every": 0,
+        "probe_every": 0,
     },
 }
 

@@ -104,7 +104,12 @@ _PROBLEM = {
     "measured_examples": 600,
     "rank_every": 10,
     "cases": _with_cold_starts(_CASES),
-    "timed_task": {"examples_per_task": 300, "rank_every": 0, "measured_examples": 100},
+    "timed_task": {
+        "examples_per_task": 300,
+        "measured_examples": 100,
+        "rank_every": 0,
+        "probe_every": 0,
+    },
 }
 
 # Batches of 256 leave out the last few images of a pass, which differ in each pass.
@@ -114,10 +119,11 @@ _MNIST = {
     "num_tasks": 110,
     "examples_per_task": 59_904,
     "batch_size": 256,
+    "probe_examples": 1024,
     "step_size": 0.001,
     "measured_examples": 2000,
     "num_seeds": 5,
-    "timed_task": {"examples_per_task": 2560, "rank_every": 0},
+    "timed_task": {"examples_per_task": 2560, "rank_every": 0, "probe_every": 0},
 }
 
 _PRESETS = {
@@ -162,6 +168,7 @@ _PRESETS = {
         "hidden_layers": 1,
         "hidden_units": 10,
         "measured_examples": 100,
+        "probe_examples": 60,
         "num_seeds": 2,
     },
 }

@@ -23,6 +23,7 @@ from experiments.learning.learner import (
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_conv_net
+from experiments.learning.probes import check_probes, plasticity_of_update, probe
 from experiments.learning.problem import Problem
 from experiments.run import command_line
 from experiments.streams.class_pairs import draw_orders, make_stream
@@ -39,7 +40,8 @@ def make_problem(config: Any) -> Problem:
       after the last epoch); with `test_every_epoch`, also `accuracy_by_epoch`, after
       each epoch; `loss` (cross-entropy in nats, before each update); and, per layer,
       `layer_measures` on the first images of the new task, before it and with the old
-      head, and `task_measures`.
+      head, and `task_measures`; and what `probe` measures on these images, with the new
+      head where it is not per layer, and `plasticity_of_update` averages over the task.
 
     Raises:
       ValueError: a field is out of range, or the data set cannot be loaded.
@@ -49,6 +51,7 @@ def make_problem(config: Any) -> Problem:
     stream = make_stream(config)
     num_images = 2 * config.train_per_class
     _check_images(config, num_images)
+    check_probes(config, "the training images of a task", num_images)
     network = make_conv_net(config, stream.image_shape, 2)
     num_updates = config.num_epochs * (num_images // config.batch_size)
     # A method acts on the end of a task after one additional update, so that the last
@@ -90,13 +93,26 @@ def make_problem(config: Any) -> Problem:
             state: LearnerState,
             indices: jax.Array,
             acts: bool | None = False if sees_tasks else None,
-        ) -> tuple[LearnerState, jax.Array]:
-            state, _, loss = learner.step(hyperparameters, state, *read(indices), acts)
-            return state, loss
+        ) -> tuple[LearnerState, dict[str, jax.Array]]:
+            inputs, labels = read(indices)
+            new_state, _, loss = learner.step(
+                hyperparameters, state, inputs, labels, acts
+            )
+            with jax.named_scope("measures"):
+                arguments = config, learner, hyperparameters, state, new_state
+                plasticity = plasticity_of_update(*arguments, inputs, labels, loss)
+            return new_state, {"loss": loss} | plasticity
+
+        def start(state: LearnerState) -> LearnerState:
+            return clear_head(
+                state, with_optimizer_state=config.reset_head_optimizer_state
+            )
 
         def run_epoch(state: LearnerState, order: jax.Array) -> Any:
-            state, losses = lax.scan(step, state, order.reshape(-1, config.batch_size))
-            measured = {"loss": jnp.mean(losses)}
+            state, measured = lax.scan(
+                step, state, order.reshape(-1, config.batch_size)
+            )
+            measured = jax.tree.map(jnp.mean, measured)
             if config.test_every_epoch:
                 measured["accuracy_by_epoch"] = test_accuracy(state)
             return state, measured
@@ -112,12 +128,17 @@ def make_problem(config: Any) -> Problem:
                 *read(first[: config.measured_examples]),
                 task,
             )
-        state = clear_head(
-            state, with_optimizer_state=config.reset_head_optimizer_state
-        )
+            if config.probe_every:
+                examples = read(first[: config.probe_examples])
+                arguments = config, learner, hyperparameters, lane_key, state
+                measures |= probe(*arguments, *examples, task, start)
+        state = start(state)
         trained, by_epoch = lax.scan(run_epoch, state, orders)
-        by_epoch["loss"] = jnp.mean(by_epoch["loss"])
-        measures |= by_epoch | {"accuracy": test_accuracy(trained)}
+        measures |= {
+            name: values if name.endswith("_by_epoch") else jnp.mean(values)
+            for name, values in by_epoch.items()
+        }
+        measures["accuracy"] = test_accuracy(trained)
         measures |= task_measures(learner, state, trained)
         if sees_tasks:
             trained, _ = step(trained, first[: config.batch_size], acts=True)

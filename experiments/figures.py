@@ -2,7 +2,8 @@
 
     python -m experiments.figures RUN ...
 
-Each RUN is a run folder; its figures go to RUN/figures.
+Each RUN is a run folder; its figures go to RUN/figures. If the run has a replacement
+log, a table says how old the units were that each case replaced.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import sys
 from absl import app
 
 from experiments.learning import variants  # noqa: F401  Sets the styles in figures.
-from experiments.reporting import plots, run_results
+from experiments.reporting import plots, run_results, survival
 
 
 def _main(arguments: Sequence[str]) -> None:
@@ -23,6 +24,8 @@ def _main(arguments: Sequence[str]) -> None:
             dataset = run_results.load(run)
             for path in plots.draw_run(dataset, pathlib.Path(run)):
                 print(path)
+            if text := survival.replaced_table(pathlib.Path(run), dataset):
+                print(text)
             for line in run_results.remarks(dataset):
                 print(f"{run}: {line}", file=sys.stderr)
     except OSError as error:

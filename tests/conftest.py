@@ -70,6 +70,16 @@ def _no_network(request, monkeypatch):
     monkeypatch.setattr(socket, "getaddrinfo", find_locally)
 
 
+@pytest.fixture
+def _full_optimization():
+    """Optimizes programs as in use: those that run for long, or must not differ."""
+    name = "jax_disable_most_optimizations"
+    before = jax.config.values[name]
+    jax.config.update(name, False)
+    yield
+    jax.config.update(name, before)
+
+
 @pytest.fixture(scope="module")
 def strict_dtype_promotion():
     """Turns a silent conversion of dtypes into an error; optax.adam needs some."""

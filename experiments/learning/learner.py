@@ -62,8 +62,13 @@ class Learner(NamedTuple):
         does when a task ends. The number of inputs may differ from that of a batch.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
+      outputs: `(state, inputs) -> outputs`: as `predict`, but with the params in
+        training.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
-        `[B, ..., units]`: as `predict`, but with the params in training.
+        `[B, ..., units]`, with the params in training.
+      loss: `(hyperparameters, state, params, inputs, targets) -> loss`, the loss of
+        other params in training, without an added loss, and with the dropout masks and
+        the statistics of the state.
       unit_ages: `state -> list` of the units' ages in each hidden layer, `[units]`, in
         updates since the last reset.
       units_reset: `state -> list` of the number of units reset in each hidden layer
@@ -78,7 +83,9 @@ class Learner(NamedTuple):
     period: int | None
     preview: Callable[..., tuple[Any, Any]]
     predict: Callable[[LearnerState, jax.Array], jax.Array]
+    outputs: Callable[[LearnerState, jax.Array], jax.Array]
     features: Callable[[LearnerState, jax.Array], dict[str, jax.Array]]
+    loss: Callable[..., jax.Array]
     unit_ages: Callable[[LearnerState], list[jax.Array]]
     units_reset: Callable[[LearnerState], list[jax.Array]]
     layers: tuple[str, ...]
@@ -184,6 +191,28 @@ def make_learner(
             memory=memory,
         )
 
+    def training_apply(
+        hyperparameters: SimpleNamespace, state: LearnerState, inputs: jax.Array
+    ) -> Callable[[Any, Any], Any]:
+        """Returns the network in training: of params and statistics alone."""
+        trained = networks.with_hyperparameters(network, hyperparameters)
+        key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
+        if not is_off(hyperparameters.dropout_rate):
+            random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        if has_random_activation:
+            random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
+
+        def apply_in_training(params: Any, network_state: Any) -> Any:
+            return trained.apply(
+                {"params": params, **network_state},
+                inputs,
+                train=True,
+                mutable=list(network_state),
+                **random,
+            )
+
+        return apply_in_training
+
     def compute_update(
         hyperparameters: SimpleNamespace,
         state: LearnerState,
@@ -195,23 +224,14 @@ def make_learner(
 
         The last is the added loss, which still has to remember and to step.
         """
-        trained = networks.with_hyperparameters(network, hyperparameters)
-        key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
-        if not is_off(hyperparameters.dropout_rate):
-            random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
-        if has_random_activation:
-            random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
+        apply_in_training = training_apply(hyperparameters, state, inputs)
         # Only init uses the key; from then on it is in the state.
         ingredients = make_ingredients(hyperparameters, make_key(0), acts)
         added = make_added_loss(ingredients)
 
         def loss_of(params: Any, network_state: Any) -> Any:
-            (outputs, features), network_state = trained.apply(
-                {"params": params, **network_state},
-                inputs,
-                train=True,
-                mutable=list(network_state),
-                **random,
+            (outputs, features), network_state = apply_in_training(
+                params, network_state
             )
             loss = loss_fn(outputs, targets)
             seen = Seen(
@@ -338,8 +358,22 @@ def make_learner(
             params = method.evaluated_params(state.optimizer_state)
         return apply(params, state, inputs)[0]
 
+    def outputs(state: LearnerState, inputs: jax.Array) -> jax.Array:
+        return apply(state.params, state, inputs)[0]
+
     def features(state: LearnerState, inputs: jax.Array) -> dict[str, jax.Array]:
         return apply(state.params, state, inputs)[1]
+
+    def loss(
+        hyperparameters: SimpleNamespace,
+        state: LearnerState,
+        params: Any,
+        inputs: jax.Array,
+        targets: jax.Array,
+    ) -> jax.Array:
+        apply_in_training = training_apply(hyperparameters, state, inputs)
+        (outputs, _), _ = apply_in_training(params, state.network_state)
+        return loss_fn(outputs, targets)
 
     def unit_ages(state: LearnerState) -> list[jax.Array]:
         if method.resets_units:
@@ -357,7 +391,7 @@ def make_learner(
 
     return Learner(
         *(init, step, _period(config, method, updates_per_task)),
-        *(preview, predict, features),
+        *(preview, predict, outputs, features, loss),
         *(unit_ages, units_reset, layers, layer_sizes),
     )
 

@@ -68,11 +68,11 @@ def layer_measures(
             metrics.saturated_units(layer, *_ASYMPTOTES[config.activation])
             for layer in hidden
         ]
-    measures = {name: _measured([*found, None]) for name, found in per_layer.items()}
+    measures = {name: stack_layers([*found, None]) for name, found in per_layer.items()}
     grads, updates = learner.preview(hyperparameters, state, inputs, targets)
     return (
         measures
-        | _ranks(config, _outputs(learner, features), task)
+        | _ranks(config, outputs_of_layers(learner, features), task)
         | {
             "gradient_norm": _norms(learner, grads),
             "update_to_weight": _norms(learner, updates)
@@ -102,11 +102,11 @@ def task_measures(
                 for name in learner.layers
             ]
         ),
-        "units_reset": _measured([*learner.units_reset(after), None]),
+        "units_reset": stack_layers([*learner.units_reset(after), None]),
     }
 
 
-def _measured(per_layer: Sequence[jax.Array | None]) -> Measured:
+def stack_layers(per_layer: Sequence[jax.Array | None]) -> Measured:
     """Stacks one number per layer; None means not measured."""
     return Measured(
         jnp.stack(
@@ -119,7 +119,9 @@ def _measured(per_layer: Sequence[jax.Array | None]) -> Measured:
     )
 
 
-def _outputs(learner: Learner, features: dict[str, jax.Array]) -> list[jax.Array]:
+def outputs_of_layers(
+    learner: Learner, features: dict[str, jax.Array]
+) -> list[jax.Array]:
     """Returns the hidden layers' outputs as matrices; paired units have two columns."""
     sizes = learner.layer_sizes["num_features"]
     return [
@@ -134,14 +136,14 @@ def _ranks(
     def measured() -> dict[str, Measured]:
         # Common subexpressions are compiled once, so all share one decomposition.
         return {
-            name: _measured(
+            name: stack_layers(
                 [*(rank(layer, method=config.rank_method) for layer in hidden), None]
             )
             for name, rank in _RANKS.items()
         }
 
     def not_measured() -> dict[str, Measured]:
-        return dict.fromkeys(_RANKS, _measured([None] * (len(hidden) + 1)))
+        return dict.fromkeys(_RANKS, stack_layers([None] * (len(hidden) + 1)))
 
     if config.rank_every == 0 or not hidden:
         return not_measured()

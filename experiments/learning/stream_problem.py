@@ -29,6 +29,7 @@ from experiments.learning.learner import (
 from experiments.learning.measures import layer_measures, task_measures
 from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_network
+from experiments.learning.probes import check_probes, plasticity_of_update, probe
 from experiments.learning.problem import Problem
 
 _EVALUATED_TOGETHER = 1000  # Examples, so that large sets fit in memory.
@@ -91,8 +92,9 @@ def make_stream_problem(
     Returns:
       The problem. Its metrics per task are the online score, `accuracy` (fraction) or
       `error` (mean squared error), and `loss` (cross-entropy in nats, or the squared
-      error), both for predictions before the update; and, per layer, `layer_measures`
-      on the first examples, before the task, and `task_measures`. With evaluations, a
+      error), both for predictions before the update; per layer, `layer_measures` on the
+      first examples, before the task, and `task_measures`; and what `probe` measures
+      before the task and `plasticity_of_update` averages over it. With evaluations, a
       method that acts when a task ends does so after one additional update, on the
       first batch, so that the learner can be evaluated first.
 
@@ -105,6 +107,7 @@ def make_stream_problem(
     check_choice("rank_method", config.rank_method, metrics.METHODS)
     check_measured_examples(config)
     check_batch_size(config, "examples_per_task")
+    check_probes(config, "the examples of a task", config.examples_per_task)
     examples_per_change = examples_per_change or config.examples_per_task
     updates_per_task = config.examples_per_task // config.batch_size
     acts_later = (
@@ -154,16 +157,23 @@ def make_stream_problem(
             measures = layer_measures(
                 config, learner, hyperparameters, state, *read(first), task
             )
+            if config.probe_every:
+                first = jax.tree.map(lambda leaf: leaf[: config.probe_examples], items)
+                arguments = config, learner, hyperparameters, lane_key, state
+                measures |= probe(*arguments, *read(first), task)
 
         def update(
             state: LearnerState, batch: Any, acts: bool | None
-        ) -> tuple[LearnerState, tuple[jax.Array, jax.Array]]:
+        ) -> tuple[LearnerState, Any]:
             with jax.named_scope("stream"):
                 inputs, targets = read(batch)
-            state, outputs, loss = learner.step(
+            new_state, outputs, loss = learner.step(
                 hyperparameters, state, inputs, targets, acts
             )
-            return state, (score.of_batch(outputs, targets, loss), loss)
+            with jax.named_scope("measures"):
+                arguments = config, learner, hyperparameters, state, new_state
+                plasticity = plasticity_of_update(*arguments, inputs, targets, loss)
+            return new_state, (score.of_batch(outputs, targets, loss), loss, plasticity)
 
         batches = jax.tree.map(
             lambda leaf: leaf.reshape(
@@ -172,11 +182,13 @@ def make_stream_problem(
             items,
         )
         if acts_later:
-            new_state, (scores, losses) = lax.scan(
+            new_state, seen = lax.scan(
                 lambda state, batch: update(state, batch, False), state, batches
             )
         else:
-            new_state, (scores, losses) = scan_updates(learner, update, state, batches)
+            new_state, seen = scan_updates(learner, update, state, batches)
+        scores, losses, plasticity = seen
+        measures |= jax.tree.map(jnp.mean, plasticity)
         measures |= {score.name: score.of_task(scores), "loss": jnp.mean(losses)}
         measures |= {
             name: evaluate(new_state, draw(stream_key, task, data))

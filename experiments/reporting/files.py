@@ -17,3 +17,7 @@ COMPARISON_FILES = (
     *("differences.png", "curves.png"),
 )
 """The files that `experiments.compare` writes."""
+
+FORETELLING_FOLDER = "foretelling"
+FORETELLING_FILES = ("foretelling.md", "foretelling.csv", "foretelling.png")
+"""The files that `experiments.foretell` writes."""

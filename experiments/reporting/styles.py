@@ -12,7 +12,7 @@ Source of the colors: Okabe and Ito, "Color Universal Design", 2008, except for 
 yellow, which is too pale for a line; wine from Paul Tol's "muted" replaces it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 import itertools
 from typing import Any, NamedTuple
 import zlib
@@ -184,6 +184,25 @@ def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
         is_owner = owners.get(_look(style)) == label
         styles[label] = style if is_owner else next(free)._replace(family=style.family)
     return styles
+
+
+def distinct_colors(cases: Iterable[str]) -> dict[str, str]:
+    """Returns the colors of points, which have no dashes to tell families apart.
+
+    Args:
+      cases: names of methods or cases.
+
+    Returns:
+      The colors by name. The first case of each color keeps it; the others have colors
+      that no case has, as long as there are any.
+    """
+    own = {case: method_style(case).color for case in cases}
+    free = (color for color in _COLORS if color not in own.values())
+    colors: dict[str, str] = {}
+    for case, color in own.items():
+        is_taken = color in colors.values()
+        colors[case] = next(free, color) if is_taken else color
+    return colors
 
 
 def in_words(name: str) -> str:

@@ -1,19 +1,24 @@
-"""Reads the replacement log, and draws how long units survive."""
+"""Reads the replacement log: which units go, and how long units survive."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 import csv
+import json
 import pathlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from experiments.reporting import files
 from experiments.reporting.run_results import lanes_of, swept_names
+from experiments.reporting.tables import format_table
 
 if TYPE_CHECKING:
     import xarray as xr
+
+_MATURITY = "maturity_threshold"
 
 
 def read_lives(
@@ -39,21 +44,126 @@ def read_lives(
     steps = {case: own.steps[0].dropna("task").values for case, own in cases.items()}
     deaths: dict[tuple[str, str], list[int]] = {}
     last: dict[tuple[str, str], dict[Any, int]] = {}
-    with path.open(newline="") as file:
-        for row in csv.DictReader(file):
-            if int(row["task"]) >= len(steps.get(row["case"], ())):
-                continue  # The run is unfinished, and its results lag behind.
-            group = row["case"], row["layer"]
-            lane = (row[name] for name in lane_names)
-            time = int(row["task"]) * steps[row["case"]][0] + int(row["step"]) + 1
-            deaths.setdefault(group, []).append(int(row["age"]))
-            last.setdefault(group, {})[*lane, row["unit"]] = int(time)
+    for row in _read(path, {case: len(own) for case, own in steps.items()}):
+        group = row["case"], row["layer"]
+        lane = (row[name] for name in lane_names)
+        time = int(row["task"]) * steps[row["case"]][0] + int(row["step"]) + 1
+        deaths.setdefault(group, []).append(int(row["age"]))
+        last.setdefault(group, {})[*lane, row["unit"]] = int(time)
     lives = {}
     for (case, layer), ages in deaths.items():
         births = np.zeros(int(cases[case].num_units.sel(layer=layer).sum()), int)
         births[: len(last[case, layer])] = list(last[case, layer].values())
         lives[case, layer] = np.array(ages), int(steps[case][-1]) - births
     return lives
+
+
+def _read(path: pathlib.Path, tasks_done: Mapping[str, int]) -> Iterator[dict]:
+    """Yields the lines of the log that belong to tasks in the results."""
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            # The results of an unfinished run lag behind.
+            if int(row["task"]) < tasks_done.get(row["case"], 0):
+                yield row
+
+
+class Replaced(NamedTuple):
+    """Which units a case replaced."""
+
+    case: str
+    ages: np.ndarray  # Of the units when they were replaced, integers.
+    # Ages below which a unit is a newborn: twice the maturity threshold, each; NaN if
+    # the config has none.
+    newborn_below: np.ndarray
+    num_full: int  # Lanes and tasks whose log was full, so that the rest is unknown.
+
+    @property
+    def newborn_share(self) -> float:
+        """The fraction of replacements that hit newborns; NaN if it is not defined."""
+        if np.isnan(self.newborn_below).any():
+            return np.nan
+        return float(np.mean(self.ages < self.newborn_below))
+
+    @property
+    def median_age(self) -> float:
+        """The median age at replacement, in updates."""
+        return float(np.median(self.ages))
+
+
+def read_replaced(path: pathlib.Path, dataset: xr.Dataset) -> list[Replaced]:
+    """Reads the ages of the units that were replaced, by case.
+
+    A case without a maturity threshold of its own is measured by that of the config, if
+    another case has one.
+
+    Args:
+      path: the replacement log, a CSV file.
+      dataset: the results of the run, with its config among the attributes.
+
+    Returns:
+      The cases with a replacement, in the order of the log.
+    """
+    config = json.loads(dataset.attrs["config"])
+    lanes = lanes_of(dataset)
+    names = [*swept_names(lanes), "seed"]
+    done = {
+        case: int(own.examples[0].notnull().sum())
+        for case in np.unique(lanes.case)
+        for own in [lanes.isel(lane=lanes.case.values == case)]
+    }
+    found: dict[str, tuple[list[int], list[float]]] = {}
+    numbers: Counter[tuple[str, ...]] = Counter()
+    for row in _read(path, done):
+        fields = config | config["cases"][row["case"]]
+        maturity = row.get(_MATURITY) or fields.get(_MATURITY, np.nan)
+        ages, bounds = found.setdefault(row["case"], ([], []))
+        ages.append(int(row["age"]))
+        bounds.append(2 * float(maturity))
+        numbers[row["case"], row["task"], *(row[name] for name in names)] += 1
+    full = Counter(
+        case
+        for (case, *_), number in numbers.items()
+        if number >= (config | config["cases"][case])["replacement_log"]
+    )
+    return [
+        Replaced(case, np.array(ages), np.array(bounds), full[case])
+        for case, (ages, bounds) in found.items()
+    ]
+
+
+def replaced_table(run: pathlib.Path, dataset: xr.Dataset) -> str:
+    """Returns a table of which units were replaced, one line per case.
+
+    Args:
+      run: the run folder.
+      dataset: the results of the run.
+
+    Returns:
+      The table and what it means; "" if no replacement was logged.
+    """
+    log = run / files.REPLACEMENTS_FILE
+    replaced = read_replaced(log, dataset) if log.exists() else []
+    if not replaced:
+        return ""
+    rows = [
+        {
+            "case": one.case,
+            "replacements": f"{len(one.ages):,}",
+            "of newborns %": "-"
+            if np.isnan(one.newborn_share)
+            else f"{100 * one.newborn_share:.1f}",
+            "median age (updates)": f"{one.median_age:,.0f}",
+        }
+        for one in replaced
+    ]
+    text = f"{format_table(rows)}\nNewborns are younger than two maturity thresholds."
+    num_full = sum(one.num_full for one in replaced)
+    if num_full:
+        text += (
+            f" The log was full in {num_full} tasks of single lanes; replacements "
+            "after that are not counted."
+        )
+    return text
 
 
 def survival(deaths: np.ndarray, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

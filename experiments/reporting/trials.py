@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
+    *("probe_every", "probe_measures", "probe_examples", "probe_updates"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
     "timed_task",
     *("tensorboard", "wandb", "data_dir"),

@@ -201,7 +201,7 @@ def train(
         return _failed(error, folder)
     if not distributed.is_first():
         return 0
-    from experiments.reporting import plots, run_results, tables
+    from experiments.reporting import plots, run_results, survival, tables
 
     say(tables.summary_table(dataset), sys.stdout)
     say(tables.INTERVALS, sys.stdout)
@@ -213,6 +213,8 @@ def train(
         written.append(folder / files.REPLACEMENTS_FILE)
     try:
         written += plots.draw_run(dataset, folder)
+        if text := survival.replaced_table(folder, dataset):
+            say(text, sys.stdout)
     except OSError as error:
         return _failed(error, folder)
     say("\n  ".join(map(str, ("Written:", *written))), sys.stdout)

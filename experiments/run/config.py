@@ -49,6 +49,7 @@ _COUNTS = {
     "hidden_layers": (0, 1000),  # Each is compiled separately.
     "lanes_per_block": (0, 2**31 - 1),
     "rank_every": (0, 2**31 - 1),
+    "probe_every": (0, 2**31 - 1),
     "replacement_log": (0, 2**31 - 1),
 }
 

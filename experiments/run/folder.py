@@ -195,6 +195,7 @@ def written_by_runs() -> re.Pattern[str]:
         re.escape(LOCK_FILE),
         rf"{files.FIGURES_FOLDER}/{one_of(*files.FIGURE_FILES)}",
         rf"{files.COMPARISON_FOLDER}/{one_of(*files.COMPARISON_FILES)}",
+        rf"{files.FORETELLING_FOLDER}/{one_of(*files.FORETELLING_FILES)}",
         rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
         rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
         rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",

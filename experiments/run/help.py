@@ -67,6 +67,11 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "measured_examples": "first examples of a task, used to measure features",
         "rank_every": "tasks between measurements of the ranks; 0 for never",
         "rank_method": "gram or svd; see cbp_jax.metrics.singular_values",
+        "probe_every": "tasks from one probe of plasticity to the next; 0 for never",
+        "probe_measures": "what a probe measures: aged_against_fresh, readiness, "
+        "layers, hessian, tangent_kernel, update_plasticity",
+        "probe_examples": "first examples of a task, used by a probe",
+        "probe_updates": "updates of the copies that a probe trains",
         "replacement_log": "replacements logged per lane and task; 0 for no log",
         "test_every_epoch": "measure test accuracy after each epoch",
         "tasks_per_bin": "tasks per bin of the table and the figure",

@@ -176,7 +176,9 @@ def shorten(config: ConfigDict, steps: int) -> ConfigDict:
     """
     short = ConfigDict(config.to_dict())
     # Batch normalization cannot be measured on a single example.
-    fixed = {"measured_examples": 2, "rank_every": 0, "replacement_log": 0}
+    fixed = {"measured_examples": 2} | dict.fromkeys(
+        ("rank_every", "probe_every", "replacement_log"), 0
+    )
     short.update(fixed)
     for case in short.cases.values():
         fields = config.to_dict() | case.to_dict()

@@ -172,16 +172,6 @@ def test_the_notebook_runs_with_tiny_settings():
     assert len(names["panels"][0].lines) == 2
 
 
-@pytest.fixture
-def _full_optimization():
-    """Optimizes the program, which runs for longer than it compiles."""
-    name = "jax_disable_most_optimizations"
-    before = jax.config.values[name]
-    jax.config.update(name, False)
-    yield
-    jax.config.update(name, before)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("_full_optimization")
 def test_the_notebook_shows_that_backprop_loses_plasticity():

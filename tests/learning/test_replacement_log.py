@@ -189,6 +189,62 @@ def test_a_resumed_run_takes_back_what_the_checkpoint_does_not_know(tmp_path):
     assert (tmp_path / "killed" / "replacements.csv").read_text() == whole
 
 
+def test_the_share_of_newborns_and_the_median_age_are_those_of_the_log(tmp_path):
+    """`slow` sweeps its maturity threshold, and `other` has none of its own."""
+    rows = {
+        ("slow", "0", "10"): (19, 21, 15),
+        ("slow", "0", "20"): (39, 100),
+        ("other", "0", ""): (59, 60, 61),
+        ("other", "1", ""): (7,),
+        ("slow", "2", "20"): (5,),  # Of a task that is not in the results.
+    }
+    log = tmp_path / files.REPLACEMENTS_FILE
+    with log.open("w", newline="") as file:
+        writer = csv.writer(file)
+        header = ("case", "task", "maturity_threshold", "seed")
+        writer.writerow([*header, "step", "layer", "unit", "age", "utility"])
+        for (case, task, maturity), ages in rows.items():
+            for age in ages:
+                writer.writerow([case, task, maturity, 0, 1, "dense_0", 0, age, 0.5])
+    cases = [
+        run_results.case_dataset(
+            name,
+            swept | {"seed": np.array([0])},
+            ("dense_0", "head"),
+            {"accuracy": np.zeros((lanes, 2))},
+            {"num_weights": [9, 9], "num_units": [5, 0]},
+            examples_per_task=5,
+            steps_per_task=5,
+            steps_per_second=1.0,
+            lanes_per_block=1,
+        )
+        for name, swept, lanes in (
+            ("slow", {"maturity_threshold": np.array([10.0, 20.0])}, 2),
+            ("other", {}, 1),
+        )
+    ]
+    config = {
+        "maturity_threshold": 30,
+        "replacement_log": 3,
+        "cases": {"slow": {}, "other": {"method": "redo"}},
+    }
+    dataset = run_results.join_cases(cases, {"config": json.dumps(config)})
+    slow, other = survival.read_replaced(log, dataset)
+    # Newborns are below 20, 20, 20, 40 and 40; and below 60.
+    assert (slow.case, slow.newborn_share, slow.median_age) == ("slow", 3 / 5, 21)
+    assert (other.case, other.newborn_share, other.median_age) == ("other", 2 / 4, 59.5)
+    assert (slow.num_full, other.num_full) == (1, 1)
+    table = survival.replaced_table(tmp_path, dataset)
+    assert [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]] == [
+        *("slow", "5", "60.0", "21")
+    ]
+    assert "full in 2 tasks" in table
+    del config["maturity_threshold"]
+    dataset.attrs["config"] = json.dumps(config)
+    assert np.isnan(survival.read_replaced(log, dataset)[1].newborn_share)
+    assert survival.replaced_table(tmp_path / "nowhere", dataset) == ""
+
+
 def test_survival_is_the_product_of_the_shares_that_live_on():
     """Deaths at 2, 2 and 5; one unit alive at 3, one at 7."""
     ages, share = survival.survival(np.array([2, 5, 2]), np.array([3, 7]))

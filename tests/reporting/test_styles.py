@@ -147,3 +147,12 @@ def test_a_new_method_leaves_the_looks_of_others_as_they_are(declared):
 def test_an_unknown_family_is_named_with_the_choices():
     with pytest.raises(ValueError, match=r"'mine'.*'evnts'; choose one of .*'events'"):
         styles.add_method("mine", "evnts")
+
+
+def test_points_have_distinct_colors_as_long_as_there_are_any():
+    first = [styles.members(family)[:1] for family in styles.FAMILIES]
+    alike = [*itertools.chain(*first)]
+    found = styles.distinct_colors(["backprop", *alike[-3:]])
+    assert len(set(found.values())) == 4
+    assert found["backprop"] == styles.method_style("backprop").color
+    assert list(styles.distinct_colors(METHODS)) == METHODS
