@@ -181,10 +181,10 @@ def continual_backprop(
         must have been averaged. Under `jax.jit` sharded arrays need nothing.
       draw: when fresh weights are drawn. "when_due" draws them at updates that replace
         a unit, behind a conditional; "always" draws and mostly drops them, without one;
-        "auto" is "always" on a GPU or TPU, which a conditional holds up, where the
-        params are at most 2**20 numbers, at most 8 units of a group are replaced in a
-        step and the initializer is marked by `unit_by_unit`, and else "when_due". All
-        give the same numbers.
+        "auto" is "always" on a GPU, which a conditional holds up, where the params are
+        at most 2**20 numbers, at most 8 units of a group are replaced in a step and the
+        initializer is marked by `unit_by_unit`, and else "when_due". All give the same
+        numbers.
 
     Returns:
       An `optax.GradientTransformationExtraArgs` with state `ContinualBackpropState`.

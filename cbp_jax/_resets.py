@@ -53,8 +53,8 @@ from cbp_jax.initializers import draws_unit_by_unit, kaiming_uniform
 # Purposes of the random numbers derived from the state's key.
 _NEXT_KEY, _FRESH_WEIGHTS, _THIS_UPDATE = range(3)
 
-# So few fresh columns of a group, in so small params, an accelerator draws faster than
-# it finds out whether any unit is due. Of larger params the time is that of memory: on
+# So few fresh columns of a group, in so small params, a GPU draws faster than it finds
+# out whether any unit is due. Of larger params the time is that of memory: on
 # an H100, without a conditional XLA sums the outgoing magnitudes of 3 x 2,000 units
 # apart from the backward pass, which moves a fifth more bytes.
 _FEW, _SMALL = 8, 2**20
@@ -363,7 +363,7 @@ def reset_by_rule(
             _check_choice(group, choice, transfer_mean)
             unit_states[group.name], choices[group.name] = unit_state, choice
 
-        # Draw fresh weights, on a CPU only when any unit is due.
+        # Draw fresh weights; all but a GPU do so only when any unit is due.
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not group.group.frozen]
@@ -696,8 +696,10 @@ def _draw_if_due(
     )
     if draw == "always":
         return work(operand)
-    only_on_cpu = draw == "auto" and is_little
-    return cond_any_lane(_any_due(due), work, skip, operand, only_on_cpu=only_on_cpu)
+    always_on_gpu = draw == "auto" and is_little
+    return cond_any_lane(
+        _any_due(due), work, skip, operand, always_on_gpu=always_on_gpu
+    )
 
 
 def _find_units(

@@ -118,7 +118,7 @@ def self_normalized_resets(
             lambda operand: operand[1],
             (histogram, state.longest, is_due, rates, _integer(first_threshold)),
             # Histograms are so small that a GPU is done before it could ask.
-            only_on_cpu=True,
+            always_on_gpu=True,
         )
         silence = jnp.where(fires, 0, state.silence + 1)
         state = SelfNormalizedState(

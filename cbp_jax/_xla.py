@@ -38,7 +38,7 @@ def cond_any_lane(
     skip: Callable[[PyTree], PyTree],
     operand: PyTree,
     *,
-    only_on_cpu: bool = False,
+    always_on_gpu: bool = False,
 ) -> PyTree:
     """Returns `work(operand)` if the predicate is true in any lane, or `skip(operand)`.
 
@@ -52,7 +52,8 @@ def cond_any_lane(
         predicate is false. Neither function may close over traced arrays.
       skip: the cheap branch.
       operand: pytree of arrays, the functions' only argument.
-      only_on_cpu: all other platforms do the work every time, without a conditional.
+      always_on_gpu: a GPU does the work every time, without a conditional, which takes
+        it as long as several kernels. A TPU decides fast.
 
     Returns:
       A pytree of arrays, of the same structure, shapes and dtypes from both functions.
@@ -69,9 +70,11 @@ def cond_any_lane(
 
     @custom_vmap
     def conditional(predicate: jax.Array, operand: PyTree) -> PyTree:
-        if not only_on_cpu:
+        if not always_on_gpu:
             return choose(predicate, operand)
-        return lax.platform_dependent(predicate, operand, cpu=choose, default=always)
+        return lax.platform_dependent(
+            predicate, operand, cuda=always, rocm=always, default=choose
+        )
 
     @conditional.def_vmap
     def _(
@@ -89,7 +92,7 @@ def cond_any_lane(
             predicate = jnp.any(predicate)
         lanes_work, lanes_skip = jax.vmap(work), jax.vmap(skip)
         out = cond_any_lane(
-            predicate, lanes_work, lanes_skip, operand, only_on_cpu=only_on_cpu
+            predicate, lanes_work, lanes_skip, operand, always_on_gpu=always_on_gpu
         )
         return out, jax.tree.map(lambda _: True, out)
 

@@ -170,6 +170,7 @@ def test_an_unknown_preset_lists_the_presets():
 
 def test_both_problems_state_the_same_fields_of_learner_and_run():
     of_images = {"dataset", "data_dir", "sampling"}
+    of_images |= {"change_fraction", "transition", "recurrent"}
     of_bits = {"num_bits", "slow_bits", "drift", "drift_every"}
     of_bits |= {"target_units", "target_beta"}
     common = set(complete(pmnist.get_config())) - of_images
