@@ -84,6 +84,12 @@ _PROBLEM = {
 }
 
 _DIGITS = {"num_images": 400, "num_seeds": 10}
+_ALL = paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001)
+
+
+def _some(*names: str) -> dict[str, dict[str, object]]:
+    return {name: dict(_ALL[name]) for name in names}
+
 
 _PRESETS = {
     "default": _DIGITS,
@@ -95,6 +101,9 @@ _PRESETS = {
         "hidden_units": 100,
         "num_seeds": 10,
         "measured_examples": 1200,
+        "cases": _some(
+            *("backprop", "l2_init", "continual_backprop", "adam", "layer_norm")
+        ),
     },
     "upgd_permuted": {
         "labels": "permuted",
@@ -105,19 +114,18 @@ _PRESETS = {
         "hidden_units": (300, 150),
         "num_seeds": 20,
         "measured_examples": 1000,
+        "cases": _some("backprop", "upgd", "continual_backprop"),
     },
     "methods": _DIGITS
     | {
-        "cases": paper_methods(adam_step_size=0.001)
-        | batch_methods(batch_size=10, step_size=0.1)
-        | newer_methods(adam_step_size=0.001)
+        "cases": _ALL | batch_methods(batch_size=10, step_size=0.1),
     },
     "comparison": _DIGITS
     | {
         "num_seeds": 13,
         "noise": "signs",
         "cases": with_values_to_try(
-            paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001),
+            _ALL,
             step_sizes=(0.03, 0.01, 0.003),
             adam_step_sizes=(3e-3, 1e-3, 3e-4),
         ),
