@@ -1,6 +1,6 @@
-"""Every method as a case, with its published settings or with values to try.
+"""Every method as a case, with published settings, values to try, or a search.
 
-The cases and their values are declared with the methods, in
+The cases, their values and their ranges are declared with the methods, in
 experiments/learning/methods.py and experiments/learning/variants.py. Step sizes depend
 on the problem; those of Adam and of mini-batches, which differ from that of SGD on
 single examples, are arguments.
@@ -8,6 +8,7 @@ single examples, are arguments.
 
 from typing import Any
 
+from experiments.learning.methods import HYPERPARAMETERS, METHODS
 from experiments.learning.variants import Variant, variants
 from experiments.reporting.styles import PAPER, REFERENCES
 
@@ -59,6 +60,36 @@ def with_values_to_try(
         return {"step_size": adam_step_sizes if is_adam else step_sizes}
 
     return {name: case | {"sweep": sweep(name, case)} for name, case in cases.items()}
+
+
+def with_search(
+    cases: Cases,
+    *,
+    step_sizes: tuple[float, float],
+    adam_step_sizes: tuple[float, float],
+) -> Cases:
+    """Gives each case a search of its step size and of what else is usually tuned.
+
+    That is every hyperparameter with a usual range that its method declares or that the
+    case itself sets.
+
+    Args:
+      cases: the cases.
+      step_sizes: lowest and highest step size of SGD on this problem.
+      adam_step_sizes: those of Adam.
+    """
+
+    def search(case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+        own = METHODS[case["method"]].hyperparameters
+        usual = {
+            name: HYPERPARAMETERS[name].usual_search
+            for name in (*own, *case)
+            if name in HYPERPARAMETERS and HYPERPARAMETERS[name].usual_search
+        }
+        is_adam = case.get("optimizer") == "adam"
+        return usual | {"step_size": adam_step_sizes if is_adam else step_sizes}
+
+    return {name: case | {"search": search(case)} for name, case in cases.items()}
 
 
 def _case(variant: Variant, adam_step_size: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import optax
 import cbp_jax
 from cbp_jax import layers, optimizers
 from experiments.learning.checks import ConfigError
-from experiments.reporting import styles
+from experiments.reporting import scales, styles
 
 
 class Range(NamedTuple):
@@ -72,6 +72,10 @@ class Hyperparameter(NamedTuple):
         no code is compiled for it.
       meaning: its description, with its unit.
       values: the values that comparisons try; empty for only the default.
+      scale: the scale on which searches spread their trials, one of
+        `experiments.reporting.scales.SCALES`.
+      search: the lowest and the highest value of the usual search, or the values to
+        choose from; empty for those of `values`.
     """
 
     default: float
@@ -79,12 +83,64 @@ class Hyperparameter(NamedTuple):
     off: float | None
     meaning: str
     values: tuple[float, ...] = ()
+    scale: str = scales.LOG
+    search: tuple[float, ...] = ()
+
+    @property
+    def usual_search(self) -> tuple[float, ...]:
+        """The range of the usual search, or the values to choose from; or empty."""
+        if self.search or not self.values or self.scale == scales.CHOICE:
+            return self.search or self.values
+        ends = min(self.values), max(self.values)
+        can_search = ends[0] < ends[1] and scales.is_on(self.scale, ends)
+        return ends if can_search else ()
 
     def check(self, name: str) -> None:
         """Raises ConfigError if any of its values is out of range."""
         for value in (self.default, self.off, *self.values):
             if value is not None:
                 self.range.check(name, value)
+        if self.scale not in scales.SCALES:
+            raise ConfigError(
+                f"The scale of {name!r} is {self.scale!r}: choose one of "
+                f"{list(scales.SCALES)}."
+            )
+        if self.usual_search:
+            self.check_search(f"search.{name}", self.usual_search)
+
+    def check_search(self, path: str, ends: Any) -> None:
+        """Raises ConfigError unless it can be searched in a range.
+
+        Args:
+          path: the field of the config that holds the range.
+          ends: the lowest and the highest value; for a choice, the values.
+        """
+        is_choice = self.scale == scales.CHOICE
+        if not isinstance(ends, list | tuple) or (not is_choice and len(ends) != 2):
+            form = "(VALUE, VALUE, ...)" if is_choice else "(LOW, HIGH)"
+            raise ConfigError(
+                f"config.{path} is {ends!r}, which is no "
+                f"{'choice of values' if is_choice else 'range'}: write {form}."
+            )
+        for value in ends:
+            self.range.check(path, value)
+        if is_choice:
+            if len(set(ends)) < len(ends):
+                raise ConfigError(
+                    f"config.{path} contains a value twice: {ends}. Remove the "
+                    "duplicate."
+                )
+            return
+        if not ends[0] < ends[1]:
+            raise ConfigError(
+                f"config.{path} is {ends}, but its first value must be lower than its "
+                "second: write (LOW, HIGH)."
+            )
+        if not scales.is_on(self.scale, ends):
+            raise ConfigError(
+                f"config.{path} is {ends}, which does not fit on the scale "
+                f"{self.scale!r}: write a range of finite values above 0."
+            )
 
 
 Hyperparameters = Mapping[str, Hyperparameter]
@@ -220,7 +276,9 @@ def _add_hyperparameters(hyperparameters: Hyperparameters) -> None:
 
 OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
     {
-        "step_size": Hyperparameter(0.01, FINITE, None, "step size"),
+        "step_size": Hyperparameter(
+            *(0.01, FINITE, None, "step size"), search=(1e-4, 0.1)
+        ),
         "momentum": Hyperparameter(0.0, DECAY, 0.0, "momentum of SGD"),
         "b1": Hyperparameter(
             _default(optax.adam, "b1"), DECAY, None, "decay of Adam's first moments"
@@ -229,14 +287,17 @@ OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
             _default(optax.adam, "b2"), DECAY, None, "decay of Adam's second moments"
         ),
         "weight_decay": Hyperparameter(
-            0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
+            *(0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"),
+            search=(1e-6, 1e-2),
         ),
         "noise_scale": Hyperparameter(
             *(0.0, FINITE, 0.0),
             "standard deviation of noise on all parameters per update",
+            search=(1e-7, 1e-3),
         ),
         "dropout_rate": Hyperparameter(
-            0.0, DECAY, 0.0, "fraction of hidden activations dropped"
+            *(0.0, DECAY, 0.0, "fraction of hidden activations dropped"),
+            search=(1e-3, 0.3),
         ),
     }
 )
@@ -349,6 +410,8 @@ _UPGD = {
         "upgd_decay_rate": Hyperparameter(
             _default(optimizers.upgd, "decay_rate"),
             *(DECAY, None, "decay of the utilities' average"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.9999),
         ),
         "upgd_noise_scale": Hyperparameter(
             1e-3,
@@ -360,6 +423,7 @@ _UPGD = {
         "upgd_weight_decay": Hyperparameter(
             _default(optimizers.upgd, "weight_decay"),
             *(FINITE, None, "shrinkage of the params, times the step size"),
+            search=(1e-4, 1e-1),
         ),
     },
 }
@@ -390,6 +454,7 @@ _REPLACEMENT = {
             _default(cbp_jax.continual_backprop, "replacement_rate"),
             *(FRACTION, 0.0, "fraction of eligible units replaced per update"),
             values=(1e-3, 1e-4, 1e-5),
+            search=(1e-6, 1e-2),
         ),
         "decay_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "decay_rate"),
@@ -449,6 +514,8 @@ for _name, _utility_fn in (
         "redo_every": Hyperparameter(
             _default(cbp_jax.redo, "reset_every"),
             *(AT_LEAST_ONE, None, "updates between two resets"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="redo_every",
@@ -512,10 +579,13 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
             _default(optimizers.shrink_and_perturb_at_events, "shrink"),
             *(FRACTION, 1.0, "factor on all parameters when a task ends"),
             values=(0.9, 0.6, 0.4),
+            scale=scales.LINEAR,
+            search=(0.1, 1.0),
         ),
         "perturb": Hyperparameter(
             _default(optimizers.shrink_and_perturb_at_events, "perturb"),
             *(FRACTION, 0.0, "factor on a new network added when a task ends"),
+            search=(1e-3, 0.5),
         ),
     },
     sees_tasks=True,
@@ -545,7 +615,9 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             (0.4, 0.2, 0.05),
         ),
         "swr_every": Hyperparameter(
-            2000, AT_LEAST_ONE, None, "updates between two reinitializations"
+            *(2000, AT_LEAST_ONE, None, "updates between two reinitializations"),
+            scale=scales.CHOICE,
+            search=(200, 500, 1000, 2000),
         ),
     },
     period="swr_every",
@@ -577,9 +649,13 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
             _default(optimizers.hare_and_tortoise, "decay"),
             *(FRACTION, 0.0, "decay of the slow average of the parameters"),
             values=(0.9999, 0.999, 0.99),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.99999),
         ),
         "hare_every": Hyperparameter(
-            1000, AT_LEAST_ONE, None, "updates between two returns to the average"
+            *(1000, AT_LEAST_ONE, None, "updates between two returns to the average"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="hare_every",
@@ -650,6 +726,8 @@ method(
         "regrama_every": Hyperparameter(
             _default(cbp_jax.regrama, "reset_every"),
             *(AT_LEAST_ONE, None, "updates between two resets"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="regrama_every",
@@ -677,6 +755,7 @@ def _regrama(given: Ingredients) -> optax.GradientTransformation:
             _default(cbp_jax.cpr, "replacement_rate"),
             *(DECAY, 0.0, "largest fraction of a unit reset at once"),
             values=(0.05, 0.015, 0.005),
+            search=(1e-3, 0.3),
         ),
         "cpr_sharpness": Hyperparameter(
             _default(cbp_jax.cpr, "sharpness"),
