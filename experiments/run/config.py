@@ -45,7 +45,7 @@ NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 # Smallest and largest values of the integer fields, if a problem has them.
 _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
-    "num_trials": (1, 2**31 - 1),
+    "num_trials": (1, 10_000_000),
     "examples_per_task": (1, 2**31 - 1),
     "checkpoint_every": (1, 2**31 - 1),
     "checkpoint_seconds": (0, 2**31 - 1),

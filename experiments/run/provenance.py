@@ -30,6 +30,9 @@ VERSION_FIELD = "cbp_jax"
 
 _NUMERICS_FIELD = "numerics"  # Field of a written config; see `environment`.
 
+NOT_OF_A_CONFIG = (VERSION_FIELD, _NUMERICS_FIELD)
+"""Fields of a written config that are no fields of the config."""
+
 # Fields that change how a run is carried out, but not its results.
 _NOT_RESULTS = (
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "timed_task"),
