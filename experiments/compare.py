@@ -101,6 +101,7 @@ def _evaluate(run: pathlib.Path) -> str:
 
     runs = [Run(str(run), run_results.load(run))]
     choices, _ = comparison.choose_settings(runs, _TUNING_SEEDS.value)
+    comparison.check_reference(_REFERENCE.value, [choice.method for choice in choices])
     print(f"{comparison_output.choice_table(choices)}\n")
     config = evaluation.evaluation_config(
         run,

@@ -210,12 +210,7 @@ def compare(
     check_same_problem([*runs, *tuning_runs])
     candidates = read_trials(runs, tuning_runs)
     methods = list(dict.fromkeys(trial.method for trial in candidates))
-    if reference not in methods:
-        raise ValueError(
-            f"--reference={reference} was not run; choose from {', '.join(methods)}."
-        )
-    if len(methods) == 1:
-        raise ValueError(f"Only {reference} was run; there is nothing to compare.")
+    check_reference(reference, methods)
     if tuning_runs:
         tried = read_trials(tuning_runs, runs)
         seeds = _first_seeds(tried, num_tuning_seeds)
@@ -245,6 +240,16 @@ def compare(
         _doubts_of_choices(choices, len(seeds)) + _warnings(evaluated, reference),
         _groups(evaluated, verdicts[SCORES[0].name]) if is_search else None,
     )
+
+
+def check_reference(reference: str, methods: Sequence[str]) -> None:
+    """Raises ValueError unless a reference and another method were run."""
+    if reference not in methods:
+        raise ValueError(
+            f"--reference={reference} was not run; choose from {', '.join(methods)}."
+        )
+    if len(methods) == 1:
+        raise ValueError(f"Only {reference} was run; there is nothing to compare.")
 
 
 def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
@@ -340,7 +345,9 @@ def _choose_one(method: str, tried: list[Trial], seeds: Sequence[int]) -> Choice
     if not seeds:
         raise ValueError(
             f"{method} has {len(tried)} settings but no seeds to choose one: pass "
-            "--tuning_seeds=N to choose on the first N seeds, or --tuning_run=RUN."
+            "--tuning_seeds=N to choose on the first N seeds, --tuning_run=RUN to "
+            "choose on those of another run, or --evaluate --num_seeds=N to train the "
+            "best setting on N further seeds."
         )
     for trial in tried:
         missing = sorted(set(seeds) - set(trial.seeds))

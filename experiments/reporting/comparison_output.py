@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 EDGE = "†"
 """Marks a setting at the edge of the values tried."""
 _NOT_CORRECTED = (
+    "They are not corrected for the number of methods: of 20 methods that equal the "
+    "reference, about one will appear better or worse by chance."
+)
+_CORRECTED = (
     "Verdicts are paired t-tests, or sign tests if an error is infinite, corrected for "
     "the number of methods by Holm's method: if all methods equal the reference, the "
     "chance that any of them appears better or worse is 5 %. The column p has the "
@@ -59,10 +63,10 @@ def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
     trials.write_text(trials_csv(comparison.choices))
     draw_differences(comparison, differences)
     draw_curves(comparison, curves)
-    if comparison.groups is None:
+    choices, seeds = _searched(comparison), comparison.tuning_seeds
+    if comparison.groups is None or not choices:
         return paths
     costs, cost, sensitivity = (folder / name for name in files.SEARCH_FILES)
-    choices, seeds = _searched(comparison), comparison.tuning_seeds
     costs.write_text(costs_csv(comparison))
     tuning.draw_cost(choices, seeds, cost)
     tuning.draw_sensitivity(choices, sensitivity)
@@ -98,7 +102,7 @@ def markdown(comparison: Comparison) -> str:
             verdict_table(comparison, score),
         ]
     parts += ["## Hyperparameters", choice_table(comparison.choices)]
-    if is_search:
+    if is_search and _searched(comparison):
         parts += [f"## Cost of tuning, {unit}", cost_table(comparison)]
     return "\n\n".join(parts) + "\n"
 

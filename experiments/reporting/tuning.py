@@ -17,6 +17,8 @@ from experiments.reporting.comparison import Choice
 from experiments.reporting.styles import in_words, method_style, position
 
 _MOST_COLUMNS = 6
+# Larger errors, in multiples of the largest that any method chose, are not drawn.
+_TIMES_THE_CHOSEN = 2
 
 
 def expected_best(values: np.ndarray) -> np.ndarray:
@@ -79,7 +81,8 @@ def draw_cost(
 ) -> pathlib.Path:
     """Draws the score against the number of trials, one line per method.
 
-    Bands are 95 % intervals of the mean over seeds. An infinite error is not drawn.
+    Lines are means over seeds. An error far above those of the chosen trials is out of
+    the panel.
 
     Args:
       choices: the trials of all methods.
@@ -89,7 +92,9 @@ def draw_cost(
     measure = _measure(choices)
     shown = sorted(choices, key=lambda choice: position(choice.method))
     rows = plots.rows_of([({"case": choice.method}, choice) for choice in shown])
-    figure, axes = plots.subplots(len(rows), 1, sharex=True, figsize=(6, 3 * len(rows)))
+    figure, axes = plots.subplots(
+        *(len(rows), 1), sharex=True, sharey=True, figsize=(6, 3 * len(rows))
+    )
     for (axis,), (title, row) in zip(axes, rows.items(), strict=True):
         for label, style, choice in plots.lines_of(row):
             curves = measure.factor * cost_curves(choice, seeds)
@@ -100,7 +105,7 @@ def draw_cost(
                 curves,
                 style,
                 highest=measure.highest,
-                band="half_width" if len(rows) == 1 else "",
+                band="",
                 label=label,
             )
         axis.set_xscale("log", base=2)
@@ -109,6 +114,7 @@ def draw_cost(
         if title:
             plots.legend_beside(axis, title)
     axes[-1, 0].set_xlabel("trials to choose from")
+    _cut(axes, measure, choices)
     if list(rows) == [""]:
         plots.legend_above(figure, axes[0, 0].lines, num_columns=3)
     return plots.save(figure, path)
@@ -118,8 +124,8 @@ def draw_sensitivity(choices: Sequence[Choice], path: pathlib.Path) -> pathlib.P
     """Draws the score of each trial over each hyperparameter of its method.
 
     There is one panel per method and hyperparameter; all have the same axis of scores,
-    means over tasks and tuning seeds. A ring marks the chosen trial, and a cross at the
-    top one whose error is infinite.
+    means over tasks and tuning seeds. A ring marks the chosen trial. A cross at the top
+    is a trial whose error is far above those of the chosen trials, or infinite.
 
     Args:
       choices: the trials of all methods, some of which have several.
@@ -130,6 +136,7 @@ def draw_sensitivity(choices: Sequence[Choice], path: pathlib.Path) -> pathlib.P
         for choice in sorted(choices, key=lambda choice: position(choice.method))
         for name in choice.trial.setting
     ]
+    measure = _measure(choices)
     num_columns = min(_MOST_COLUMNS, len(panels))
     num_rows = -(-len(panels) // num_columns)
     figure, axes = plots.subplots(
@@ -138,11 +145,12 @@ def draw_sensitivity(choices: Sequence[Choice], path: pathlib.Path) -> pathlib.P
         figsize=(2.3 * num_columns, 2 * num_rows),
     )
     for axis, (choice, name) in zip(axes.flat, panels, strict=False):
-        _draw_panel(axis, choice, name, _measure(choices).factor)
+        _draw_panel(axis, choice, name, measure.factor, _top(measure, choices))
     for axis in axes.flat[len(panels) :]:
         axis.remove()
     for axis in axes[:, 0]:
-        axis.set_ylabel(_measure(choices).label, fontsize="small")
+        axis.set_ylabel(measure.label, fontsize="small")
+    _cut(axes, measure, choices)
     return plots.save(figure, path)
 
 
@@ -152,29 +160,44 @@ def _measure(choices: Sequence[Choice]) -> plots.Measure:
     return next(measure for measure in plots.MEASURES if measure.variable == name)
 
 
-def _draw_panel(axis: Any, choice: Choice, name: str, factor: float) -> None:
+def _top(measure: plots.Measure, choices: Sequence[Choice]) -> float:
+    """Returns the highest value that figures show."""
+    best = measure.factor * np.array([choice.scores[choice.best] for choice in choices])
+    finite = best[np.isfinite(best)]
+    if np.isfinite(measure.highest) or not finite.size:
+        return measure.highest
+    return _TIMES_THE_CHOSEN * float(finite.max())
+
+
+def _cut(axes: np.ndarray, measure: plots.Measure, choices: Sequence[Choice]) -> None:
+    """Limits panels with a common axis of scores to what figures show."""
+    axis = axes[0, 0]
+    axis.set_ylim(top=min(axis.get_ylim()[1], _top(measure, choices)))
+
+
+def _draw_panel(
+    axis: Any, choice: Choice, name: str, factor: float, top: float
+) -> None:
     """Draws the scores of a method's trials over one hyperparameter."""
-    scale, _ = choice.ranges.get(name, (scales.LOG, ()))
     values = np.array([trial.setting[name] for trial in choice.trials])
+    scale, ends = choice.ranges.get(name, (scales.LOG, values))
+    ends = np.array([min(ends), max(ends)])
     label = in_words(name)
     if scale == scales.LOG_COMPLEMENT:
-        values, label = 1 - values, f"1 - {label}"
+        values, ends, label = 1 - values, 1 - ends[::-1], f"1 - {label}"
     scores = factor * np.array(choice.scores)
     style = method_style(choice.method)
-    axis.plot(values, scores, ".", color=style.color)
+    axis.plot(values, np.where(scores <= top, scores, np.nan), ".", color=style.color)
     best = choice.best
     axis.plot(values[best], scores[best], "o", color=style.color, fillstyle="none")
-    lost = values[np.isinf(scores)]
-    axis.plot(
-        lost,
-        np.ones(lost.size),
-        "x",
-        color=style.color,
-        transform=axis.get_xaxis_transform(),
-        clip_on=False,
-    )
-    if scale != scales.LINEAR and (values > 0).all():
+    lost = values[scores > top]
+    if lost.size:
+        at_top = {"transform": axis.get_xaxis_transform(), "clip_on": False}
+        axis.plot(lost, np.ones(lost.size), "x", color=style.color, **at_top)
+    if scale != scales.LINEAR and ends[0] > 0:
         axis.set_xscale("log")
+    axis.set_xticks(ends, [f"{end:.4g}" for end in ends])
+    axis.set_xticks([], minor=True)
     axis.tick_params(labelsize="small")
     axis.set_title(in_words(choice.method), fontsize="small")
     axis.set_xlabel(label, fontsize="small")
