@@ -39,6 +39,20 @@ def test_every_method_has_three_trials_of_its_own(name):
     make_problem(made["fire"])  # Raises if its fields do not go together.
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_method_has_the_same_search_budget(name):
+    presets, preset, *_ = PROBLEMS[name]
+    config = presets.get_config("search")
+    assert set(config.cases) == set(presets.get_config(preset).cases)
+    step_sizes = set()
+    for case in make_cases(config).values():
+        grid = make_grid(case)
+        assert grid.shape == (16, 3)
+        if case.optimizer == "sgd":
+            step_sizes.add(tuple(grid.trials["step_size"]))
+    assert len(step_sizes) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_method_of_the_preset_can_be_run(name):
