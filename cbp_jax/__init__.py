@@ -6,6 +6,7 @@ import warnings as _warnings
 from cbp_jax import (
     initializers,
     layers,
+    losses,
     metrics,
     networks,
     optimizers,
@@ -54,6 +55,7 @@ __all__ = [
     "infer_units",
     "initializers",
     "layers",
+    "losses",
     "metrics",
     "networks",
     "optimizers",

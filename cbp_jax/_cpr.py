@@ -63,9 +63,9 @@ def cpr(
       u_i \leftarrow 1
 
     A unit below the mean is reset by :math:`\rho`. The farther a unit is above it, the
-    less it is reset. Biases, normalization parameters, moments and ages do not change.
-    Unless :math:`\rho = 1`, no unit is reset completely, so `replaced` lists none and
-    `num_replaced` stays 0. The state has the fractions of the last update.
+    less it is reset. Biases, normalization parameters, slopes, moments and ages do not
+    change. Unless :math:`\rho = 1`, no unit is reset completely, so `replaced` lists
+    none and `num_replaced` stays 0. The state has the fractions of the last update.
 
     Example::
 
@@ -85,7 +85,7 @@ def cpr(
       is_check: whether this update resets units; see `redo`.
       gradient: see `regrama`.
       moments: "reset" moves the moments toward their initial values, too; see `Choice`.
-      biases: "reset" moves biases and normalization parameters, too.
+      biases: "reset" moves biases, normalization parameters and slopes, too.
       axis_name: see `continual_backprop`; only gradients of activations use it.
       key: see `reset_by_rule`.
       **options: `initializer`, `keep_state` and `between_reset` of `reset_by_rule`.

@@ -94,8 +94,9 @@ class Choice(NamedTuple):
     With a `fraction` f, a chosen unit is reset in part. Everything that a reset sets
     goes that far from its value after the base optimizer's step toward its value after
     a reset: incoming weights become (1 - f) w + f fresh, outgoing weights (1 - f) w,
-    and biases, normalization parameters and moments likewise, if they are reset at all.
-    A fraction of 0 changes nothing, and 1 is a reset as without fractions.
+    and biases, normalization parameters, learned slopes and moments likewise, if they
+    are reset at all. A fraction of 0 changes nothing, and 1 is a reset as without
+    fractions.
 
     The age and the rule's state of a unit are reset, and it counts in `replaced` and
     `num_replaced`, only if its fraction is 1. For the others the rule decides: what its
@@ -170,10 +171,11 @@ def reset_by_rule(
 
     At each update, after the base optimizer's step, the rule gets each group's
     `Measurements` and chooses units. A reset redraws a chosen unit's incoming weights,
-    sets its biases and outgoing weights to 0 and its normalization scale to 1 and shift
-    to 0, and restores the initial values of the base optimizer's moments and the rule's
-    state. All groups are measured before the first is reset; they are reset in order.
-    A rule may also reset units in part; see `Choice`.
+    sets its biases and outgoing weights to 0, its normalization scale to 1 and shift to
+    0, and its learned slope to that of a new unit, and restores the initial values of
+    the base optimizer's moments and the rule's state. All groups are measured before
+    the first is reset; they are reset in order. A rule may also reset units in part;
+    see `Choice`.
 
     The returned updates are those of the base optimizer, except for reset entries,
     which they set to the new values. Make this the last transformation in a chain:
@@ -205,7 +207,8 @@ def reset_by_rule(
         update. "fresh" redraws it if the group of its reader comes later in `units`, as
         in continual backprop's code, which resets one layer after another; with "zero",
         all incoming weights are drawn first and all outgoing ones zeroed then.
-      biases: "keep" does not change biases, normalization parameters or their moments.
+      biases: "keep" does not change biases, normalization parameters, learned slopes or
+        their moments.
       draw: see `continual_backprop`.
 
     Returns:

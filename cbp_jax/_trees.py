@@ -60,7 +60,8 @@ def spread_masks(masks: Masks, num_leaves: int) -> list[jax.Array | None]:
 
     Returns:
       For each leaf of the flattened params, a mask of the entries to reset: the units'
-      columns of `incoming`, rows of `outgoing`, biases and normalization parameters.
+      columns of `incoming`, rows of `outgoing`, biases, normalization parameters and
+      learned slopes.
       None for a leaf without units.
     """
     spread: list[jax.Array | None] = [None] * num_leaves
@@ -81,7 +82,7 @@ def reset_units(
 
     Use it for state that the transform does not own, such as an average of the params,
     a gradient accumulator, or eligibility traces. It resets the units' columns of
-    `incoming`, rows of `outgoing`, biases and normalization parameters.
+    `incoming`, rows of `outgoing`, biases, normalization parameters and learned slopes.
 
     Args:
       tree: pytree with the structure and shapes of the params.

@@ -33,8 +33,8 @@ class UnitGroup(NamedTuple):
     """A group of hidden units: the leaves of a params tree that belong to them.
 
     Each field of paths takes one path, a sequence of paths, or None for no leaf. With
-    the default layout, the last axis of `incoming`, `bias`, `norm_scale` and
-    `norm_bias` indexes the N units. The second-to-last axis of `outgoing` indexes them
+    the default layout, the last axis of `incoming`, `bias`, `norm_scale`, `norm_bias`
+    and `slope` indexes the N units. The second-to-last axis of `outgoing` indexes them
     times the P positions of a spatial map that was flattened in between (channel
     fastest).
 
@@ -86,6 +86,9 @@ class UnitGroup(NamedTuple):
         end a residual branch and are initially silent.
       frozen: whether to measure the group but never reset it. A `replacement_rate` of 0
         does the same.
+      slope: slopes that the units' activation learns, `[N]`, set to `slope_value` at a
+        reset; see `cbp_jax.layers.prelu`.
+      slope_value: the slope of a new unit.
     """
 
     name: str
@@ -106,6 +109,8 @@ class UnitGroup(NamedTuple):
     output_axes: int | Sequence[int] = 1
     norm_scale_value: float = 1.0
     frozen: bool = False
+    slope: Paths = None
+    slope_value: float = 0.0
 
 
 def sequential_units(
@@ -176,7 +181,8 @@ def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
 
 
 LAYOUTS = ("io", "oi")
-_FIELDS = ("incoming", "bias", "outgoing", "outgoing_bias", "norm_scale", "norm_bias")
+_VECTORS = ("bias", "norm_scale", "norm_bias", "slope")
+_FIELDS = ("incoming", "outgoing", "outgoing_bias", *_VECTORS)
 
 
 class UnitAxes(NamedTuple):
@@ -273,7 +279,7 @@ class ResolvedGroup(NamedTuple):
     incoming: tuple[UnitAxes, ...]
     outgoing: tuple[UnitAxes, ...]
     outgoing_bias: tuple[int, ...]
-    vectors: tuple[UnitAxes, ...]  # Biases, and scales and shifts of normalizations.
+    vectors: tuple[UnitAxes, ...]  # Leaves of `_VECTORS`, one number for each unit.
 
     @property
     def name(self) -> str:
@@ -454,10 +460,13 @@ class _Resolution:
                 raise self.mismatch(
                     axes.leaf, "incoming", "has another number of units"
                 )
-        values = {"bias": 0.0, "norm_scale": self.group.norm_scale_value}
+        values = {
+            "norm_scale": self.group.norm_scale_value,
+            "slope": self.group.slope_value,
+        }
         vectors = tuple(
             self.vector(leaf, field, values.get(field, 0.0))
-            for field in ("bias", "norm_scale", "norm_bias")
+            for field in _VECTORS
             for leaf in self.found[field]
         )
         outgoing = self.all_outgoing()

@@ -27,16 +27,26 @@ __all__ = [
 
 GAINS: Mapping[str, float] = MappingProxyType(
     {
+        "adalin_tanh": 5 / 3,
+        "aid": math.sqrt(2),
         "elu": math.sqrt(2),
         "leaky_relu": math.sqrt(2 / (1 + 0.01**2)),
         "linear": 1.0,
+        "prelu": math.sqrt(2),
+        "randomized_smooth_leaky": math.sqrt(2 / (1 + (11 / 48) ** 2)),
         "relu": math.sqrt(2),
         "sigmoid": 1.0,
+        "smooth_leaky": math.sqrt(2 / (1 + 0.1**2)),
         "swish": math.sqrt(2),
         "tanh": 5 / 3,
     }
 )
-"""Gain of each activation, as in the paper; leaky ReLU has slope 0.01."""
+"""Gain of each activation.
+
+Those of the paper are as there; leaky ReLU has slope 0.01. PReLU, AID and AdaLin have
+the gain of the activation that they extend, and the smooth-leaky ones that of a leaky
+ReLU with their default slope, or its mean.
+"""
 
 
 def kaiming_uniform(activation: str) -> Initializer:

@@ -4,14 +4,14 @@ A utility function maps the `cbp_jax.Measurements` of one group to one number pe
 The transform averages that number over time and replaces mature units with the lowest
 average, so only the order of the units in a group matters. Pass any function of this
 signature as `utility_fn`. The functions below are the measures of Dohare et al. (2024)
-and of the authors' released code, whose names are in parentheses.
+and of the authors' released code, whose names are in parentheses, and three that read
+gradients.
 
 Magnitudes are means where the paper has sums. The order is the same, and means do not
 depend on the width. A unit whose incoming weights are all zero transmits nothing, so
 measures that divide by the incoming magnitude give it utility 0.
 
-A utility that reads a gradient names it in its attribute `needs`, like the three at the
-end::
+A utility that reads a gradient names it in its attribute `needs`::
 
   def learning(measurements):
     return measurements.incoming_gradient * measurements.outgoing_magnitude.mean(axis=0)

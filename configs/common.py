@@ -1,8 +1,8 @@
 """The fields that the configs of all problems share, and how presets become configs.
 
-The hyperparameters of a method, their published values and their ranges are declared
-with the method, in experiments/learning/methods.py; a config has those that its cases
-take.
+The hyperparameters of methods and optimizers, their published values and their ranges
+are declared with these, in experiments/learning/methods.py and base_optimizers.py; a
+config has those that its cases take.
 """
 
 from collections.abc import Mapping
@@ -14,11 +14,11 @@ from experiments.run.config import complete
 
 _LEARNER = {
     "method": "continual_backprop",  # A name in experiments/learning/methods.py.
-    "optimizer": "sgd",  # Or "adam".
+    "optimizer": "sgd",  # A name in experiments/learning/base_optimizers.py.
     "noise": "normal",  # Distribution of noise_scale; "signs" are much cheaper.
     "hidden_layers": 1,  # 0 for a linear model.
     "hidden_units": 100,
-    "activation": "relu",  # A name in cbp_jax.networks.ACTIVATIONS.
+    "activation": "relu",  # Of cbp_jax.networks.ACTIVATIONS, ACTIVATION_LAYERS.
     "normalization": "none",  # Or a name in cbp_jax.layers.NORMALIZATIONS.
     "batch_size": 1,  # Examples per update.
 }

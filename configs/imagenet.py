@@ -18,6 +18,7 @@ Textures are drawn from the seed, so the default downloads nothing.
 
 from ml_collections import ConfigDict
 
+from cbp_jax.networks import PAIRED
 from configs import common
 from configs.methods import newer_methods, paper_methods
 from experiments.learning.methods import METHODS
@@ -89,14 +90,17 @@ _TEXTURES = {
 }
 # Methods that are themselves optimizers have no momentum, which makes steps in a
 # constant direction 1 / (1 - momentum) = 10 times as large. They get 10 times the step
-# size instead.
+# size instead, unless their steps are like Adam's.
 _WITHOUT_MOMENTUM = {"momentum": 0.0, "step_size": 0.7}
+# The features of a batch say more than that of an example: L2-ER takes fewer batches.
+_BATCHES = {"l2_er": {"er_every": 12}}
 # The convolutional network does not support activations with two outputs per unit.
 _NEWER_METHODS = {
     name: case
     | (_WITHOUT_MOMENTUM if METHODS[case["method"]].replaces_optimizer else {})
+    | _BATCHES.get(name, {})
     for name, case in newer_methods(adam_step_size=0.003).items()
-    if "activation" not in case
+    if case.get("activation") not in PAIRED
 }
 
 _PRESETS = {

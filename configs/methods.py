@@ -2,13 +2,14 @@
 
 The cases, their values and their ranges are declared with the methods, in
 experiments/learning/methods.py and experiments/learning/variants.py. Step sizes depend
-on the problem; those of Adam and of mini-batches, which differ from that of SGD on
-single examples, are arguments.
+on the problem; those of mini-batches and of Adam, which also suit the other optimizers,
+differ from that of SGD on single examples and are arguments.
 """
 
 from typing import Any
 
-from experiments.learning.methods import HYPERPARAMETERS, METHODS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
+from experiments.learning.methods import METHODS
 from experiments.learning.variants import Variant, variants
 from experiments.reporting.styles import PAPER, REFERENCES
 
@@ -56,8 +57,8 @@ def with_values_to_try(
     def sweep(name: str, case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
         if name in known and known[name].sweep:
             return dict(known[name].sweep)
-        is_adam = case.get("optimizer") == "adam"
-        return {"step_size": adam_step_sizes if is_adam else step_sizes}
+        like_adam = _steps_like_adam(case)
+        return {"step_size": adam_step_sizes if like_adam else step_sizes}
 
     return {name: case | {"sweep": sweep(name, case)} for name, case in cases.items()}
 
@@ -70,30 +71,39 @@ def with_search(
 ) -> Cases:
     """Gives each case a search of its step size and of what else is usually tuned.
 
-    That is every hyperparameter with a usual range that its method declares or that the
-    case itself sets.
+    That is every hyperparameter with a usual range that its method declares, that the
+    case itself sets, or that comparisons try values of.
 
     Args:
       cases: the cases.
       step_sizes: lowest and highest step size of SGD on this problem.
-      adam_step_sizes: those of Adam.
+      adam_step_sizes: those of Adam, which also suit the other optimizers.
     """
+    known = variants()
 
-    def search(case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+    def search(name: str, case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
         own = METHODS[case["method"]].hyperparameters
+        tried = known[name].sweep if name in known else ()
         usual = {
-            name: HYPERPARAMETERS[name].usual_search
-            for name in (*own, *case)
-            if name in HYPERPARAMETERS and HYPERPARAMETERS[name].usual_search
+            field: HYPERPARAMETERS[field].usual_search
+            for field in (*own, *case, *tried)
+            if field in HYPERPARAMETERS and HYPERPARAMETERS[field].usual_search
         }
-        is_adam = case.get("optimizer") == "adam"
-        return usual | {"step_size": adam_step_sizes if is_adam else step_sizes}
+        ends = adam_step_sizes if _steps_like_adam(case) else step_sizes
+        return usual | {"step_size": ends}
 
-    return {name: case | {"search": search(case)} for name, case in cases.items()}
+    return {name: case | {"search": search(name, case)} for name, case in cases.items()}
 
 
 def _case(variant: Variant, adam_step_size: float) -> dict[str, Any]:
     case = dict(variant.fields)
-    if case.get("optimizer") == "adam":
+    if _steps_like_adam(case):
         case["step_size"] = adam_step_size
     return case
+
+
+def _steps_like_adam(case: dict[str, Any]) -> bool:
+    """Whether its steps are about as long as its step size, unlike those of SGD."""
+    return (
+        case.get("optimizer", "sgd") != "sgd" or METHODS[case["method"]].steps_like_adam
+    )

@@ -12,10 +12,15 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint, arXiv:2306.1381
 | paper      | MNIST  | 3 x 2,000          | 800 x 60,000 | 30    | the main result  |
 | width      | MNIST  | 3 x 100 ... 10,000 | 150 x 60,000 | 30    | the width study  |
 | rate       | MNIST  | 3 x 2,000          | 48 M in all  | 30    | rate of change   |
+| upgd       | MNIST  | 300 + 150          | 200 x 5,000  | 20    | UPGD's protocol  |
+| l2_init    | MNIST  | 2 x 100            | 500 x 10,000 | 10    | L2 init's        |
 | methods    | digits | 3 x 50             | 60 x 5,000   | 10    | every method     |
 | comparison | digits | 3 x 50             | 60 x 5,000   | 13    | all, 3 strengths |
 | search     | digits | 3 x 50             | 60 x 5,000   | 3     | all, 16 trials   |
 | smoke      | digits | 3 x 10             | 2 x 200      | 2     | that it runs     |
+
+`upgd` and `l2_init`, with batches of 16, have the tasks of Elsayed and Mahmood,
+arXiv:2404.00781, and Kumar et al., arXiv:2308.11958.
 
 `comparison_mnist_tuning` (10 tasks, 2 seeds, 3 strengths) and `comparison_mnist` (100
 tasks, 3 other seeds) compare the paper's methods on MNIST with 3 x 100 units.
@@ -79,10 +84,19 @@ _PROBLEM = {
     "num_tasks": 800,
     "examples_per_task": 60_000,
     "sampling": "without_replacement",  # Or "with_replacement".
+    "change_fraction": 1.0,  # Share of the pixels that changes with a task.
+    "transition": 0,  # Examples over which a task fades in.
+    "recurrent": 0,  # Tasks that recur; 0 for tasks that are always new.
     "hidden_layers": 3,
     "hidden_units": 2000,
     "step_size": 0.003,
     "replacement_rate": 1e-6,
+    "timed_task": {
+        "examples_per_task": 300,
+        "measured_examples": 100,
+        "rank_every": 0,
+        "transition": 0,
+    },
 }
 
 _DIGITS = {
@@ -124,6 +138,25 @@ _PRESETS = {
         "num_tasks": 150,
         "num_seeds": 10,
         "replacement_rate": 1e-4,
+    },
+    "upgd": {
+        "hidden_layers": 2,
+        "hidden_units": (300, 150),
+        "num_tasks": 200,
+        "examples_per_task": 5000,
+        "step_size": 0.01,
+        "replacement_rate": 1e-4,
+        "num_seeds": 20,
+    },
+    "l2_init": {
+        "hidden_layers": 2,
+        "hidden_units": 100,
+        "num_tasks": 500,
+        "examples_per_task": 10_000,
+        "batch_size": 16,
+        "step_size": 0.01,
+        "replacement_rate": 1e-4,
+        "num_seeds": 10,
     },
     "width": {"num_tasks": 150, "cases": _widths(100, 1000, 10_000)},
     "rate": {"cases": _change_every(48_000_000, 10_000, 100_000, 1_000_000)},

@@ -3,8 +3,8 @@ r"""Times training; docs/benchmark.md explains the numbers.
     python -m experiments.benchmark [--preset=cpu|accelerator|smoke] [--minutes=5] \
         [--only='3 x 100'] [--rounds=7] [--against=torch] [--csv=FILE]
     python -m experiments.benchmark PROBLEM --config=configs/pmnist.py:methods \
-        [--config.FIELD=VALUE] [--reference=backprop] [--steps=1000] [--rounds=7] \
-        [--parts=data] [--parts=measures]
+        [--cases=backprop,l2] [--config.FIELD=VALUE] [--reference=backprop] \
+        [--steps=1000] [--rounds=7] [--parts=data] [--parts=measures]
     python -m experiments.benchmark [PROBLEM --config=...] --compile_for=h100
 
 The first form times the groups of a preset in configs/benchmark.py, each a network with
@@ -148,7 +148,9 @@ def _run_groups(name: str, groups: Sequence[ConfigDict], minutes: float) -> None
 
 
 def _network_name(config: ConfigDict) -> str:
-    return f"{config.hidden_layers} x {config.hidden_units:,}"
+    if isinstance(config.hidden_units, int):
+        return f"{config.hidden_layers} x {config.hidden_units:,}"
+    return " + ".join(f"{units:,}" for units in config.hidden_units)
 
 
 def _assumptions() -> Assumptions:
@@ -454,6 +456,7 @@ def _make_problem_of(name: str) -> Callable[[Any], Any]:
 
 if __name__ == "__main__":
     _CONFIG = define_config_flag()
+    command_line.define_cases_flag()
     _PRESET = flags.DEFINE_string("preset", "cpu", "Preset of configs/benchmark.py.")
     _MINUTES = flags.DEFINE_float(
         "minutes", None, f"When to stop; {_PRESET_MINUTES:g} for presets.", 0.0

@@ -18,6 +18,8 @@ NUM_STEPS = 3  # With an event after the second.
 BASE = optax.sgd(0.125, momentum=1.0)
 UNITS = (cbp_jax.UnitGroup("dense_0", "dense_0/kernel", "dense_0/bias", "head/kernel"),)
 
+ADAM = optimizers.adam_with_unit_counts(0.125, UNITS, 0.5, 0.75)
+
 
 def make_params(dtype=np.float32):
     """One hidden layer and few leaves, which compile fast."""
@@ -55,6 +57,10 @@ def around(wrapper, **options):
     return wrapper(BASE, **options)
 
 
+def around_adam(wrapper, **options):
+    return wrapper(ADAM, **options)
+
+
 def instead(optimizer, **options):
     return optimizer(**options)
 
@@ -77,6 +83,16 @@ CASES = {
     case.function.__name__: case
     for case in (
         Case(optimizers.l2_init, before, {"strength": 0.3}, {"strength": 0.0}),
+        Case(optimizers.l1_init, before, {"strength": 0.3}, {"strength": 0.0}),
+        Case(optimizers.wasserstein_init, before, {"strength": 2.0}, {"strength": 0.0}),
+        Case(
+            optimizers.parseval,
+            before,
+            {"strength": 1e-4, "gain": 1.5},
+            {"strength": 0.0},
+            {"num_groups": 1},
+        ),
+        Case(optimizers.isometry, behind, {"strength": -0.01}, {"strength": 0.0}),
         Case(
             optimizers.spectral_regularization,
             before,
@@ -100,20 +116,44 @@ CASES = {
             optax.sgd(0.1),
         ),
         Case(
+            optimizers.ada_upgd,
+            instead,
+            {"noise_scale": 0.5, "decay_rate": 0.9, "weight_decay": 0.2},
+            {"noise_scale": 0.0, "weight_decay": 0.0, "protecting": False},
+            {"learning_rate": 0.125, "b1": 0.5, "b2": 0.75},
+            optimizers.adam_with_unit_counts(0.25, UNITS, 0.5, 0.75, 1e-5),
+        ),
+        Case(
+            optimizers.pgd,
+            instead,
+            {"noise_scale": 0.5},
+            {"noise_scale": 0.0},
+            {"learning_rate": 0.125},
+            optax.sgd(0.125),
+        ),
+        Case(
             optimizers.adamw_with_unit_counts,
             instead,
             {"weight_decay": 0.5, "b1": 0.5, "b2": 0.75},
             {"weight_decay": 0.0},
             {"learning_rate": 0.125, "units": UNITS},
-            optimizers.adam_with_unit_counts(0.125, UNITS, 0.5, 0.75),
+            ADAM,
         ),
         Case(optimizers.act_at, behind, {}, NEVER, {"act": halve, **EVENT}),
         Case(optimizers.fire, behind, {"num_iterations": 4}, NEVER, EVENT),
         Case(
             optimizers.hare_and_tortoise, behind, {"decay": 0.6}, {"decay": 0.0}, EVENT
         ),
+        Case(
+            optimizers.dash,
+            around,
+            {"smoothing": 0.4, "lowest": 0.2},
+            {"lowest": 1.0},
+            EVENT,
+        ),
         Case(optimizers.reset_params_at, behind, {}, NEVER, EVENT | FRESH),
         Case(optimizers.reset_optimizer_at, around, {}, NEVER, EVENT),
+        Case(optimizers.reset_adam_count_at, around_adam, {}, NEVER, EVENT, ADAM),
         Case(
             optimizers.shrink_and_perturb_at_events,
             behind,

@@ -24,6 +24,7 @@ LAYERS = (
     ("cbp_jax",),
     ("cbp_jax.recipes", "cbp_jax.networks", "cbp_jax.training"),
     ("cbp_jax.layers", "cbp_jax.metrics", "cbp_jax.optimizers", "cbp_jax.variants"),
+    ("cbp_jax.losses",),
     ("cbp_jax._discovery",),
     (
         "cbp_jax._continual_backprop",

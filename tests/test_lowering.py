@@ -11,11 +11,24 @@ import jax.numpy as jnp
 import optax
 import pytest
 import tiny
-from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
+from tiny_runs import (
+    one_lane,
+    tiny_bits,
+    tiny_digits,
+    tiny_labels,
+    tiny_pairs,
+    tiny_warm_start,
+)
 
 import cbp_jax
 from cbp_jax import _resets, metrics, networks
-from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
+from experiments import (
+    changing_labels,
+    continual_imagenet,
+    permuted_mnist,
+    slowly_changing_regression,
+    warm_start,
+)
 from experiments.run.config import complete, make_cases
 
 PARAMS = tiny.make_params()
@@ -168,6 +181,8 @@ def test_convolutions_are_computed_as_told_or_by_platform(name, used_by):
         (permuted_mnist, tiny_digits),
         (slowly_changing_regression, tiny_bits),
         (continual_imagenet, tiny_pairs),
+        pytest.param(changing_labels, tiny_labels, marks=pytest.mark.slow),
+        pytest.param(warm_start, tiny_warm_start, marks=pytest.mark.slow),
     ],
 )
 def test_a_task_of_each_problem_can_be_compiled_for_accelerators(program, make_config):

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import numpy as np
 import pytest
 
-from configs import imagenet, pmnist, scr
+from configs import imagenet, labels, pmnist, scr, warm_start
 from experiments.learning.keys import STREAM, make_key
 from experiments.reporting import run_results
 from experiments.run import provenance, runner
@@ -85,6 +85,29 @@ def shrink_pairs(config):
         config[field] = smoke[field]
     config.conv_channels, config.conv_sizes = (3,), (5,)
     config.num_epochs, config.rank_every, config.test_every_epoch = 2, 0, True
+
+
+def tiny_labels(**overrides):
+    """A config of changing labels: 2 passes over 20 digits, and 10 to test."""
+    return _tiny(labels, lambda config: None, {"rank_every": 0} | overrides)
+
+
+def tiny_warm_start(**overrides):
+    """A config of growing digits: phases of tasks 0, 1 and 2, and 3, of 4 updates."""
+    return _tiny(warm_start, shrink_phases, overrides)
+
+
+def shrink_phases(config):
+    """Shrinks any preset of growing data to the same tiny programs."""
+    smoke = warm_start.get_config("smoke")
+    for field in (
+        *("dataset", "shares", "hidden_layers", "hidden_units", "num_seeds"),
+        *("conv_channels", "conv_sizes"),
+    ):
+        config[field] = smoke[field]
+    config.phase_tasks, config.num_tasks, config.rank_every = (1, 2), 4, 0
+    config.examples_per_task, config.batch_size = 40, 10
+    config.measured_examples = 20
 
 
 def stream_key(seed):

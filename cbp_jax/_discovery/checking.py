@@ -410,7 +410,7 @@ def _missing(
             return UnitAxes(leaf, len(shape), (axis,), (shape[axis],), layout=layout)
 
         if math.prod(shape) == num_units and num_units in shape:
-            yield at(shape.index(num_units)), "bias, norm_scale or norm_bias"
+            yield at(shape.index(num_units)), "bias, norm_scale, norm_bias or slope"
             continue
         if len(shape) < 2:
             continue

@@ -149,6 +149,8 @@ def _lines(reasons: dict[str, str]) -> list[str]:
 
 
 _LAYOUTS = ("io", "oi")
+# How the path of a learned slope ends, which is a factor like a normalization's scale.
+_SLOPE = "slope"
 
 
 def named_groups(
@@ -291,7 +293,9 @@ class _Found:
     def named(self, names: dict[int, str]) -> UnitGroup:
         """Returns the group, which must not have a problem."""
         record = self.record
-        scales = [each for each in self.vectors if not each.is_added]
+        factors = [each for each in self.vectors if not each.is_added]
+        slopes = [each for each in factors if record.names[each.leaf].endswith(_SLOPE)]
+        scales = [each for each in factors if each not in slopes]
         norms = _modules(record, scales)
         shifts, biases = [], []
         for each in self.vectors:
@@ -307,6 +311,7 @@ class _Found:
             outgoing_bias=self._paths(self._outgoing_biases(list(outgoing.values()))),
             norm_scale=self._paths(each.leaf for each in scales),
             norm_bias=self._paths(each.leaf for each in shifts),
+            slope=self._paths(each.leaf for each in slopes),
             layout=self.layout() or _LAYOUTS[0],
             spatial_axes=self._spatial_axes(),
         )

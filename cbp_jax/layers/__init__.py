@@ -8,6 +8,8 @@ from cbp_jax.layers._gradients_with_state import (
     FORWARD_STATS,
     value_and_grad_with_state,
 )
+from cbp_jax.layers._interval_dropout import aid
+from cbp_jax.layers._learned_slopes import adalin, prelu
 from cbp_jax.layers._normalization import NORMALIZATIONS, Normalization, normalize
 from cbp_jax.layers._online_normalization import (
     OnlineNorm,
@@ -17,6 +19,7 @@ from cbp_jax.layers._online_normalization import (
     online_normalization,
 )
 from cbp_jax.layers._paired_activations import crelu, sin_cos
+from cbp_jax.layers._smooth_leaky import randomized_smooth_leaky, smooth_leaky
 
 __all__ = [
     "BACKWARD_STATS",
@@ -25,13 +28,18 @@ __all__ = [
     "Normalization",
     "OnlineNorm",
     "OnlineNormalizationState",
+    "adalin",
+    "aid",
     "crelu",
     "dropout",
     "init_online_normalization",
     "layer_scaling",
     "normalize",
     "online_normalization",
+    "prelu",
+    "randomized_smooth_leaky",
     "sin_cos",
+    "smooth_leaky",
     "value_and_grad_with_state",
 ]
 

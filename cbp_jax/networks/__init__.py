@@ -1,11 +1,18 @@
 """The paper's networks, as flax.linen modules that also return their activations.
 
 They share one interface: `init(key, inputs)`; `apply(variables, inputs, dropout_rate,
-dropout_key, train)`, which returns outputs and features; `units()`, the groups of
-hidden units; and `initializer()`, the distribution of new incoming weights.
+dropout_key, train, activation_key)`, which returns outputs and features; `units()`, the
+groups of hidden units; and `initializer()`, the distribution of new incoming weights.
 """
 
-from cbp_jax.networks._activations import ACTIVATIONS, PAIRED, activation_function
+from cbp_jax.networks._activations import (
+    ACTIVATION_LAYERS,
+    ACTIVATIONS,
+    PAIRED,
+    ActivationLayer,
+    activation_function,
+    check_activation,
+)
 from cbp_jax.networks._conv_net import ConvNet
 from cbp_jax.networks._convolution import (
     CONVOLUTIONS,
@@ -17,11 +24,14 @@ from cbp_jax.networks._mlp import MLP
 
 __all__ = [
     "ACTIVATIONS",
+    "ACTIVATION_LAYERS",
     "CONVOLUTIONS",
     "MLP",
     "PAIRED",
+    "ActivationLayer",
     "ConvNet",
     "activation_function",
+    "check_activation",
     "convolution_named",
     "max_pool",
     "patches_convolution",

@@ -11,9 +11,15 @@ from cbp_jax._types import Initializer
 from cbp_jax._units import UnitGroup, sequential_units
 from cbp_jax.initializers import uniform_fan_in
 from cbp_jax.layers._normalization import normalize
-from cbp_jax.networks._activations import PAIRED, activation_function
+from cbp_jax.networks._activations import PAIRED, activate, check_activation
 from cbp_jax.networks._convolution import convolution_named
-from cbp_jax.networks._hidden_layers import drop, has_bias, norm_name, with_norms
+from cbp_jax.networks._hidden_layers import (
+    drop,
+    has_bias,
+    norm_name,
+    with_norms,
+    with_slopes,
+)
 from cbp_jax.networks._max_pooling import max_pool
 
 
@@ -31,7 +37,7 @@ class ConvNet(nn.Module):
 
     Attributes:
       num_outputs: number of classes.
-      activation: a name in `ACTIVATIONS`, not in `PAIRED`.
+      activation: a name in `ACTIVATIONS` or `ACTIVATION_LAYERS`, not in `PAIRED`.
       conv_channels: channels of each convolution.
       conv_sizes: kernel sizes (height and width) of each convolution.
       dense_units: widths of the dense hidden layers.
@@ -40,6 +46,7 @@ class ConvNet(nn.Module):
         Values and gradients are the same.
       normalization: as in `MLP`.
       normalization_options: as in `MLP`.
+      activation_options: as in `MLP`.
     """
 
     num_outputs: int = 2
@@ -50,6 +57,7 @@ class ConvNet(nn.Module):
     convolution: str = "auto"
     normalization: str = "none"
     normalization_options: Mapping[str, Any] = FrozenDict()
+    activation_options: Mapping[str, Any] = FrozenDict()
 
     @nn.compact
     def __call__(
@@ -58,6 +66,7 @@ class ConvNet(nn.Module):
         dropout_rate: float | jax.Array = 0.0,
         dropout_key: jax.Array | None = None,
         train: bool = False,
+        activation_key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Maps images `[batch, height, width, channels]` to outputs and features.
 
@@ -66,6 +75,7 @@ class ConvNet(nn.Module):
           dropout_rate: as in `MLP`; drops individual activations after pooling.
           dropout_key: as in `MLP`.
           train: as in `MLP`.
+          activation_key: as in `MLP`.
 
         Returns:
           Outputs `[batch, num_outputs]`, and a dict from each layer's name to its
@@ -76,14 +86,14 @@ class ConvNet(nn.Module):
           ValueError: unknown or paired activation; unknown normalization or
             convolution; batch normalization in training with a single number per unit.
         """
-        activation = activation_function(self.activation)
+        check_activation(self.activation)
         if self.activation in PAIRED:
             raise ValueError(
                 f"ConvNet got activation {self.activation!r}, which has two outputs "
                 "per unit, but supports only those with one. Use 'relu', or an MLP."
             )
 
-        def activate(layer: nn.Module, hidden: jax.Array, index: int) -> jax.Array:
+        def apply_layer(layer: nn.Module, hidden: jax.Array, index: int) -> jax.Array:
             normalized = normalize(
                 self.normalization,
                 layer(hidden),
@@ -91,7 +101,13 @@ class ConvNet(nn.Module):
                 name=norm_name(index),
                 options=self.normalization_options,
             )
-            return activation(normalized)
+            return activate(
+                self.activation,
+                normalized,
+                index,
+                key=activation_key,
+                options=self.activation_options,
+            )
 
         use_bias = has_bias(self.normalization)
         features = {}
@@ -110,14 +126,14 @@ class ConvNet(nn.Module):
                 conv_general_dilated=convolution_named(self.convolution),
                 name=name,
             )
-            active = activate(convolution, hidden, index)
+            active = apply_layer(convolution, hidden, index)
             features[name] = hidden = max_pool(active, (2, 2))
             hidden = drop(hidden, index, dropout_rate, dropout_key)
         hidden = hidden.reshape(*hidden.shape[:-3], -1)
         for index, width in enumerate(self.dense_units, start=len(self.conv_channels)):
             name = f"dense_{index - len(self.conv_channels)}"
             dense = _uniform_dense(width, hidden.shape[-1], name, use_bias)
-            features[name] = hidden = activate(dense, hidden, index)
+            features[name] = hidden = apply_layer(dense, hidden, index)
             hidden = drop(hidden, index, dropout_rate, dropout_key)
         head = _uniform_dense(self.num_outputs, hidden.shape[-1], "head")
         return head(hidden), features
@@ -128,7 +144,7 @@ class ConvNet(nn.Module):
         dense = [f"dense_{index}" for index in range(len(self.dense_units))]
         names = (*convolutions, *dense)
         groups = sequential_units((*names, "head")) if names else ()
-        return with_norms(groups, self.normalization)
+        return with_slopes(with_norms(groups, self.normalization), self.activation)
 
     def initializer(self) -> Initializer:
         """Returns the initializer of the hidden layers' weights."""

@@ -7,6 +7,7 @@ import jax
 from cbp_jax._units import UnitGroup
 from cbp_jax.layers._dropout import dropout
 from cbp_jax.layers._normalization import normalization_named
+from cbp_jax.networks._activations import ACTIVATION_LAYERS, slope_path
 
 
 def has_bias(normalization: str) -> bool:
@@ -63,3 +64,13 @@ def with_norms(
         )
 
     return tuple(with_norm(index, group) for index, group in enumerate(groups))
+
+
+def with_slopes(groups: Sequence[UnitGroup], activation: str) -> tuple[UnitGroup, ...]:
+    """Adds the learned slopes of an activation to the groups of all hidden layers."""
+    layer = ACTIVATION_LAYERS.get(activation)
+    if layer is None or not layer.has_slope:
+        return tuple(groups)
+    return tuple(
+        group._replace(slope=slope_path(index)) for index, group in enumerate(groups)
+    )

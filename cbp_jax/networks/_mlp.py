@@ -11,8 +11,14 @@ from cbp_jax._types import Initializer
 from cbp_jax._units import UnitGroup, sequential_units
 from cbp_jax.initializers import kaiming_uniform
 from cbp_jax.layers._normalization import normalize
-from cbp_jax.networks._activations import PAIRED, activation_function
-from cbp_jax.networks._hidden_layers import drop, has_bias, norm_name, with_norms
+from cbp_jax.networks._activations import PAIRED, activate, check_activation
+from cbp_jax.networks._hidden_layers import (
+    drop,
+    has_bias,
+    norm_name,
+    with_norms,
+    with_slopes,
+)
 
 
 class MLP(nn.Module):
@@ -33,11 +39,15 @@ class MLP(nn.Module):
     Attributes:
       hidden_units: width of each hidden layer, in order; empty for a linear model.
       num_outputs: number of outputs.
-      activation: a name in `ACTIVATIONS`.
+      activation: a name in `ACTIVATIONS` or `ACTIVATION_LAYERS`. Learned slopes are
+        params `activation_0/slope`, `activation_1/slope` ...
       normalization: "none", or a name in `cbp_jax.layers.NORMALIZATIONS`: "batch",
         "online", "layer" or "rms".
       normalization_options: attributes of its module that differ from the defaults,
         such as `{"guard": "clip"}` for `cbp_jax.layers.OnlineNorm`.
+      activation_options: options of an activation layer that differ from the defaults,
+        such as `{"p": 0.9}` for `cbp_jax.layers.aid`. They may be traced if the module
+        is built inside the traced function.
     """
 
     hidden_units: Sequence[int]
@@ -45,6 +55,7 @@ class MLP(nn.Module):
     activation: str = "relu"
     normalization: str = "none"
     normalization_options: Mapping[str, Any] = FrozenDict()
+    activation_options: Mapping[str, Any] = FrozenDict()
 
     @nn.compact
     def __call__(
@@ -53,6 +64,7 @@ class MLP(nn.Module):
         dropout_rate: float | jax.Array = 0.0,
         dropout_key: jax.Array | None = None,
         train: bool = False,
+        activation_key: jax.Array | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Maps inputs `[batch, inputs]` to outputs and features.
 
@@ -62,7 +74,8 @@ class MLP(nn.Module):
           dropout_key: typed PRNG key; None drops nothing.
           train: whether normalizations use and update their statistics as in training,
             which requires `mutable`. False uses the running statistics and does not
-            change them. Dropout depends only on its key.
+            change them. Dropout and activations depend only on their keys.
+          activation_key: typed PRNG key of random activations; None for evaluation.
 
         Returns:
           Outputs `[batch, num_outputs]`, and a dict from each hidden layer's name to
@@ -74,7 +87,7 @@ class MLP(nn.Module):
           ValueError: unknown activation or normalization; batch normalization of a
             single example in training.
         """
-        activation = activation_function(self.activation)
+        check_activation(self.activation)
         use_bias = has_bias(self.normalization)
         features = {}
         hidden = inputs
@@ -90,7 +103,13 @@ class MLP(nn.Module):
                 name=norm_name(index),
                 options=self.normalization_options,
             )
-            features[name] = hidden = activation(hidden)
+            features[name] = hidden = activate(
+                self.activation,
+                hidden,
+                index,
+                key=activation_key,
+                options=self.activation_options,
+            )
             if self.activation in PAIRED:
                 hidden = hidden.reshape(*hidden.shape[:-2], -1)
             hidden = drop(hidden, index, dropout_rate, dropout_key)
@@ -104,7 +123,8 @@ class MLP(nn.Module):
         if not self.hidden_units:
             return ()
         names = [f"dense_{index}" for index in range(len(self.hidden_units))]
-        return with_norms(sequential_units((*names, "head")), self.normalization)
+        groups = with_norms(sequential_units((*names, "head")), self.normalization)
+        return with_slopes(groups, self.activation)
 
     def initializer(self) -> Initializer:
         """Returns the initializer of the hidden layers' weights."""

@@ -26,7 +26,7 @@ from cbp_jax.optimizers._events import (
 
 
 class ResetOptimizerState(NamedTuple):
-    """State of `reset_optimizer_at`."""
+    """State of `reset_optimizer_at` and `reset_adam_count_at`."""
 
     base_state: PyTree  # The base optimizer's state.
     events: EventState  # Its key is None.
@@ -158,6 +158,78 @@ def reset_optimizer_at(
         return updates, ResetOptimizerState(base_state, EventState(count, None))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def reset_adam_count_at(
+    base_optimizer: optax.GradientTransformation, schedule: Schedule
+) -> optax.GradientTransformationExtraArgs:
+    r"""Resets Adam's count of updates, but not its moments, at events: Adam-Rel.
+
+    After an event, Adam's bias correction counts from 0 again:
+
+    .. math::
+      t \leftarrow 0, \qquad
+      \theta \leftarrow \theta - \alpha
+      \frac{\mu / (1 - \beta_1^t)}{\sqrt{\nu / (1 - \beta_2^t)} + \epsilon}
+
+    The correction of the old moments is then too large, and that of :math:`\nu` more so
+    than that of :math:`\mu`. Where gradients stay as large as before, the first steps
+    are shorter, by :math:`\sqrt{1 - \beta_2} / (1 - \beta_1)`. Where they grow
+    suddenly, the first steps are about as long as the learning rate, whereas those of
+    Adam are longer by the inverse of that.
+
+    Args:
+      base_optimizer: an optax transformation with Adam in it, or with a relative of
+        Adam whose state has the fields `count`, `mu` and `nu`. It receives all extra
+        arguments, if it takes any. Counts of learning rate schedules are not reset.
+      schedule: which updates are events; see `cbp_jax.optimizers.every`. Without events
+        the updates do not change, bit for bit.
+
+    Returns:
+      An optax transformation with state `ResetOptimizerState`.
+
+    Raises:
+      ValueError: the base optimizer has no such state.
+
+    References:
+      Ellis et al., `Adam on local time: addressing nonstationarity in RL with relative
+      Adam timesteps <https://arxiv.org/abs/2412.17113>`_, NeurIPS 2024.
+    """
+    base_optimizer = optax.with_extra_args_support(base_optimizer)
+
+    def init(params: PyTree) -> ResetOptimizerState:
+        base_state = base_optimizer.init(params)
+        if not any(map(_is_adam, jax.tree.leaves(base_state, is_leaf=_is_adam))):
+            raise ValueError(
+                "reset_adam_count_at got a base optimizer whose state has no fields "
+                "count, mu and nu. Pass one with Adam in it, such as optax.adam(1e-3)."
+            )
+        return ResetOptimizerState(base_state, new_events())
+
+    def update(
+        updates: PyTree,
+        state: ResetOptimizerState,
+        params: PyTree | None = None,
+        **extra_args: Any,
+    ) -> tuple[PyTree, ResetOptimizerState]:
+        updates, base_state = base_optimizer.update(
+            updates, state.base_state, params, **extra_args
+        )
+        is_due, count = next_update(schedule, state.events)
+
+        def reset(node: Any) -> Any:
+            if not _is_adam(node):
+                return node
+            return node._replace(count=jnp.where(is_due, 0, node.count))
+
+        base_state = jax.tree.map(reset, base_state, is_leaf=_is_adam)
+        return updates, ResetOptimizerState(base_state, EventState(count, None))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _is_adam(node: object) -> bool:
+    return {"count", "mu", "nu"} <= set(getattr(node, "_fields", ()))
 
 
 def _are_drawn(params: PyTree, layers: Sequence[str] | None) -> PyTree:

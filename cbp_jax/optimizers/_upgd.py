@@ -101,12 +101,12 @@ def upgd(
         check_params("upgd", params)
         count = optax.safe_increment(state.count)
         utility = jax.tree.map(
-            functools.partial(_average_utility, decay_rate),
+            functools.partial(average_utility, decay_rate),
             state.utility,
             updates,
             params,
         )
-        ratio = _divide_by_maximum(utility, count, decay_rate, uncorrected_maximum)
+        ratio = divide_by_maximum(utility, count, decay_rate, uncorrected_maximum)
         next_key, noise_key = jax.random.split(key_of(state.rng_key, key))
         drawn = optax.tree.random_like(noise_key, utility, NOISES[noise])
         rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
@@ -133,18 +133,19 @@ def upgd(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _average_utility(
+def average_utility(
     decay_rate: float | jax.Array,
     utility: jax.Array,
     grad: jax.Array,
     param: jax.Array,
 ) -> jax.Array:
+    """Updates the average utility U of one leaf, in the dtype of U."""
     dtype = utility.dtype
     decay = jnp.asarray(decay_rate, dtype)
     return decay * utility - (1 - decay) * grad.astype(dtype) * param.astype(dtype)
 
 
-def _divide_by_maximum(
+def divide_by_maximum(
     utility: PyTree,
     count: jax.Array,
     decay_rate: float | jax.Array,

@@ -4,10 +4,11 @@ Shapes: B batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType, SimpleNamespace
+import math
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-from flax.core import pop
+from flax.core import FrozenDict, pop
 import jax
 from jax import lax
 import jax.numpy as jnp
@@ -15,11 +16,18 @@ import optax
 
 import cbp_jax
 from cbp_jax.layers import value_and_grad_with_state
+from cbp_jax.networks import ACTIVATION_LAYERS
 from experiments.learning import networks
+from experiments.learning.added_loss import AddedLoss, Seen
+from experiments.learning.base_optimizers import OPTIMIZERS
 from experiments.learning.checks import ConfigError, check_choice
+from experiments.learning.hyperparameters import is_off
 from experiments.learning.keys import INITIALIZATION, NOISE, REPLACEMENT, make_key
 from experiments.learning.methods import METHODS, Ingredients, Method
 from experiments.learning.replacement_log import ReplacementLog, empty_log, record
+
+# Turns the key of dropout, which folds in small numbers, into that of activations.
+_ACTIVATION = 2**31
 
 
 class LearnerState(NamedTuple):
@@ -31,6 +39,9 @@ class LearnerState(NamedTuple):
     noise_key: jax.Array  # Typed key of all noise except the optimizer's.
     num_updates: jax.Array  # int32 scalar
     log: ReplacementLog | None  # Log of the current task; None if it is disabled.
+    # Options of the activation, {} for none: evaluation needs the lane's own.
+    activation_options: Any
+    memory: Any = None  # What an added loss remembers; None without one.
 
 
 class Learner(NamedTuple):
@@ -43,10 +54,12 @@ class Learner(NamedTuple):
         num_outputs]` and the loss, a scalar mean over the batch, are from before the
         update. `acts` says whether this is one of the updates at which the method
         acts; None finds out at each update, by a conditional.
-      period: the number of updates from one at which the method acts to the next, of
-        which each task has a whole number; None if it may act at any.
+      period: P, if the method can act only at every P-th update, and each task has a
+        multiple of P; None if it may act at any.
       preview: `(hyperparameters, state, inputs, targets) -> (grads, updates)`, trees
-        like the params: those of `step`, without applying them.
+        like the params: those of `step`, without applying them. They include the
+        gradient of an added loss, but neither the steps of its own nor what a method
+        does when a task ends. The number of inputs may differ from that of a batch.
       predict: `(state, inputs) -> outputs` `[B, num_outputs]` for evaluation: no
         dropout, running statistics, and averaged params if the method evaluates these.
       features: `(state, inputs) -> dict` of the hidden activations by layer,
@@ -106,6 +119,8 @@ def make_learner(
     method = compiled_method(config)
     layers = (*(group.name for group in units), "head")
     inputs_like = jnp.zeros((1, *input_shape))
+    activation = ACTIVATION_LAYERS.get(config.activation)
+    has_random_activation = activation is not None and activation.is_random
     has_log = config.replacement_log > 0 and method.resets_units
 
     def init_network(key: jax.Array) -> tuple[Any, Any]:
@@ -115,11 +130,11 @@ def make_learner(
     params, _ = jax.eval_shape(init_network, make_key(0))
     layer_sizes = networks.layer_sizes(params, layers, config.activation)
 
-    def make_optimizer(
+    def make_ingredients(
         hyperparameters: SimpleNamespace, key: jax.Array, acts: bool | None = None
-    ) -> optax.GradientTransformationExtraArgs:
+    ) -> Ingredients:
         noise_key = jax.random.fold_in(key, NOISE)
-        ingredients = Ingredients(
+        return Ingredients(
             hyperparameters=hyperparameters,
             base=_make_base_optimizer(config, hyperparameters, units, noise_key),
             network=network,
@@ -132,7 +147,15 @@ def make_learner(
             acts=acts,
             key=key,
         )
-        return optax.with_extra_args_support(method.build(ingredients))
+
+    def make_optimizer(
+        ingredients: Ingredients,
+    ) -> optax.GradientTransformationExtraArgs:
+        build = ingredients.base if method.adds_loss else method.build(ingredients)
+        return optax.with_extra_args_support(build)
+
+    def make_added_loss(ingredients: Ingredients) -> AddedLoss | None:
+        return method.build(ingredients) if method.adds_loss else None
 
     def new_log(state: cbp_jax.UnitResetState) -> ReplacementLog:
         has_utility = all(hasattr(unit, "utility") for unit in state.units.values())
@@ -142,7 +165,12 @@ def make_learner(
         key = jax.random.fold_in(lane_key, INITIALIZATION)
         params, network_state = init_network(key)
         key = jax.random.fold_in(lane_key, REPLACEMENT)
-        optimizer_state = make_optimizer(hyperparameters, key).init(params)
+        ingredients = make_ingredients(hyperparameters, key)
+        optimizer_state = make_optimizer(ingredients).init(params)
+        added, memory = make_added_loss(ingredients), None
+        if added is not None:
+            batch_like = jnp.zeros((config.batch_size, *input_shape))
+            memory = added.init(params, network_state, batch_like)
         return LearnerState(
             params=params,
             network_state=network_state,
@@ -150,6 +178,10 @@ def make_learner(
             noise_key=jax.random.fold_in(lane_key, NOISE),
             num_updates=jnp.zeros((), jnp.int32),
             log=new_log(optimizer_state) if has_log else None,
+            activation_options=jax.tree.map(
+                jnp.asarray, networks.activation_options(network, hyperparameters)
+            ),
+            memory=memory,
         )
 
     def compute_update(
@@ -158,13 +190,20 @@ def make_learner(
         inputs: jax.Array,
         targets: jax.Array,
         acts: bool | None,
-    ) -> tuple[Any, Any, LearnerState, jax.Array, jax.Array]:
-        """Returns gradients, updates, new state (with old params), outputs and loss."""
+    ) -> tuple[Any, Any, LearnerState, Seen, AddedLoss | None]:
+        """Returns gradients, updates, new state (with old params), and what was seen.
+
+        The last is the added loss, which still has to remember and to step.
+        """
         trained = networks.with_hyperparameters(network, hyperparameters)
-        dropout = {}
-        if not _is_off(hyperparameters.dropout_rate):
-            key = jax.random.fold_in(state.noise_key, state.num_updates)
-            dropout = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        key, random = jax.random.fold_in(state.noise_key, state.num_updates), {}
+        if not is_off(hyperparameters.dropout_rate):
+            random = {"dropout_rate": hyperparameters.dropout_rate, "dropout_key": key}
+        if has_random_activation:
+            random["activation_key"] = jax.random.fold_in(key, _ACTIVATION)
+        # Only init uses the key; from then on it is in the state.
+        ingredients = make_ingredients(hyperparameters, make_key(0), acts)
+        added = make_added_loss(ingredients)
 
         def loss_of(params: Any, network_state: Any) -> Any:
             (outputs, features), network_state = trained.apply(
@@ -172,19 +211,25 @@ def make_learner(
                 inputs,
                 train=True,
                 mutable=list(network_state),
-                **dropout,
+                **random,
             )
-            return loss_fn(outputs, targets), (network_state, (outputs, features))
+            loss = loss_fn(outputs, targets)
+            seen = Seen(
+                *(params, state.network_state, inputs, targets, outputs, features),
+                *(loss, state.num_updates),
+            )
+            if added is not None and added.schedule is None:
+                loss = loss + added.loss(seen, state.memory)
+            return loss, (network_state, seen)
 
         with jax.named_scope("gradient"):
-            (loss, (outputs, features)), grads, network_state = (
-                value_and_grad_with_state(loss_of)(state.params, state.network_state)
+            (_, seen), grads, network_state = value_and_grad_with_state(loss_of)(
+                state.params, state.network_state
             )
-        # Only init uses the key; from then on it is in the state.
-        optimizer = make_optimizer(hyperparameters, make_key(0), acts)
+        optimizer = make_optimizer(ingredients)
         with jax.named_scope("optimizer"):
             updates, optimizer_state = optimizer.update(
-                grads, state.optimizer_state, state.params, features=features
+                grads, state.optimizer_state, state.params, features=seen.features
             )
         num_updates = state.num_updates + 1
         if method.resets_units:
@@ -192,7 +237,7 @@ def make_learner(
                 network_state, units, optimizer_state.replaced
             )
         if method.resets_network:
-            is_new = num_updates % updates_per_task == 0
+            is_new = num_updates % updates_per_task == 0 if acts is None else acts
             _, initial = init_network(make_key(0))
             network_state = jax.tree.map(
                 lambda new, old: jnp.where(is_new, new, old), initial, network_state
@@ -202,7 +247,43 @@ def make_learner(
             optimizer_state=optimizer_state,
             num_updates=num_updates,
         )
-        return grads, updates, state, outputs, loss
+        return grads, updates, state, seen, added
+
+    def own_step(
+        added: AddedLoss, seen: Seen, state: LearnerState, updates: Any
+    ) -> Any:
+        """Returns updates that include a step of an added loss, if one is due.
+
+        Args:
+          added: a loss with a schedule.
+          seen: what it saw of this update.
+          state: the state after it, with the params from before it.
+          updates: like the params.
+        """
+
+        def descend(params: Any, key: None) -> Any:
+            del key
+
+            def loss_of(params: Any) -> jax.Array:
+                outputs, features = apply(params, state, seen.inputs)
+                after = seen._replace(
+                    params=params,
+                    network_state=state.network_state,
+                    outputs=outputs,
+                    features=features,
+                    task_loss=loss_fn(outputs, seen.targets),
+                )
+                return added.loss(after, state.memory)
+
+            return jax.tree.map(
+                lambda param, grad: param - added.step_size * grad,
+                params,
+                jax.grad(loss_of)(params),
+            )
+
+        step = cbp_jax.optimizers.act_at(added.schedule, descend)
+        count = cbp_jax.optimizers.EventState(seen.num_updates, None)
+        return step.update(updates, count, seen.params)[0]
 
     def step(
         hyperparameters: SimpleNamespace,
@@ -211,9 +292,15 @@ def make_learner(
         targets: jax.Array,
         acts: bool | None = None,
     ) -> tuple[LearnerState, jax.Array, jax.Array]:
-        _, updates, new_state, outputs, loss = compute_update(
+        _, updates, new_state, seen, added = compute_update(
             hyperparameters, state, inputs, targets, acts
         )
+        if added is not None:
+            with jax.named_scope("added_loss"):
+                memory = added.remember(seen, state.memory)
+                new_state = new_state._replace(memory=memory)
+                if added.schedule is not None:
+                    updates = own_step(added, seen, new_state, updates)
         log = state.log
         if log is not None:
             states = state.optimizer_state, new_state.optimizer_state
@@ -222,7 +309,7 @@ def make_learner(
         with jax.named_scope("apply"):
             params = optax.apply_updates(state.params, updates)
         new_state = new_state._replace(params=params, log=log)
-        return new_state, outputs, loss
+        return new_state, seen.outputs, seen.task_loss
 
     def preview(
         hyperparameters: SimpleNamespace,
@@ -231,12 +318,19 @@ def make_learner(
         targets: jax.Array,
     ) -> tuple[Any, Any]:
         grads, updates, *_ = compute_update(
-            hyperparameters, state, inputs, targets, acts=None
+            hyperparameters,
+            state,
+            inputs,
+            targets,
+            acts=False if method.sees_tasks else None,
         )
         return grads, updates
 
     def apply(params: Any, state: LearnerState, inputs: jax.Array) -> Any:
-        return network.apply({"params": params, **state.network_state}, inputs)
+        evaluated = network.clone(
+            activation_options=FrozenDict(state.activation_options)
+        )
+        return evaluated.apply({"params": params, **state.network_state}, inputs)
 
     def predict(state: LearnerState, inputs: jax.Array) -> jax.Array:
         params = state.params
@@ -283,21 +377,22 @@ def compiled_method(config: Any) -> Method:
         for name, hyperparameter in method.hyperparameters.items()
         if hyperparameter.off is not None
     }
-    is_off = switches and all(
+    has_no_effect = switches and all(
         config[name] == off and not config.sweep.get(name)
         for name, off in switches.items()
     )
-    return METHODS["backprop"] if is_off else method
+    return METHODS["backprop"] if has_no_effect else method
 
 
 def _period(config: Any, method: Method, updates_per_task: int) -> int | None:
     """Returns the learner's period; see `Learner`."""
     if method.sees_tasks:
         return updates_per_task
-    if method.period is None or config.sweep.get(method.period):
+    if method.period is None:
         return None
-    period = int(config[method.period])
-    return None if updates_per_task % period else period
+    in_lanes = config.sweep.get(method.period) or (config[method.period],)
+    period = math.gcd(updates_per_task, *map(int, in_lanes))
+    return period if period > 1 else None
 
 
 def scan_updates(
@@ -308,8 +403,8 @@ def scan_updates(
 ) -> tuple[LearnerState, Any]:
     """Makes the updates of a whole number of periods, as `lax.scan` does.
 
-    If the method acts only at the end of each period, the other updates are compiled
-    without it: a conditional in each would keep XLA from fusing them.
+    The updates at which the method cannot act are compiled without it: a conditional in
+    each would keep XLA from fusing them.
 
     Args:
       learner: the learner.
@@ -322,7 +417,7 @@ def scan_updates(
     """
     num_updates = len(jax.tree.leaves(batches)[0])
     period = learner.period
-    if period is None or period < 2 or num_updates % period:
+    if period is None or num_updates % period:
         return lax.scan(lambda state, batch: update(state, batch, None), state, batches)
 
     def run_period(state: LearnerState, batches: Any) -> tuple[LearnerState, Any]:
@@ -332,7 +427,7 @@ def scan_updates(
             jax.tree.map(lambda leaf: leaf[:-1], batches),
         )
         last = jax.tree.map(lambda leaf: leaf[-1], batches)
-        state, output = update(state, last, True)
+        state, output = update(state, last, None)
         return state, jax.tree.map(
             lambda some, one: jnp.concatenate([some, one[None]]), outputs, output
         )
@@ -347,7 +442,7 @@ def scan_updates(
 
 
 def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerState:
-    """Sets the head's weights and biases to 0.
+    """Sets the head's weights and biases to 0, also in what an added loss remembers.
 
     Args:
       state: state of the learner.
@@ -357,23 +452,22 @@ def clear_head(state: LearnerState, *, with_optimizer_state: bool) -> LearnerSta
     Returns:
       The new state.
     """
-    like_params = jax.tree.structure(state.params)
 
     def is_like_params(node: Any) -> bool:
-        return jax.tree.structure(node) == like_params
+        # Some leaves may be masked, as in Muon's state.
+        return isinstance(node, Mapping) and node.keys() == state.params.keys()
 
     def clear(node: Any) -> Any:
         if not is_like_params(node):
             return node
         return {**node, "head": jax.tree.map(jnp.zeros_like, node["head"])}
 
-    state = state._replace(params=clear(state.params))
+    def clear_all(tree: Any) -> Any:
+        return jax.tree.map(clear, tree, is_leaf=is_like_params)
+
+    state = state._replace(params=clear(state.params), memory=clear_all(state.memory))
     if with_optimizer_state:
-        state = state._replace(
-            optimizer_state=jax.tree.map(
-                clear, state.optimizer_state, is_leaf=is_like_params
-            )
-        )
+        state = state._replace(optimizer_state=clear_all(state.optimizer_state))
     return state
 
 
@@ -386,18 +480,18 @@ def _make_base_optimizer(
     """Builds an optimizer, with L2 and noise if any lane uses them.
 
     Args:
-      config: a config with `optimizer`, a key of `_OPTIMIZERS`, and `noise`; see
+      config: a config with `optimizer`, a key of `OPTIMIZERS`, and `noise`; see
         `perturb`.
       hyperparameters: the learner's hyperparameters.
       units: unit groups of its network.
       noise_key: typed key of the noise.
     """
-    base = _OPTIMIZERS[config.optimizer](hyperparameters, units)
-    if not _is_off(hyperparameters.weight_decay):
+    base = OPTIMIZERS[config.optimizer].build(hyperparameters, units)
+    if not is_off(hyperparameters.weight_decay):
         base = optax.chain(
             optax.add_decayed_weights(hyperparameters.weight_decay), base
         )
-    if not _is_off(hyperparameters.noise_scale):
+    if not is_off(hyperparameters.noise_scale):
         noise = cbp_jax.optimizers.perturb(
             hyperparameters.noise_scale, key=noise_key, noise=config.noise
         )
@@ -405,42 +499,13 @@ def _make_base_optimizer(
     return base
 
 
-def _sgd(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    del units
-    momentum = None if _is_off(hyperparameters.momentum) else hyperparameters.momentum
-    return optax.sgd(hyperparameters.step_size, momentum=momentum)
-
-
-def _adam(
-    hyperparameters: SimpleNamespace, units: Sequence[cbp_jax.UnitGroup]
-) -> optax.GradientTransformation:
-    betas = {"b1": hyperparameters.b1, "b2": hyperparameters.b2}
-    if not units:
-        return optax.adam(hyperparameters.step_size, **betas)
-    return cbp_jax.optimizers.adam_with_unit_counts(
-        hyperparameters.step_size, units, **betas
-    )
-
-
-_OPTIMIZERS: Mapping[str, Callable[..., Any]] = MappingProxyType(
-    {"sgd": _sgd, "adam": _adam}
-)
-
-
-def _is_off(value: Any) -> bool:
-    """Whether a hyperparameter is 0 in every lane, so that its code can be omitted."""
-    return isinstance(value, (int, float)) and value == 0
-
-
 def _check(config: Any, network: Any) -> None:
     """Raises ValueError for unknown or incompatible fields."""
     check_choice("method", config.method, METHODS)
-    check_choice("optimizer", config.optimizer, _OPTIMIZERS)
+    check_choice("optimizer", config.optimizer, OPTIMIZERS)
     check_choice("noise", config.noise, cbp_jax.optimizers.NOISES)
     method = METHODS[config.method]
-    if method.resets_units and not network.units():
+    if (method.resets_units or method.sees_features) and not network.units():
         raise ConfigError(
             f"config.method {config.method!r} needs hidden units, but the network has "
             "none: set config.hidden_layers to at least 1, or config.method to "
@@ -448,6 +513,11 @@ def _check(config: Any, network: Any) -> None:
         )
     if method.replaces_optimizer:
         _check_plain(config, config.method)
+    if method.optimizers and config.optimizer not in method.optimizers:
+        raise ConfigError(
+            f"config.method {config.method!r} does not work with config.optimizer "
+            f"{config.optimizer!r}: set it to one of {list(method.optimizers)}."
+        )
     if method.normalizations and config.normalization not in method.normalizations:
         raise ConfigError(
             f"config.method {config.method!r} requires a normalization before each "

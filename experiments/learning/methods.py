@@ -3,152 +3,40 @@
 Each method is one declaration, `method`: its hyperparameters with published values,
 ranges, off values and values to try; its family in figures; and the function that puts
 it around, before or after the optimizer. Configs, sweeps, lanes, checks, comparisons
-and figures all read it. L2, online shrink and perturb, dropout and Adam are fields of
-the optimizer; normalizations and activations are fields of the network. They work with
-every method, and experiments/learning/variants.py gives them names in comparisons.
+and figures all read it. Optimizers are declared in base_optimizers.py; L2, online
+shrink and perturb and dropout are fields of them; normalizations and activations are
+fields of the network. They work with every method, and variants.py gives them names in
+comparisons.
 """
 
 from collections.abc import Callable, Mapping
 import functools
-import inspect
 import math
 from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import optax
 
 import cbp_jax
-from cbp_jax import layers, optimizers
-from experiments.learning.checks import ConfigError
+from cbp_jax import layers, losses, optimizers
+from experiments.learning.added_loss import AddedLoss, Seen
+from experiments.learning.base_optimizers import optimizer_hyperparameters
+from experiments.learning.hyperparameters import (
+    AT_LEAST_ONE,
+    DECAY,
+    FINITE,
+    FRACTION,
+    NOT_NEGATIVE,
+    Hyperparameter,
+    Hyperparameters,
+    Range,
+    declare_hyperparameters,
+)
+from experiments.learning.hyperparameters import default_of as _default
+from experiments.learning.networks import feature_matrices, with_hyperparameters
 from experiments.reporting import scales, styles
-
-
-class Range(NamedTuple):
-    """The allowed values of a hyperparameter."""
-
-    low: float
-    high: float
-    includes_high: bool
-
-    def __str__(self) -> str:
-        """Writes the range, with a square bracket for an included end."""
-        return f"[{self.low:g}, {self.high:g}{']' if self.includes_high else ')'}"
-
-    def check(self, name: str, value: float) -> None:
-        """Raises ConfigError unless a value, rounded to float32, is in the range."""
-        try:
-            with np.errstate(over="ignore"):
-                rounded = np.float32(float(value))
-        except (OverflowError, TypeError, ValueError) as error:
-            raise ConfigError(
-                f"config.{name} must be a number in {self}, got {value!r}."
-            ) from error
-        below = rounded <= self.high if self.includes_high else rounded < self.high
-        if not (self.low <= rounded and below):
-            is_exact = math.isnan(value) or float(rounded) == value
-            as_float32 = "" if is_exact else f", which is {rounded} in float32"
-            raise ConfigError(
-                f"config.{name} must be in {self}, got {value}{as_float32}."
-            )
-
-
-FINITE = Range(0, math.inf, includes_high=False)
-AT_LEAST_ONE = Range(1, math.inf, includes_high=False)
-NOT_NEGATIVE = Range(0, math.inf, includes_high=True)
-FRACTION = Range(0, 1, includes_high=True)
-DECAY = Range(0, 1, includes_high=False)
-
-
-class Hyperparameter(NamedTuple):
-    """A number that a method, an optimizer or a normalization takes.
-
-    Attributes:
-      default: the published or usual value, which is the library's default if it has
-        one.
-      range: its allowed values.
-      off: the value at which it has no effect, or None. If all lanes have this value,
-        no code is compiled for it.
-      meaning: its description, with its unit.
-      values: the values that comparisons try; empty for only the default.
-      scale: the scale on which searches spread their trials, one of
-        `experiments.reporting.scales.SCALES`.
-      search: the lowest and the highest value of the usual search, or the values to
-        choose from; empty for those of `values`.
-    """
-
-    default: float
-    range: Range
-    off: float | None
-    meaning: str
-    values: tuple[float, ...] = ()
-    scale: str = scales.LOG
-    search: tuple[float, ...] = ()
-
-    @property
-    def usual_search(self) -> tuple[float, ...]:
-        """The range of the usual search, or the values to choose from; or empty."""
-        if self.search or not self.values or self.scale == scales.CHOICE:
-            return self.search or self.values
-        ends = min(self.values), max(self.values)
-        can_search = ends[0] < ends[1] and scales.is_on(self.scale, ends)
-        return ends if can_search else ()
-
-    def check(self, name: str) -> None:
-        """Raises ConfigError if any of its values is out of range."""
-        for value in (self.default, self.off, *self.values):
-            if value is not None:
-                self.range.check(name, value)
-        if self.scale not in scales.SCALES:
-            raise ConfigError(
-                f"The scale of {name!r} is {self.scale!r}: choose one of "
-                f"{list(scales.SCALES)}."
-            )
-        if self.usual_search:
-            self.check_search(f"search.{name}", self.usual_search)
-
-    def check_search(self, path: str, ends: Any) -> None:
-        """Raises ConfigError unless it can be searched in a range.
-
-        Args:
-          path: the field of the config that holds the range.
-          ends: the lowest and the highest value; for a choice, the values.
-        """
-        is_choice = self.scale == scales.CHOICE
-        if not isinstance(ends, list | tuple) or (not is_choice and len(ends) != 2):
-            form = "(VALUE, VALUE, ...)" if is_choice else "(LOW, HIGH)"
-            raise ConfigError(
-                f"config.{path} is {ends!r}, which is no "
-                f"{'choice of values' if is_choice else 'range'}: write {form}."
-            )
-        for value in ends:
-            self.range.check(path, value)
-        if is_choice:
-            if len(set(ends)) < len(ends):
-                raise ConfigError(
-                    f"config.{path} contains a value twice: {ends}. Remove the "
-                    "duplicate."
-                )
-            return
-        if not ends[0] < ends[1]:
-            raise ConfigError(
-                f"config.{path} is {ends}, but its first value must be lower than its "
-                "second: write (LOW, HIGH)."
-            )
-        if not scales.is_on(self.scale, ends):
-            raise ConfigError(
-                f"config.{path} is {ends}, which does not fit on the scale "
-                f"{self.scale!r}: write a range of finite values above 0."
-            )
-
-
-Hyperparameters = Mapping[str, Hyperparameter]
-
-
-def _default(function: Callable[..., Any], parameter: str) -> float:
-    """Returns the default of a parameter of a function."""
-    return inspect.signature(function).parameters[parameter].default
 
 
 class Ingredients(NamedTuple):
@@ -184,18 +72,34 @@ class Ingredients(NamedTuple):
         """Returns the optimizer followed by another transformation."""
         return optax.chain(self.base, link)
 
+    def evaluate(
+        self, params: Any, network_state: Any, inputs: jax.Array
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Returns the outputs and features of the network as in evaluation.
+
+        Args:
+          params: its params.
+          network_state: the statistics of its normalizations, `{}` for none.
+          inputs: `[B, ...]`.
+        """
+        network = with_hyperparameters(self.network, self.hyperparameters)
+        return network.apply({"params": params, **network_state}, inputs)
+
 
 class Method(NamedTuple):
     """A method and its properties.
 
     Attributes:
-      build: maps the ingredients to an optax transformation.
+      build: maps the ingredients to an optax transformation, or to an `AddedLoss`.
       hyperparameters: the method's hyperparameters, by config field. If all that have
         an off value are off in all lanes, `build` is not called, and the learner uses
         the base optimizer. A method without off values is never off.
       family: its group in figures, one of `experiments.reporting.styles.FAMILIES`.
       fields: other config fields that comparisons set for it, in addition to the first
         of `normalizations`.
+      adds_loss: whether `build` returns an `AddedLoss`, which the learner trains with
+        the base optimizer.
+      sees_features: whether it needs hidden activations, which a linear model lacks.
       resets_units: whether its state is a `cbp_jax.UnitResetState`, which the log and
         the measures of ages and resets read.
       sees_tasks: whether it knows when a task ends, as its definition requires.
@@ -206,33 +110,36 @@ class Method(NamedTuple):
         so that the statistics of normalizations must be reset as well.
       replaces_optimizer: whether it is itself an optimizer, which takes only the step
         size from the config's optimizer.
+      steps_like_adam: whether its steps are about as long as the step size, whatever
+        the gradient, so that comparisons try Adam's step sizes.
       evaluated_params: maps its state to the params to evaluate; None for the params in
         training.
       normalizations: the normalizations that it requires; empty for any or none.
+      optimizers: the optimizers that it works with; empty for all.
       source: where it was published.
     """
 
-    build: Callable[[Ingredients], optax.GradientTransformation]
+    build: Callable[[Ingredients], Any]
     hyperparameters: Hyperparameters = MappingProxyType({})
     family: str = styles.OTHERS
     fields: Mapping[str, Any] = MappingProxyType({})
+    adds_loss: bool = False
+    sees_features: bool = False
     resets_units: bool = False
     sees_tasks: bool = False
     period: str | None = None
     resets_network: bool = False
     replaces_optimizer: bool = False
+    steps_like_adam: bool = False
     evaluated_params: Callable[[Any], Any] | None = None
     normalizations: tuple[str, ...] = ()
+    optimizers: tuple[str, ...] = ()
     source: str = ""
 
 
 _METHODS: dict[str, Method] = {}
 METHODS: Mapping[str, Method] = MappingProxyType(_METHODS)
 """All methods, by their name in `config.method`."""
-
-_HYPERPARAMETERS: dict[str, Hyperparameter] = {}
-HYPERPARAMETERS: Hyperparameters = MappingProxyType(_HYPERPARAMETERS)
-"""All config fields that may differ between the lanes of one program."""
 
 
 def method(name: str, **fields: Any) -> Callable[[Any], Any]:
@@ -250,61 +157,17 @@ def method(name: str, **fields: Any) -> Callable[[Any], Any]:
         differently, the family is unknown, or a number is out of range.
     """
 
-    def enter(build: Callable[[Ingredients], optax.GradientTransformation]) -> Any:
+    def enter(build: Callable[[Ingredients], Any]) -> Any:
         declared = Method(build, **fields)
         if name in _METHODS:
             raise ValueError(f"A method {name!r} already exists; choose another name.")
-        _add_hyperparameters(declared.hyperparameters)
+        declare_hyperparameters(declared.hyperparameters)
         styles.add_method(name, declared.family)
         _METHODS[name] = declared
         return build
 
     return enter
 
-
-def _add_hyperparameters(hyperparameters: Hyperparameters) -> None:
-    for name, hyperparameter in hyperparameters.items():
-        if _HYPERPARAMETERS.get(name, hyperparameter) != hyperparameter:
-            raise ValueError(
-                f"The hyperparameter {name!r} is declared twice, as "
-                f"{_HYPERPARAMETERS[name]} and as {hyperparameter}; prefix its name "
-                "with that of its method."
-            )
-        hyperparameter.check(name)
-    _HYPERPARAMETERS.update(hyperparameters)
-
-
-OPTIMIZER_HYPERPARAMETERS: Hyperparameters = MappingProxyType(
-    {
-        "step_size": Hyperparameter(
-            *(0.01, FINITE, None, "step size"), search=(1e-4, 0.1)
-        ),
-        "momentum": Hyperparameter(0.0, DECAY, 0.0, "momentum of SGD"),
-        "b1": Hyperparameter(
-            _default(optax.adam, "b1"), DECAY, None, "decay of Adam's first moments"
-        ),
-        "b2": Hyperparameter(
-            _default(optax.adam, "b2"), DECAY, None, "decay of Adam's second moments"
-        ),
-        "weight_decay": Hyperparameter(
-            *(0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"),
-            search=(1e-6, 1e-2),
-        ),
-        "noise_scale": Hyperparameter(
-            *(0.0, FINITE, 0.0),
-            "standard deviation of noise on all parameters per update",
-            search=(1e-7, 1e-3),
-        ),
-        "dropout_rate": Hyperparameter(
-            *(0.0, DECAY, 0.0, "fraction of hidden activations dropped"),
-            search=(1e-3, 0.3),
-        ),
-    }
-)
-"""Hyperparameters of all methods; see `optimizer_hyperparameters`."""
-
-_OF_ONE_OPTIMIZER = {"momentum": "sgd", "b1": "adam", "b2": "adam"}
-_OF_ANY_UPDATE = ("step_size", "dropout_rate")
 
 _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
     "online": {
@@ -318,9 +181,44 @@ _NORMALIZATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         ),
     }
 }
-_add_hyperparameters(OPTIMIZER_HYPERPARAMETERS)
-for _group in _NORMALIZATION_HYPERPARAMETERS.values():
-    _add_hyperparameters(_group)
+_SHARPNESS = Hyperparameter(
+    _default(layers.smooth_leaky, "sharpness"),
+    *(FINITE, None, "how fast a smooth-leaky activation bends, per unit of its input"),
+)
+_ACTIVATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
+    "aid": {
+        "aid_p": Hyperparameter(
+            _default(layers.aid, "p"),
+            *(FRACTION, None, "probability that AID passes a positive input"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.7, 0.999),
+        ),
+    },
+    "smooth_leaky": {
+        "smooth_leaky_slope": Hyperparameter(
+            _default(layers.smooth_leaky, "slope"),
+            *(FINITE, None, "slope far below 0"),
+            search=(0.01, 0.7),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+    "randomized_smooth_leaky": {
+        "smooth_leaky_low": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "low"),
+            *(FINITE, None, "smallest random slope far below 0"),
+        ),
+        "smooth_leaky_high": Hyperparameter(
+            _default(layers.randomized_smooth_leaky, "high"),
+            *(FINITE, None, "largest random slope far below 0"),
+        ),
+        "smooth_leaky_sharpness": _SHARPNESS,
+    },
+}
+for _group in (
+    *_NORMALIZATION_HYPERPARAMETERS.values(),
+    *_ACTIVATION_HYPERPARAMETERS.values(),
+):
+    declare_hyperparameters(_group)
 
 
 # Methods that act on every gradient or update: before or after the optimizer.
@@ -443,6 +341,66 @@ def _upgd(given: Ingredients, protecting: bool = True) -> optax.GradientTransfor
 
 
 method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False))
+
+
+# Rivals of UPGD by its authors.
+
+
+@method(
+    "ada_upgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    steps_like_adam=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "ada_upgd_decay_rate": Hyperparameter(
+            _default(optimizers.ada_upgd, "decay_rate"),
+            *(DECAY, None, "decay of the utilities' average"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.9999),
+        ),
+        "ada_upgd_noise_scale": Hyperparameter(
+            _default(optimizers.ada_upgd, "noise_scale"),
+            *(FINITE, None, "standard deviation of the noise on Adam's direction"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+        "ada_upgd_weight_decay": Hyperparameter(
+            _default(optimizers.ada_upgd, "weight_decay"),
+            *(FINITE, None, "shrinkage of the params, times the step size"),
+            search=(1e-4, 1e-1),
+        ),
+    },
+)
+def _ada_upgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.ada_upgd(
+        given.hyperparameters.step_size,
+        decay_rate=given.hyperparameters.ada_upgd_decay_rate,
+        noise_scale=given.hyperparameters.ada_upgd_noise_scale,
+        weight_decay=given.hyperparameters.ada_upgd_weight_decay,
+        key=given.key,
+        noise=given.noise,
+    )
+
+
+@method(
+    "pgd",
+    family=styles.REGULARIZERS,
+    replaces_optimizer=True,
+    source="Elsayed and Mahmood 2024",
+    hyperparameters={
+        "pgd_noise_scale": Hyperparameter(
+            *(1e-3, FINITE, 0.0, "standard deviation of the noise on the gradient"),
+            values=(1e-1, 1e-2, 1e-3),
+        ),
+    },
+)
+def _pgd(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.pgd(
+        given.hyperparameters.step_size,
+        noise_scale=given.hyperparameters.pgd_noise_scale,
+        key=given.key,
+        noise=given.noise,
+    )
 
 
 # Methods that reset hidden units: all go through `cbp_jax.reset_by_rule`.
@@ -702,6 +660,18 @@ def _optimizer_reset(given: Ingredients) -> optax.GradientTransformation:
     return optimizers.reset_optimizer_at(given.base, given.at_task_ends())
 
 
+@method(
+    "adam_rel",
+    family=styles.EVENTS,
+    fields={"optimizer": "adam"},
+    sees_tasks=True,
+    optimizers=("adam", "adamw", "muon"),
+    source="Ellis et al. 2024",
+)
+def _adam_rel(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.reset_adam_count_at(given.base, given.at_task_ends())
+
+
 # Methods that reset hidden units by the gradients of their incoming weights.
 
 
@@ -788,34 +758,335 @@ def _cpr(given: Ingredients) -> optax.GradientTransformation:
     )
 
 
-def optimizer_hyperparameters(
-    optimizer: str | None, fields: Mapping[str, Any]
-) -> dict[str, Hyperparameter]:
-    """Returns the hyperparameters that a learner takes because of its optimizer.
+# Losses that are added to the task's, see experiments/learning/added_loss.py, and
+# penalties on the parameters.
 
-    Args:
-      optimizer: its name, or None for a method that is itself an optimizer.
-      fields: fields of its config; a linear model has no dropout.
-    """
-    is_linear = not (fields["hidden_layers"] or fields.get("conv_channels"))
-    return {
-        name: hyperparameter
-        for name, hyperparameter in OPTIMIZER_HYPERPARAMETERS.items()
-        if (
-            name in _OF_ANY_UPDATE
-            or (optimizer and _OF_ONE_OPTIMIZER.get(name, optimizer) == optimizer)
+
+@method(
+    "l2_er",
+    family=styles.LOSSES,
+    hyperparameters={
+        "er_step_size": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "step size of the steps that increase the effective rank",
+            (1e-2, 1e-3, 1e-4),
+        ),
+        "er_every": Hyperparameter(
+            100, AT_LEAST_ONE, None, "mini-batches per step, whose features it takes"
+        ),
+    },
+    fields={"weight_decay": 1e-4},
+    period="er_every",
+    adds_loss=True,
+    sees_features=True,
+    source="Prakash et al. 2026",
+)
+def _l2_er(given: Ingredients) -> AddedLoss:
+    every = given.hyperparameters.er_every
+    # Static, since it is the size of an array; a lane may use less of it.
+    num_slots = math.ceil(given.largest("er_every"))
+
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> jax.Array:
+        del params, network_state
+        return jnp.zeros((num_slots, *inputs.shape), inputs.dtype)
+
+    def remember(seen: Seen, stored: jax.Array) -> jax.Array:
+        return stored.at[seen.num_updates % jnp.int32(every)].set(seen.inputs)
+
+    def loss(seen: Seen, stored: jax.Array) -> jax.Array:
+        inputs = stored.reshape(-1, *stored.shape[2:])
+        _, features = given.evaluate(seen.params, seen.network_state, inputs)
+        matrices = feature_matrices(given.network, features).values()
+        # The authors leave out convolutions, whose positions would be many samples.
+        dense = [layer for layer in matrices if len(layer) == len(inputs)]
+
+        def used(layer: jax.Array) -> jax.Array:
+            """Returns the layer with 0 in unused rows: singular values are the same."""
+            num_rows = len(layer) // num_slots * every
+            return jnp.where(jnp.arange(len(layer))[:, None] < num_rows, layer, 0)
+
+        layers_used = [used(layer) for layer in dense or matrices]
+        return losses.negative_effective_rank(layers_used)
+
+    return AddedLoss(
+        loss,
+        init,
+        remember,
+        schedule=given.every(every),
+        step_size=given.hyperparameters.er_step_size,
+    )
+
+
+@method(
+    "feature_norm",
+    family=styles.LOSSES,
+    hyperparameters={
+        "feature_norm_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the squared norm of the features",
+            (1e-2, 1e-3, 1e-4),
         )
-        and not (is_linear and name == "dropout_rate")
-    }
+    },
+    adds_loss=True,
+    sees_features=True,
+    source="Lyle et al. 2024",
+)
+def _feature_norm(given: Ingredients) -> AddedLoss:
+    def loss(seen: Seen, memory: None) -> jax.Array:
+        del memory
+        strength = given.hyperparameters.feature_norm_strength
+        return strength * losses.feature_norm(seen.features)
+
+    return AddedLoss(loss)
+
+
+class ChurnMemory(NamedTuple):
+    """What C-CHAIN remembers."""
+
+    params: Any  # From before the last update.
+    inputs: jax.Array  # [2, B, ...], of the last two updates, by turns.
+    task_loss: jax.Array  # Running mean, scalar.
+    churn: jax.Array  # Running mean, scalar.
+
+
+@method(
+    "c_chain",
+    family=styles.LOSSES,
+    hyperparameters={
+        "chain_share": Hyperparameter(
+            0.1, FINITE, 0.0, "churn as a share of the task's loss", (1.0, 0.1, 0.01)
+        ),
+        "chain_decay": Hyperparameter(
+            0.99, DECAY, None, "decay of the running means of both losses"
+        ),
+    },
+    adds_loss=True,
+    source="Tang et al. 2025",
+)
+def _c_chain(given: Ingredients) -> AddedLoss:
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> ChurnMemory:
+        del network_state
+        return ChurnMemory(
+            params=jax.tree.map(jnp.copy, params),
+            inputs=jnp.zeros((2, *inputs.shape), inputs.dtype),
+            task_loss=jnp.zeros(()),
+            churn=jnp.zeros(()),
+        )
+
+    def churn(seen: Seen, memory: ChurnMemory) -> jax.Array:
+        # Of two updates ago: the last update was made for the last inputs.
+        inputs = memory.inputs[seen.num_updates % 2]
+        outputs, earlier = (
+            given.evaluate(params, seen.network_state, inputs)[0]
+            for params in (seen.params, memory.params)
+        )
+        has_classes = jnp.issubdtype(seen.targets.dtype, jnp.integer)
+        kind = "cross_entropy" if has_classes else "squared_error"
+        has_inputs = seen.num_updates >= 2
+        return jnp.where(has_inputs, losses.churn(outputs, earlier, kind=kind), 0)
+
+    def loss(seen: Seen, memory: ChurnMemory) -> jax.Array:
+        share = given.hyperparameters.chain_share
+        strength = share * memory.task_loss / (memory.churn + 1e-8)
+        return jnp.where(memory.churn > 0, strength, 0) * churn(seen, memory)
+
+    def remember(seen: Seen, memory: ChurnMemory) -> ChurnMemory:
+        decay = given.hyperparameters.chain_decay
+        is_measured = seen.num_updates >= 2
+
+        def average(mean: jax.Array, value: jax.Array) -> jax.Array:
+            # Both means lack the same factor in the first updates.
+            return jnp.where(is_measured, decay * mean + (1 - decay) * value, mean)
+
+        return ChurnMemory(
+            params=seen.params,
+            inputs=memory.inputs.at[seen.num_updates % 2].set(seen.inputs),
+            task_loss=average(memory.task_loss, jnp.abs(seen.task_loss)),
+            churn=average(memory.churn, churn(seen, memory)),
+        )
+
+    return AddedLoss(loss, init, remember)
+
+
+class InferMemory(NamedTuple):
+    """What InFeR remembers, and its heads."""
+
+    initial_params: Any
+    initial_network_state: Any
+    initial_heads: jax.Array  # [features, heads]
+    heads: jax.Array  # [features, heads]
+
+
+@method(
+    "infer",
+    family=styles.LOSSES,
+    hyperparameters={
+        "infer_strength": Hyperparameter(
+            0.1,
+            FINITE,
+            0.0,
+            "penalty on changes of random functions of the features",
+            (0.1, 0.01, 0.001),
+        ),
+        "infer_scale": Hyperparameter(
+            _default(losses.infer, "scale"),
+            *(FINITE, None, "factor on the initial values of these functions"),
+        ),
+    },
+    # SGD diverges at the published strength and scale.
+    fields={"optimizer": "adam"},
+    adds_loss=True,
+    sees_features=True,
+    source="Lyle et al. 2022",
+)
+def _infer(given: Ingredients) -> AddedLoss:
+    def last_layer(features: Any) -> jax.Array:
+        name = given.network.units()[-1].name
+        return feature_matrices(given.network, features)[name]
+
+    def init(params: Any, network_state: Any, inputs: jax.Array) -> InferMemory:
+        _, features = given.evaluate(params, network_state, inputs)
+        heads = losses.infer_heads(given.key, last_layer(features).shape[-1])
+        copied = jax.tree.map(jnp.copy, (params, network_state, heads))
+        return InferMemory(*copied, heads)
+
+    def loss_of_heads(heads: jax.Array, seen: Seen, memory: InferMemory) -> jax.Array:
+        _, initial_features = given.evaluate(
+            memory.initial_params, memory.initial_network_state, seen.inputs
+        )
+        return given.hyperparameters.infer_strength * losses.infer(
+            last_layer(seen.features),
+            last_layer(initial_features),
+            heads,
+            memory.initial_heads,
+            scale=given.hyperparameters.infer_scale,
+        )
+
+    def loss(seen: Seen, memory: InferMemory) -> jax.Array:
+        return loss_of_heads(memory.heads, seen, memory)
+
+    def remember(seen: Seen, memory: InferMemory) -> InferMemory:
+        grads = jax.grad(loss_of_heads)(memory.heads, seen, memory)
+        heads = memory.heads - given.hyperparameters.step_size * grads
+        return memory._replace(heads=heads)
+
+    return AddedLoss(loss, init, remember)
+
+
+@method(
+    "parseval",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "parseval_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the distance of hidden layers from orthogonal rows",
+            (1e-3, 1e-4, 1e-5),
+        )
+    },
+    source="Chung et al. 2024",
+)
+def _parseval(given: Ingredients) -> optax.GradientTransformation:
+    strength = given.hyperparameters.parseval_strength
+    penalty = optimizers.parseval(strength, exclude=("head",))
+    return optax.chain(penalty, given.base)
+
+
+@method(
+    "adamo",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "isometry_strength": Hyperparameter(
+            _default(optimizers.adamo, "strength"),
+            FINITE,
+            0.0,
+            "pull toward isometry outside Adam's moments, times the step size",
+            (1e-2, 1e-3, 1e-4),
+        )
+    },
+    fields={"optimizer": "adam"},
+    source="Rosseau et al. 2026",
+)
+def _adamo(given: Ingredients) -> optax.GradientTransformation:
+    step_size = given.hyperparameters.step_size
+    strength = given.hyperparameters.isometry_strength
+    return given.then(optimizers.isometry(-step_size * strength))
+
+
+@method(
+    "wasserstein_init",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "wasserstein_strength": Hyperparameter(
+            1e-3,
+            FINITE,
+            0.0,
+            "penalty on the distance of each tensor's entries from the initial ones",
+            (1e-2, 1e-3, 1e-4),
+        )
+    },
+    source="Lewandowski et al. 2023",
+)
+def _wasserstein_init(given: Ingredients) -> optax.GradientTransformation:
+    strength = given.hyperparameters.wasserstein_strength
+    return optax.chain(optimizers.wasserstein_init(strength), given.base)
+
+
+@method(
+    "l1_init",
+    family=styles.REGULARIZERS,
+    hyperparameters={
+        "l1_init_strength": Hyperparameter(
+            1e-4, FINITE, 0.0, "L1 toward the initial parameters", (1e-3, 1e-4, 1e-5)
+        )
+    },
+    source="Kumar et al. 2023",
+)
+def _l1_init(given: Ingredients) -> optax.GradientTransformation:
+    penalty = optimizers.l1_init(given.hyperparameters.l1_init_strength)
+    return optax.chain(penalty, given.base)
+
+
+@method(
+    "dash",
+    family=styles.EVENTS,
+    hyperparameters={
+        "dash_lowest": Hyperparameter(
+            _default(optimizers.dash, "lowest"),
+            FRACTION,
+            1.0,
+            "lowest factor on a unit's weights when a task ends",
+            (0.3, 0.1, 0.05),
+        ),
+        "dash_smoothing": Hyperparameter(
+            _default(optimizers.dash, "smoothing"),
+            *(FRACTION, None, "weight of a gradient in their running average"),
+        ),
+    },
+    sees_tasks=True,
+    source="Shin et al. 2024",
+)
+def _dash(given: Ingredients) -> optax.GradientTransformation:
+    return optimizers.dash(
+        given.base,
+        given.at_task_ends(),
+        smoothing=given.hyperparameters.dash_smoothing,
+        lowest=given.hyperparameters.dash_lowest,
+    )
 
 
 def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
     """Returns the hyperparameters that a case takes.
 
     Args:
-      fields: fields of its config, including `method`, `optimizer`, `normalization` and
-        the numbers of layers. Unknown names have no hyperparameters; the learner's
-        checks report them.
+      fields: fields of its config, including `method`, `optimizer`, `normalization`,
+        `activation` and the numbers of layers. Unknown names have no hyperparameters;
+        the learner's checks report them.
     """
     method = METHODS.get(fields["method"])
     replaces_optimizer = method is not None and method.replaces_optimizer
@@ -823,6 +1094,7 @@ def hyperparameters_of(fields: Mapping[str, Any]) -> dict[str, Hyperparameter]:
         None if replaces_optimizer else fields["optimizer"], fields
     )
     found |= _NORMALIZATION_HYPERPARAMETERS.get(fields["normalization"], {})
+    found |= _ACTIVATION_HYPERPARAMETERS.get(fields["activation"], {})
     if method is not None:
         found |= method.hyperparameters
     return found

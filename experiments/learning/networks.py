@@ -1,8 +1,8 @@
 """Builds networks from configs, and describes them for methods."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 import math
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
 from flax.core import FrozenDict
@@ -11,6 +11,22 @@ from cbp_jax import layers, networks
 from cbp_jax.initializers import GAINS
 from cbp_jax.optimizers import uniform_fan_in_bound
 from experiments.learning.checks import ConfigError, check_choice
+
+ACTIVATION_OPTIONS: Mapping[str, Mapping[str, str]] = MappingProxyType(
+    {
+        "aid": {"p": "aid_p"},
+        "smooth_leaky": {
+            "slope": "smooth_leaky_slope",
+            "sharpness": "smooth_leaky_sharpness",
+        },
+        "randomized_smooth_leaky": {
+            "low": "smooth_leaky_low",
+            "high": "smooth_leaky_high",
+            "sharpness": "smooth_leaky_sharpness",
+        },
+    }
+)
+"""For each activation with options, the hyperparameter of each option."""
 
 _NORMALIZATIONS = ("none", *layers.NORMALIZATIONS)
 _POOL = 2
@@ -40,12 +56,16 @@ def make_mlp(config: Any, num_outputs: int) -> networks.MLP:
 
     Without hidden layers it is a linear model.
 
+    Args:
+      config: a config whose `hidden_units` is the width of all layers, or has one for
+        each.
+      num_outputs: outputs of the head.
+
     Raises:
       ValueError: the activation or normalization is unknown, or a size is out of range.
     """
-    _check_hidden_layers(config)
     return networks.MLP(
-        (config.hidden_units,) * config.hidden_layers,
+        _hidden_widths(config),
         num_outputs,
         config.activation,
         config.normalization,
@@ -77,7 +97,6 @@ def make_conv_net(
             "config.conv_channels and config.conv_sizes must have the same length and "
             f"numbers of at least 1, got {channels} and {sizes}."
         )
-    _check_hidden_layers(config)
     _check_map(image_shape, sizes)
     check_choice("convolution", config.convolution, ("auto", *networks.CONVOLUTIONS))
     return networks.ConvNet(
@@ -85,7 +104,7 @@ def make_conv_net(
         activation=config.activation,
         conv_channels=channels,
         conv_sizes=sizes,
-        dense_units=(config.hidden_units,) * config.hidden_layers,
+        dense_units=_hidden_widths(config),
         convolution=config.convolution,
         normalization=config.normalization,
     )
@@ -115,8 +134,28 @@ def layer_sizes(
     }
 
 
+def feature_matrices(network: Any, features: dict[str, Any]) -> dict[str, Any]:
+    """Reshapes features to matrices; the positions of a map become samples.
+
+    Args:
+      network: the network.
+      features: activations by layer, as it returns them.
+
+    Returns:
+      `[samples, features]` by layer; a unit of a paired activation is two features.
+    """
+    per_unit = 2 if network.activation in networks.PAIRED else 1
+    return {
+        name: layer.reshape(-1, per_unit * layer.shape[-1])
+        for name, layer in features.items()
+    }
+
+
 def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
-    """Sets the hyperparameters of a network's normalization, traced or not."""
+    """Sets the hyperparameters of a network's layers, traced or not."""
+    network = network.clone(
+        activation_options=FrozenDict(activation_options(network, hyperparameters))
+    )
     if network.normalization != "online":
         return network
     return network.clone(
@@ -125,6 +164,14 @@ def with_hyperparameters(network: Any, hyperparameters: SimpleNamespace) -> Any:
             backward_decay=hyperparameters.online_norm_backward_decay,
         )
     )
+
+
+def activation_options(
+    network: Any, hyperparameters: SimpleNamespace
+) -> dict[str, Any]:
+    """Returns the options of a network's activation, by argument of its function."""
+    options = ACTIVATION_OPTIONS.get(network.activation, {})
+    return {name: getattr(hyperparameters, field) for name, field in options.items()}
 
 
 def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
@@ -144,15 +191,27 @@ def weight_bounds(network: Any) -> Callable[[str, tuple[int, ...]], float]:
     return bounds
 
 
-def _check_hidden_layers(config: Any) -> None:
-    """Raises ValueError if the fields of the hidden layers are invalid."""
-    if config.hidden_layers < 0 or config.hidden_units < 1:
+def _hidden_widths(config: Any) -> tuple[int, ...]:
+    """Returns the width of each dense hidden layer.
+
+    Raises:
+      ValueError: a field of the hidden layers is invalid.
+    """
+    number, units = config.hidden_layers, config.hidden_units
+    widths = (units,) * number if isinstance(units, int) else tuple(units)
+    if number < 0 or min((units,) if isinstance(units, int) else (*units, 1)) < 1:
         raise ConfigError(
             "config.hidden_layers must be at least 0 and config.hidden_units at least "
-            f"1, got {config.hidden_layers} and {config.hidden_units}."
+            f"1, got {number} and {units}."
         )
-    networks.activation_function(config.activation)
+    if len(widths) != number:
+        raise ConfigError(
+            f"config.hidden_units {units} has {len(widths)} widths, but "
+            f"config.hidden_layers is {number}: give one width for each layer."
+        )
+    networks.check_activation(config.activation)
     check_choice("normalization", config.normalization, _NORMALIZATIONS)
+    return widths
 
 
 def _check_map(image_shape: tuple[int, ...], sizes: tuple[int, ...]) -> None:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+from jax import lax
 import jax.numpy as jnp
 
 from cbp_jax import metrics
@@ -20,13 +21,17 @@ from experiments.learning.checks import (
 from experiments.learning.keys import STREAM
 from experiments.learning.learner import (
     LearnerState,
+    compiled_method,
     cross_entropy,
     make_learner,
     scan_updates,
 )
 from experiments.learning.measures import layer_measures, task_measures
+from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_network
 from experiments.learning.problem import Problem
+
+_EVALUATED_TOGETHER = 1000  # Examples, so that large sets fit in memory.
 
 
 class Deferred(NamedTuple):
@@ -46,15 +51,21 @@ Examples = tuple[jax.Array, jax.Array] | Deferred
 """Inputs `[T, *input_shape]` and targets `[T, ...]`, or how to make them."""
 
 
+Sample = Callable[[jax.Array, jax.Array, Any], Examples]
+"""`(key, task, data) -> examples`, a pure function."""
+
+
 def make_stream_problem(
     config: Any,
-    sample: Callable[[jax.Array, jax.Array, Any], Examples],
+    sample: Sample,
     *,
     input_shape: tuple[int, ...],
     num_outputs: int,
     loss: str,
     data: Any = MappingProxyType({}),
     examples_per_change: int | None = None,
+    evaluations: Mapping[str, Sample] = MappingProxyType({}),
+    acts_after: Callable[[jax.Array], jax.Array | bool] | None = None,
 ) -> Problem:
     """Builds the problem of a stream that a learner sees example by example.
 
@@ -72,12 +83,18 @@ def make_stream_problem(
       data: pytree of NumPy arrays that all lanes share, such as the images.
       examples_per_change: number of examples after which the stream changes, for
         methods that act then; None is `examples_per_task`.
+      evaluations: functions like `sample` that draw any number of examples for the end
+        of a task. The score of `learner.predict` on them is a metric of that name.
+      acts_after: with evaluations, maps a task to whether methods that know of tasks
+        act after it, if a change comes only after several tasks; None for every task.
 
     Returns:
       The problem. Its metrics per task are the online score, `accuracy` (fraction) or
       `error` (mean squared error), and `loss` (cross-entropy in nats, or the squared
       error), both for predictions before the update; and, per layer, `layer_measures`
-      on the first examples, before the task, and `task_measures`.
+      on the first examples, before the task, and `task_measures`. With evaluations, a
+      method that acts when a task ends does so after one additional update, on the
+      first batch, so that the learner can be evaluated first.
 
     Raises:
       ValueError: a field is out of range, or the loss is unknown.
@@ -90,13 +107,36 @@ def make_stream_problem(
     check_batch_size(config, "examples_per_task")
     examples_per_change = examples_per_change or config.examples_per_task
     updates_per_task = config.examples_per_task // config.batch_size
+    acts_later = (
+        bool(evaluations)
+        and config.method in METHODS
+        and compiled_method(config).sees_tasks
+    )
     learner = make_learner(
         config,
         make_network(config, input_shape, num_outputs),
         input_shape,
         loss_fn,
-        updates_per_task=examples_per_change // config.batch_size,
+        updates_per_task=examples_per_change // config.batch_size + acts_later,
     )
+
+    @jax.named_scope("measures")
+    def evaluate(state: LearnerState, examples: Examples) -> jax.Array:
+        items, read = _deferred(examples)
+        number = len(jax.tree.leaves(items)[0])
+        num_parts = -(-number // _EVALUATED_TOGETHER)
+        rows = jnp.arange(num_parts * -(-number // num_parts)) % number
+
+        def predict(rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+            inputs, targets = read(jax.tree.map(lambda leaf: leaf[rows], items))
+            return learner.predict(state, inputs), targets
+
+        predicted = lax.map(predict, rows.reshape(num_parts, -1))
+        outputs, targets = jax.tree.map(
+            lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:number], predicted
+        )
+        loss = loss_fn(outputs, targets)
+        return score.of_task(score.of_batch(outputs, targets, loss))
 
     def run_task(
         hyperparameters: Any,
@@ -105,11 +145,9 @@ def make_stream_problem(
         task: jax.Array,
         data: Any,
     ) -> tuple[LearnerState, dict[str, jax.Array]]:
+        stream_key = jax.random.fold_in(lane_key, STREAM)
         with jax.named_scope("stream"):
-            examples = sample(jax.random.fold_in(lane_key, STREAM), task, data)
-        if not isinstance(examples, Deferred):
-            examples = Deferred(examples, lambda pair: pair)
-        items, read = examples
+            items, read = _deferred(sample(stream_key, task, data))
         first = jax.tree.map(lambda leaf: leaf[: config.measured_examples], items)
         _check_examples(config, items, *read(first), input_shape, num_outputs, loss)
         with jax.named_scope("measures"):
@@ -133,19 +171,44 @@ def make_stream_problem(
             ),
             items,
         )
-        new_state, (scores, losses) = scan_updates(learner, update, state, batches)
-        return new_state, measures | {
-            score.name: score.of_task(scores),
-            "loss": jnp.mean(losses),
-        } | task_measures(learner, state, new_state)
+        if acts_later:
+            new_state, (scores, losses) = lax.scan(
+                lambda state, batch: update(state, batch, False), state, batches
+            )
+        else:
+            new_state, (scores, losses) = scan_updates(learner, update, state, batches)
+        measures |= {score.name: score.of_task(scores), "loss": jnp.mean(losses)}
+        measures |= {
+            name: evaluate(new_state, draw(stream_key, task, data))
+            for name, draw in evaluations.items()
+        }
+        measures |= task_measures(learner, state, new_state)
+        if acts_later:
+            first_batch = jax.tree.map(lambda leaf: leaf[0], batches)
+            if acts_after is None:
+                new_state, _ = update(new_state, first_batch, True)
+            else:
+                new_state = lax.cond(
+                    acts_after(task),
+                    lambda state: update(state, first_batch, True)[0],
+                    lambda state: state,
+                    new_state,
+                )
+        return new_state, measures
 
     return Problem(
         learner=learner,
         data=dict(data) if isinstance(data, Mapping) else data,
         run_task=run_task,
-        updates_per_task=updates_per_task,
+        updates_per_task=updates_per_task + (acts_later and acts_after is None),
         examples_per_task=config.examples_per_task,
     )
+
+
+def _deferred(examples: Examples) -> Deferred:
+    if isinstance(examples, Deferred):
+        return examples
+    return Deferred(examples, lambda pair: pair)
 
 
 def _check_examples(

@@ -111,3 +111,31 @@ declare_variant("crelu", styles.LAYERS, activation="crelu")
 declare_variant("deep_fourier", styles.LAYERS, activation="sin_cos")
 declare_variant("batch_norm", styles.LAYERS, normalization="batch", on_batches=True)
 declare_variant("backprop_batches", styles.LAYERS, on_batches=True)
+
+# Activations, and layer normalization with L2.
+declare_variant(
+    *("layer_norm_l2", styles.LAYERS, {"weight_decay": (1e-3, 1e-4, 1e-5)}),
+    normalization="layer",
+    weight_decay=1e-4,
+)
+declare_variant("aid", styles.LAYERS, {"aid_p": (0.99, 0.95, 0.9)}, activation="aid")
+declare_variant(
+    *("smooth_leaky", styles.LAYERS, {"smooth_leaky_slope": (0.3, 0.1, 0.03)}),
+    activation="smooth_leaky",
+)
+declare_variant(
+    *("randomized_smooth_leaky", styles.LAYERS), activation="randomized_smooth_leaky"
+)
+declare_variant("prelu", styles.LAYERS, activation="prelu")
+declare_variant("adalin_tanh", styles.LAYERS, activation="adalin_tanh")
+
+# Optimizers other than SGD and Adam.
+declare_variant(
+    "adamw",
+    styles.OPTIMIZERS,
+    {"decoupled_decay": (1e-1, 1e-2, 1e-3)},
+    optimizer="adamw",
+    decoupled_decay=1e-2,
+)
+declare_variant("rmsprop", styles.OPTIMIZERS, optimizer="rmsprop")
+declare_variant("muon", styles.OPTIMIZERS, optimizer="muon")

@@ -6,8 +6,9 @@ REPLACEMENTS_FILE = "replacements.csv"
 FIGURES_FOLDER = "figures"
 LEARNING_FIGURE = "learning.png"
 BINS_FIGURE = "bins.png"
+LAST_PHASE_FIGURE = "last_phase.png"
 SURVIVAL_FIGURE = "survival.png"
-FIGURE_FILES = (LEARNING_FIGURE, BINS_FIGURE, SURVIVAL_FIGURE)
+FIGURE_FILES = (LEARNING_FIGURE, BINS_FIGURE, LAST_PHASE_FIGURE, SURVIVAL_FIGURE)
 """The files that `plots.draw_run` can write; `--overwrite` deletes them with a run."""
 
 COMPARISON_FOLDER = "comparison"

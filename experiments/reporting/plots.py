@@ -69,6 +69,7 @@ def draw_run(dataset: xr.Dataset, run: pathlib.Path) -> list[pathlib.Path]:
     written = draw_learning(dataset, run / files.FIGURES_FOLDER)
     if written and tasks_per_bin(dataset) > 1:
         written.append(_draw_bins(dataset, run / files.FIGURES_FOLDER))
+    written += _draw_last_phase(dataset, run / files.FIGURES_FOLDER)
     log = run / files.REPLACEMENTS_FILE
     if log.exists():
         lives = survival.read_lives(log, dataset)
@@ -209,6 +210,21 @@ def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
     rows = rows_of(sorted(networks, key=lambda one: position(one[0]["case"])))
     lines = {title: lines_of(row) for title, row in rows.items()}
     return draw_bins(lines, baselines, folder / files.BINS_FIGURE)
+
+
+def _draw_last_phase(dataset: xr.Dataset, folder: pathlib.Path) -> list[pathlib.Path]:
+    """Draws the last phase of a run with phases, without its steep first tenth.
+
+    Returns:
+      The file written; none if the run has no phases or has not come so far.
+    """
+    phase_tasks = json.loads(dataset.attrs.get("config", "{}")).get("phase_tasks", ())
+    start = sum(phase_tasks)
+    rest = slice(start + (dataset.sizes["task"] - start) // 10, None)
+    if not phase_tasks or not has_values(dataset.isel(task=rest), "accuracy"):
+        return []
+    settings = [(labels, one.isel(task=rest)) for labels, one in _settings(dataset)]
+    return [draw_settings(settings, folder / files.LAST_PHASE_FIGURE)]
 
 
 def _settings(dataset: xr.Dataset) -> Settings:

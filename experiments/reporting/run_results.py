@@ -49,6 +49,10 @@ DESCRIPTIONS = {
     "accuracy": "fraction of correct predictions: online, before the update, or on the "
     "test images at the end of the task",
     "accuracy_by_epoch": "fraction of correct predictions on the test images",
+    "train_accuracy": "fraction of correct predictions on the training images at the "
+    "end of the task",
+    "test_accuracy": "fraction of correct predictions on the test images at the end of "
+    "the task",
     "error": "squared error, before the update",
     "loss": "minimized loss, before the update",
     "dead_units": "fraction of units whose output is 0 on all measured examples",

@@ -58,6 +58,9 @@ _WRITTEN = {
     **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
     **{"cpr": "CPR", "regrama": "ReGraMa"},
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
+    **{"adamo": "AdamO", "c": "C", "chain": "CHAIN", "dash": "DASH", "er": "ER"},
+    **{"infer": "InFeR", "l1": "L1", "parseval": "Parseval"},
+    **{"wasserstein": "Wasserstein"},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,11 +35,18 @@ INTERVALS = "Means over seeds ± 95 % confidence intervals."
 
 
 def summary_table(dataset: xr.Dataset) -> str:
-    """Returns a table of means over seeds with 95 % intervals, one line per setting."""
+    """Returns a table of means over seeds with 95 % intervals, one line per setting.
+
+    If the run has learners with a warm and with a cold start, there is also the
+    difference of their last scores, paired by seed, in the lines of the warm ones.
+    """
+    settings = list(settings_of(dataset))
     return format_table(
         [
-            _label_cells(dataset, labels) | _summary(setting)
-            for labels, setting in settings_of(dataset)
+            _label_cells(dataset, labels)
+            | _summary(setting)
+            | _warm_minus_cold(dataset, settings, labels, setting)
+            for labels, setting in settings
         ]
     )
 
@@ -119,6 +127,48 @@ def _summary(setting: xr.Dataset) -> dict[str, str]:
         has_meaning = layer_sizes(setting, name).any()
         columns[column] = f"{factor * last:.{digits}f}" if has_meaning else "-"
     return columns | {"steps/s": f"{float(setting.steps_per_second):,.0f}"}
+
+
+def _warm_minus_cold(
+    dataset: xr.Dataset,
+    settings: Sequence[tuple[dict[str, Any], xr.Dataset]],
+    labels: Mapping[str, Any],
+    setting: xr.Dataset,
+) -> dict[str, str]:
+    """Returns the cell of a setting that compares it with the same after a cold start.
+
+    Args:
+      dataset: results of a run.
+      settings: all its settings with their labels.
+      labels: labels of the setting.
+      setting: results of the setting.
+
+    Returns:
+      No cell if the run has no cold starts; an empty one if the setting has no partner.
+      Its partner is the case that differs from its own in nothing but `start` or, if
+      there is none, in nothing but `start` and `method`.
+    """
+    config = json.loads(dataset.attrs.get("config", "{}"))
+    fields = {name: config | case for name, case in config.get("cases", {}).items()}
+    if "cold" not in (case.get("start") for case in fields.values()):
+        return {}
+    score, unit, factor = _score(dataset)
+    own, cell = fields[labels["case"]], ""
+    partners = [
+        {**own, "start": "cold"},
+        {**own, "start": "cold", "method": "backprop"},
+    ]
+    found = {
+        partners.index(fields[others["case"]]): cold[score]
+        for others, cold in settings
+        if fields[others["case"]] in partners
+        and {**others, "case": labels["case"]} == labels
+    }
+    if found and own.get("start") != "cold":
+        difference = (setting[score] - found[min(found)]).transpose("seed", "task")
+        has_run = setting.examples.notnull().values
+        cell = _interval(estimate(factor * difference.values[:, has_run][:, -1]))
+    return {f"last {unit}, warm - cold": cell}
 
 
 def _tasks(index: int, size: int, num_tasks: int) -> str:

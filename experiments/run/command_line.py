@@ -44,7 +44,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
       make_problem: builds the problem from the config of a case.
     """
     config = define_config_flag()
-    flags.DEFINE_list("cases", [], "Cases of the config to run; all by default.")
+    define_cases_flag()
     workdir = flags.DEFINE_string(
         "workdir", None, f"Run folder; runs/{name}/PRESET by default."
     )
@@ -114,6 +114,11 @@ def _print_help(arguments: list[str]) -> None:
     print(help_text(about, __name__, config))
 
 
+def define_cases_flag() -> None:
+    """Defines `--cases=NAME,NAME`, which `parse_flags` applies to the config."""
+    flags.DEFINE_list("cases", [], "Cases of the config to run; all by default.")
+
+
 def parse_flags(arguments: list[str]) -> list[str]:
     """Parses flags, and reports a wrong config or override in one line."""
     for argument in arguments:
@@ -125,6 +130,11 @@ def parse_flags(arguments: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(arguments)
         if "cases" in flags.FLAGS and flags.FLAGS.cases:
+            if flags.FLAGS.config is None:
+                raise flags.Error(
+                    "--cases chooses from the cases of a config, but there is none: "
+                    "pass --config=FILE[:PRESET]."
+                )
             keep_cases(flags.FLAGS.config, flags.FLAGS.cases)
         for path in overridden(arguments):
             match path:

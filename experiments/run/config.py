@@ -2,7 +2,7 @@
 
 A lane takes the value of a field from the last of these that sets it:
 
-1. the default of a hyperparameter that its case takes, in `learning/methods.py`;
+1. the default of a hyperparameter that its case takes, in `learning/`;
 2. the config file: the fields of all problems, of its problem, of its preset;
 3. `--config.FIELD=VALUE`;
 4. its case: `config.cases.NAME` in the file, and `--config.cases.NAME.FIELD=VALUE`;
@@ -27,15 +27,15 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags import config_path
 import numpy as np
 
-from experiments.learning.checks import ConfigError, did_you_mean
-from experiments.learning.keys import make_key
-from experiments.learning.methods import (
-    HYPERPARAMETERS,
-    METHODS,
-    OPTIMIZER_HYPERPARAMETERS,
-    hyperparameters_of,
+from experiments.learning.base_optimizers import (
+    ALWAYS_IN_CONFIGS,
+    OPTIMIZERS,
     optimizer_hyperparameters,
 )
+from experiments.learning.checks import ConfigError, did_you_mean
+from experiments.learning.hyperparameters import HYPERPARAMETERS
+from experiments.learning.keys import make_key
+from experiments.learning.methods import METHODS, hyperparameters_of
 from experiments.run.search import draw_trials
 
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
@@ -206,7 +206,7 @@ def complete(config: ConfigDict) -> ConfigDict:
 
 def _add_hyperparameters(config: ConfigDict) -> None:
     for fields in _merged(config).values():
-        taken = OPTIMIZER_HYPERPARAMETERS | hyperparameters_of(fields)
+        taken = ALWAYS_IN_CONFIGS | hyperparameters_of(fields)
         for name, hyperparameter in taken.items():
             if name not in config:
                 config[name] = hyperparameter.default
@@ -432,10 +432,13 @@ def _check_is_taken(path: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
         taken |= hyperparameters_of(case)
     if cases and field not in taken:
         who = f"case {next(iter(cases))!r} does" if len(cases) == 1 else "the cases do"
-        takers = [
-            name for name, method in METHODS.items() if field in method.hyperparameters
-        ]
-        hint = f" It goes with config.method {', '.join(takers)}." if takers else ""
+        hint = ""
+        for kind, declared in (("method", METHODS), ("optimizer", OPTIMIZERS)):
+            takers = [
+                name for name, one in declared.items() if field in one.hyperparameters
+            ]
+            if takers:
+                hint += f" It goes with config.{kind} {', '.join(takers)}."
         raise ConfigError(
             f"config.{path} has no effect, because {who} not take it: "
             f"{did_you_mean(field, list(taken), list_all=True)}{hint}"

@@ -8,7 +8,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.learning.methods import HYPERPARAMETERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 
 HELP_FLAGS = ("--help", "-help", "-h", "--h", "-?", "--helpshort")
 
@@ -27,12 +27,12 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "timed_task": "overrides of the short task timed to choose lanes_per_block",
         # Learner.
         "method": "a name in experiments/learning/methods.py",
-        "optimizer": "sgd or adam",
+        "optimizer": "a name in experiments/learning/base_optimizers.py",
         "noise": "distribution of noise_scale: normal or signs",
         "batch_size": "examples per update",
         "hidden_layers": "number of dense hidden layers; 0 for a linear model",
-        "hidden_units": "units per dense hidden layer",
-        "activation": "a name in cbp_jax.networks.ACTIVATIONS",
+        "hidden_units": "units per dense hidden layer, or a tuple of each layer's",
+        "activation": "a name in cbp_jax.networks.ACTIVATIONS or ACTIVATION_LAYERS",
         "normalization": "none, or a name in cbp_jax.layers.NORMALIZATIONS",
         "conv_channels": "channels of each convolution",
         "conv_sizes": "height and width of each convolution's kernel",
@@ -43,6 +43,13 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "dataset": "a name in experiments/streams",
         "data_dir": "folder of the data set; '' for that of TensorFlow Datasets",
         "sampling": "without_replacement or with_replacement",
+        "change_fraction": "share of pixels, images or classes that a task changes",
+        "transition": "examples over which a task fades in",
+        "recurrent": "number of tasks that recur; 0 for tasks that are always new",
+        "labels": "random or permuted",
+        "num_images": "training images of a seed; 0 for all but the test images",
+        "num_test_images": "test images of a seed",
+        "texture_classes": "number of classes of textures",
         "num_bits": "bits of an input, including a constant one",
         "slow_bits": "bits that change only every drift_every examples",
         "drift": "'one' slow bit flips, or 'all' are redrawn",
@@ -54,6 +61,9 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         "test_per_class": "test images per class",
         "texture_pixels": "height and width of textures",
         "num_epochs": "passes over the training images of a task",
+        "shares": "fraction of the training images that each phase has",
+        "phase_tasks": "number of tasks in each phase but the last",
+        "start": "warm, or cold to begin each phase with the initial weights",
         "reset_head_optimizer_state": "also reset the optimizer state of the head",
         # Measures and output.
         "measured_examples": "first examples of a task, used to measure features",

@@ -50,7 +50,10 @@ def load(
     * `mnist`, `fashion_mnist`, `kmnist`: the IDX files in `data_dir`, gzipped or not;
       without them, the TFDS set of that name. The file names are the same for all
       three, so the folder determines which one is read.
-    * `cifar100`: the TFDS set, with the 100 fine labels.
+    * `cifar100`, `cifar100_coarse`: the TFDS set, with the 100 fine labels or the 20
+      coarse ones.
+    * `emnist/balanced`: the TFDS set of 47 classes of letters and digits, as it is
+      stored there, which is transposed.
 
     A TFDS set that is not prepared is downloaded and prepared, if possible.
 
@@ -69,7 +72,8 @@ def load(
       DatasetError: `data_dir` is not a folder, or the data set is missing or damaged.
 
     Source: Alpaydin and Kaynak 1998 (digits), LeCun et al. 1998 (MNIST), Xiao et al.
-    2017 (Fashion-MNIST), Clanuwat et al. 2018 (KMNIST), Krizhevsky 2009 (CIFAR-100).
+    2017 (Fashion-MNIST), Clanuwat et al. 2018 (KMNIST), Krizhevsky 2009 (CIFAR-100),
+    Cohen et al. 2017 (EMNIST).
     """
     if name not in LOADERS:
         choices = ", ".join(LOADERS)
@@ -183,10 +187,19 @@ def _load_tfds(name: str, folder: Path | None, split: str) -> ImageDataset:
     return ImageDataset(name, images, labels, num_classes, max_value=255.0)
 
 
+def _load_coarse_cifar100(name: str, folder: Path | None, split: str) -> ImageDataset:
+    images, labels, num_classes = tfds_sets.read_split(
+        "cifar100", folder, split, label="coarse_label"
+    )
+    return ImageDataset(name, images, labels, num_classes, max_value=255.0)
+
+
 LOADERS: Mapping[str, Callable[[str, Path | None, str], ImageDataset]] = {
     "digits": _load_digits,
     "mnist": _load_idx_or_tfds,
     "fashion_mnist": _load_idx_or_tfds,
     "kmnist": _load_idx_or_tfds,
     "cifar100": _load_tfds,
+    "cifar100_coarse": _load_coarse_cifar100,
+    "emnist/balanced": _load_tfds,
 }

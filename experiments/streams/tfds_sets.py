@@ -25,7 +25,7 @@ _CHUNK = 2048  # Examples in memory at a time, if not all are kept.
 
 
 def read_split(
-    name: str, folder: Path | None, split: str
+    name: str, folder: Path | None, split: str, label: str = "label"
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Reads all images and labels of a split.
 
@@ -33,6 +33,7 @@ def read_split(
       name: name of the set.
       folder: folder of prepared sets, None for TFDS's default.
       split: split of the set.
+      label: name of the feature that is the label.
 
     Returns:
       Images uint8 [M, H, W, C], labels int32 [M] and the number of classes.
@@ -41,10 +42,10 @@ def read_split(
       DatasetError: the set is damaged, or it is not prepared and cannot be prepared.
     """
     with _reading(name, folder) as builder:
-        chunks = list(_chunks(builder, split))
+        chunks = list(_chunks(builder, split, label))
         images = np.concatenate([images for images, _ in chunks])
         labels = np.concatenate([labels for _, labels in chunks])
-    num_classes = builder.info.features["label"].num_classes
+    num_classes = builder.info.features[label].num_classes
     check_labels(labels, num_classes, Path(builder.data_dir))
     return images, labels, num_classes
 
@@ -131,21 +132,23 @@ def _reading(name: str, folder: Path | None) -> Iterator[Any]:
             ) from error
 
 
-def _chunks(builder: Any, split: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def _chunks(
+    builder: Any, split: str, label: str = "label"
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Reads a split in chunks: images uint8 [M, H, W, C] and labels int32 [M]."""
     source = builder.as_data_source(split=split)
     shape = builder.info.features["image"].shape
     for start in range(0, len(source), _CHUNK):
         indices = range(start, min(start + _CHUNK, len(source)))
-        yield _stack(source.__getitems__(indices), shape)
+        yield _stack(source.__getitems__(indices), shape, label)
 
 
 def _stack(
-    examples: Sequence[Any], shape: Sequence[int]
+    examples: Sequence[Any], shape: Sequence[int], label: str
 ) -> tuple[np.ndarray, np.ndarray]:
     pixels = [example["image"] for example in examples]
     images = np.stack(pixels, dtype=np.uint8, casting="no")
-    labels = np.array([example["label"] for example in examples], np.int32)
+    labels = np.array([example[label] for example in examples], np.int32)
     return images.reshape(len(examples), *shape), labels
 
 
@@ -278,9 +281,11 @@ def _unreachable_hosts(builder: Any) -> list[str]:
 
 
 def _tfds_cure(builder: Any) -> str:
+    config = getattr(builder, "builder_config", None)
+    name = f"{builder.name}/{config.name}" if config else builder.name
     return (
         "prepare it on a machine with a network and TensorFlow with "
-        f'tfds.builder("{builder.name}", data_dir="FOLDER")'
+        f'tfds.builder("{name}", data_dir="FOLDER")'
         f'.download_and_prepare(file_format="{_FORMAT}") '
         "and pass --config.data_dir=FOLDER"
     )

@@ -251,6 +251,8 @@ def make_batches(
     kernels = [shapes[layer]["kernel"].shape for layer in problem.learner.layers]
     if "conv_channels" not in config:
         example = kernels[0][:1]
+    elif isinstance(problem.data, dict) and "images" in problem.data:
+        example = problem.data["images"].shape[1:]
     elif getattr(problem.data, "train", None) is not None:
         example = problem.data.train.shape[2:]
     else:
@@ -264,10 +266,10 @@ def make_batches(
 
 
 def has_floor(config: Any) -> bool:
-    """Whether a case has a floor: only layers, unpaired activations and SGD."""
+    """Whether a case has a floor: only layers, plain activations and SGD."""
     return (
         config.normalization == "none"
-        and config.activation not in networks.PAIRED
+        and config.activation in networks.ACTIVATIONS.keys() - networks.PAIRED.keys()
         and config.optimizer == "sgd"
     )
 

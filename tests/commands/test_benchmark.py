@@ -86,6 +86,18 @@ def test_a_preset_writes_a_table_and_a_file(tmp_path):
     [
         (("mnist", "--config=configs/pmnist.py"), "such as permuted_mnist"),
         (("permuted_mnist", "--config=configs/pmnist.py", "--reference=l2"), "'l2'"),
+        (
+            ("permuted_mnist", "--config=configs/pmnist.py", "--cases=backprop,l9"),
+            "--cases: the config has no case 'l9'",
+        ),
+        (
+            (
+                *("permuted_mnist", "--config=configs/pmnist.py"),
+                "--cases=continual_backprop",
+            ),
+            "must be one of the config's cases ['continual_backprop'], got 'backprop'",
+        ),
+        (("--cases=backprop",), "pass --config=FILE[:PRESET]"),
     ],
 )
 def test_bad_arguments_are_named_with_the_choices(arguments, message, tmp_path):

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from tiny_runs import tiny_bits, tiny_digits
+from tiny_runs import tiny_bits, tiny_digits, tiny_labels
 
-from configs import methods, pmnist, scr
-from experiments import permuted_mnist, slowly_changing_regression
+from configs import labels, methods, pmnist, scr
+from experiments import changing_labels, permuted_mnist, slowly_changing_regression
 from experiments.reporting import comparison
 from experiments.reporting.trials import Run
 from experiments.run import cases, runner
@@ -19,6 +19,7 @@ PROBLEMS = {
         slowly_changing_regression.make_problem,
         tiny_bits,
     ),
+    "labels": (labels, "comparison", changing_labels.make_problem, tiny_labels),
 }
 
 

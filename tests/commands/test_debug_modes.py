@@ -5,12 +5,13 @@ import csv
 
 import jax
 import pytest
-from tiny_runs import tiny_bits, tiny_digits, tiny_pairs
+from tiny_runs import tiny_bits, tiny_digits, tiny_pairs, tiny_warm_start
 
 from experiments import (
     continual_imagenet,
     permuted_mnist,
     slowly_changing_regression,
+    warm_start,
 )
 from experiments.run import cases, runner
 from experiments.run.config import complete
@@ -23,6 +24,10 @@ PROBLEMS = {
     "permuted_mnist": (tiny_digits, permuted_mnist),
     "slowly_changing_regression": (tiny_bits, slowly_changing_regression),
     "continual_imagenet": (tiny_pairs, continual_imagenet),
+    "warm_start": (
+        lambda **fields: tiny_warm_start(num_tasks=2, start="cold", **fields),
+        warm_start,
+    ),
 }
 EACH = pytest.mark.parametrize("name", PROBLEMS)
 

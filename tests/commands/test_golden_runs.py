@@ -10,8 +10,15 @@ from op_by_op import op_by_op
 import pytest
 import xarray as xr
 
-from configs import imagenet, methods, pmnist, scr
-from experiments import continual_imagenet, permuted_mnist, slowly_changing_regression
+from configs import imagenet, labels, methods, pmnist, scr
+from configs import warm_start as growing
+from experiments import (
+    changing_labels,
+    continual_imagenet,
+    permuted_mnist,
+    slowly_changing_regression,
+    warm_start,
+)
 from experiments.run import runner
 from experiments.run.config import complete
 
@@ -23,7 +30,7 @@ SOON = {
     **{"snr_rejection_rate": 0.3, "snr_first_threshold": 3, "snr_lowest_threshold": 2},
     **{"regrama_threshold": 0.5, "regrama_every": 4},
     **{"cpr_rate": 0.5, "cpr_decay_rate": 0.5, "cpr_every": 4},
-    **{"swr_every": 4, "hare_every": 3, "hare_decay": 0.8},
+    **{"swr_every": 4, "hare_every": 3, "hare_decay": 0.8, "er_every": 4},
 }
 # Small singular values are rounding where ranks are not found by "svd".
 SHORT = {"num_seeds": 1, "first_seed": 3, "rank_method": "svd", "lanes_per_block": 1}
@@ -52,6 +59,7 @@ def all_methods():
 
 
 BITS = {"examples_per_task": 12, "measured_examples": 12, "drift_every": 6}
+BATCHES = {"examples_per_task": 12, "measured_examples": 12, "batch_size": 3}
 RUN_OF = {
     "permuted_mnist": (
         permuted_mnist,
@@ -65,6 +73,11 @@ RUN_OF = {
         continual_imagenet,
         lambda: smoke(imagenet, num_epochs=2, test_every_epoch=True),
     ),
+    "changing_labels": (
+        changing_labels,
+        lambda: smoke(labels, examples_per_task=12, measured_examples=12),
+    ),
+    "warm_start": (warm_start, lambda: smoke(growing, **BATCHES)),
     "methods": (permuted_mnist, all_methods),
 }
 CASES = [

@@ -48,18 +48,33 @@ def as_numbers(leaf):
 HEAD = {"params/head/bias", "params/head/kernel"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+# Arrays of the head in the optimizer's state: Muon has one for the kernel.
+ARRAYS = {
+    "sgd": ({"trace"}, 2),
+    "adam": ({"mu", "nu"}, 4),
+    "muon": ({"mu", "nu"}, 3),
+}
+
+
+@pytest.mark.parametrize("optimizer", ARRAYS)
 @pytest.mark.parametrize("method", ["backprop", "continual_backprop"])
 def test_only_the_head_is_cleared_and_its_moments_if_wanted(optimizer, method):
     state = trained_state(method=method, optimizer=optimizer)
     plain = clear_head(state, with_optimizer_state=False)
     assert zeroed(state, plain) == HEAD
     cleared = zeroed(state, clear_head(state, with_optimizer_state=True))
-    moments = {"sgd": {"trace"}, "adam": {"mu", "nu"}}[optimizer]
+    moments, number = ARRAYS[optimizer]
     others = cleared - HEAD
     assert {path.split("/")[-3] for path in others} == moments
     assert {path.split("/")[-2] for path in others} == {"head"}
-    assert len(others) == 2 * len(moments)
+    assert len(others) == number
+
+
+def test_what_an_added_loss_remembers_of_the_params_is_cleared():
+    """Or the churn at a change of task would be that of clearing the head."""
+    state = trained_state(method="c_chain")
+    cleared = zeroed(state, clear_head(state, with_optimizer_state=False))
+    assert cleared == HEAD | {f"memory/{path}" for path in HEAD}
 
 
 def test_the_first_update_of_a_cleared_head_is_its_gradient():

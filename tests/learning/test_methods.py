@@ -14,12 +14,11 @@ from tiny_runs import one_lane, tiny_digits
 from configs import methods as method_configs
 from configs import pmnist
 from experiments import permuted_mnist
-from experiments.learning import methods
-from experiments.learning.methods import (
-    HYPERPARAMETERS,
-    METHODS,
-    OPTIMIZER_HYPERPARAMETERS,
-)
+from experiments.learning import base_optimizers, hyperparameters, methods
+from experiments.learning.added_loss import AddedLoss
+from experiments.learning.base_optimizers import OPTIMIZERS
+from experiments.learning.hyperparameters import HYPERPARAMETERS
+from experiments.learning.methods import METHODS
 from experiments.learning.networks import make_mlp
 from experiments.reporting import styles
 from experiments.run.config import complete, make_cases
@@ -71,7 +70,8 @@ def test_no_two_methods_share_a_hyperparameter_that_means_something_else():
     for method in METHODS.values():
         for name, parameter in method.hyperparameters.items():
             assert HYPERPARAMETERS[name] == parameter
-            assert name not in OPTIMIZER_HYPERPARAMETERS
+            for optimizer in OPTIMIZERS.values():
+                assert name not in optimizer.hyperparameters
 
 
 HAVE_OFF = [
@@ -95,7 +95,10 @@ def test_off_is_backprop_bit_for_bit(name):
 @pytest.fixture
 def declared():
     """Lets a test declare methods, which are forgotten after it."""
-    tables = methods._METHODS, methods._HYPERPARAMETERS, styles._STYLES
+    tables = (
+        *(methods._METHODS, base_optimizers._OPTIMIZERS),
+        *(hyperparameters._DECLARED, styles._STYLES),
+    )
     kept = [dict(table) for table in tables]
     yield
     for table, before in zip(tables, kept, strict=True):
@@ -133,6 +136,30 @@ def test_one_declaration_makes_a_method_a_case_a_look_and_a_sweep(declared):
     tiny.assert_close(halved, plain)
     off = train(make("half_steps", step_factor=1.0))[1]
     tiny.assert_equal(off.params, backprop())
+
+
+def test_one_declaration_adds_a_loss(declared):
+    """A stranger's: half the squared params, which is what `weight_decay` adds."""
+    number = methods.Hyperparameter(0.1, methods.FINITE, 0.0, "strength", (0.2, 0.1))
+
+    @methods.method(
+        "squares",
+        family=styles.LOSSES,
+        hyperparameters={"squares_strength": number},
+        adds_loss=True,
+    )
+    def build(given):
+        def loss(seen, memory):
+            assert memory is None
+            squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(seen.params)]
+            return given.hyperparameters.squares_strength / 2 * sum(squares)
+
+        return AddedLoss(loss)
+
+    added = train(make("squares"))[1].params
+    tiny.assert_close(added, train(make("backprop", weight_decay=0.1))[1].params)
+    off = train(make("squares", squares_strength=0.0))[1].params
+    tiny.assert_equal(off, backprop())
 
 
 def test_a_method_that_is_off_has_the_state_of_the_optimizer_alone():
@@ -176,7 +203,7 @@ def test_methods_without_an_off_value_are_known():
     assert set(METHODS) - set(HAVE_OFF) == {
         "backprop",
         "normalize_and_project",
-        *("upgd", "upgd_nonprotecting"),
+        *("upgd", "upgd_nonprotecting", "ada_upgd", "adam_rel"),
         *("fire", "head_reset", "full_reset", "optimizer_reset"),
     }
 
@@ -189,6 +216,7 @@ def test_methods_without_an_off_value_are_known():
         ("full_reset", {"dense_0", "head"}),
         ("fire", {"dense_0", "head"}),
         ("shrink_and_perturb_events", {"dense_0", "head"}),
+        ("dash", {"dense_0", "head"}),
     ],
 )
 def test_events_come_at_the_end_of_a_task_and_at_no_other_update(name, changes):
@@ -300,6 +328,11 @@ def test_normalize_and_project_wants_a_normalization():
         permuted_mnist.make_problem(config)
 
 
+def test_adam_rel_wants_an_optimizer_with_the_moments_of_adam():
+    with pytest.raises(ValueError, match=r"optimizer 'sgd': .* one of \['adam', 'ad"):
+        permuted_mnist.make_problem(make("adam_rel", optimizer="sgd"))
+
+
 def test_norms_of_kernels_stay_where_they_began():
     first, states = train(make("normalize_and_project"))
     for layer in ("dense_0", "head"):
@@ -333,6 +366,29 @@ def test_every_method_and_normalization_is_a_case_of_the_preset():
         len(method_configs.batch_methods(batch_size=2, step_size=1))
         + len(method_configs.newer_methods(adam_step_size=1))
     )
+
+
+def test_options_of_an_activation_reach_training_and_evaluation():
+    config = make("backprop", activation="aid", aid_p=0.7)
+    hyperparameters, key = one_lane(config)
+    learner = permuted_mnist.make_problem(config).learner
+    state = learner.init(hyperparameters, key)
+    network = make_mlp(config, 10).clone(activation_options={"p": 0.7})
+    wanted, features = network.apply({"params": state.params}, IMAGES[0])
+    np.testing.assert_allclose(learner.predict(state, IMAGES[0]), wanted, rtol=1e-6)
+    tiny.assert_close(learner.features(state, IMAGES[0]), features)
+    images = jnp.tile(IMAGES[0], (500, 1))
+
+    @jax.jit
+    def training_outputs(state):
+        return learner.step(hyperparameters, state, images, jnp.zeros(500, int))[1]
+
+    outputs = training_outputs(state)
+    # Masks differ between examples, and their mean is the evaluation.
+    assert np.std(outputs, axis=0).min() > 0.01
+    np.testing.assert_allclose(np.mean(outputs, axis=0), wanted[0], atol=0.15)
+    later = state._replace(num_updates=state.num_updates + 1)
+    assert not np.array_equal(outputs, training_outputs(later))
 
 
 def test_mini_batches_average_their_gradients():

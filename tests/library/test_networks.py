@@ -137,3 +137,20 @@ def test_convnet_weights_and_biases_fill_their_bounds():
         assert 0.3 * bound < bias.max() <= bound
     fresh = network.initializer()(KEY, (3, 3, 2, 64), jnp.float32)
     assert np.abs(fresh).max() == pytest.approx(1 / math.sqrt(18), rel=0.03)
+
+
+def test_learned_slopes_of_a_convnet_are_of_its_channels():
+    network = ConvNet(2, "prelu", (3, 4), (5, 3), (6,))
+    params, _, features = shapes_of(network, 5, 16, 16, 3)
+    slopes = [params[f"activation_{index}"]["slope"].shape for index in range(3)]
+    assert slopes == [(3,), (4,), (6,)]
+    for index, group in enumerate(network.units()):
+        assert group.slope == f"activation_{index}/slope"
+        assert features[group.name].shape[-1] == slopes[index][0]
+
+
+def test_an_unknown_activation_is_named_with_the_choices():
+    for network in (MLP((2,), 1, "rleu"), ConvNet(activation="rleu")):
+        inputs = (1, 4) if isinstance(network, MLP) else (1, 32, 32, 3)
+        with pytest.raises(ValueError, match="'leaky_relu', .*'aid', .*got 'rleu'"):
+            shapes_of(network, *inputs)

@@ -25,7 +25,13 @@ RULES = {
     ),
     "redo": functools.partial(cbp_jax.redo, threshold=0.4, reset_every=4),
     "regrama": functools.partial(cbp_jax.regrama, threshold=0.4, reset_every=4),
-    "cpr": functools.partial(cbp_jax.cpr, replacement_rate=1.0, reset_every=4),
+    "cpr": functools.partial(
+        cbp_jax.cpr,
+        replacement_rate=1.0,
+        reset_every=4,
+        moments="reset",
+        biases="reset",
+    ),
     "self_normalized_resets": functools.partial(
         cbp_jax.self_normalized_resets,
         rejection_rate=0.3,

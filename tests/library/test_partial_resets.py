@@ -91,7 +91,9 @@ def base_run(num_steps=1):
 ONES = {name: np.ones(width) for name, width in tiny.WIDTHS.items()}
 
 
-@pytest.mark.parametrize("between_reset", ["fresh", "zero"])
+@pytest.mark.parametrize(
+    "between_reset", ["fresh", pytest.param("zero", marks=pytest.mark.slow)]
+)
 def test_a_fraction_of_one_is_a_reset(between_reset):
     options = {"base": optax.adam(0.1), "between_reset": between_reset, "number": 3}
     tiny.assert_equal(run(make(ONES, **options)), run(make(None, **options)))
@@ -254,7 +256,9 @@ def test_means_are_transferred_in_part():
     )
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float64"])
+@pytest.mark.parametrize(
+    "dtype", ["bfloat16", pytest.param("float64", marks=pytest.mark.slow)]
+)
 def test_dtypes_and_structure_are_kept(dtype):
     with jax.enable_x64(dtype == "float64"), jax.numpy_dtype_promotion("strict"):
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), PARAMS)

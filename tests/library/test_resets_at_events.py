@@ -9,9 +9,11 @@ import tiny
 
 import cbp_jax
 from cbp_jax.optimizers import (
+    adam_with_unit_counts,
     at,
     every,
     hare_and_tortoise,
+    reset_adam_count_at,
     reset_optimizer_at,
     reset_params_at,
 )
@@ -146,3 +148,31 @@ def test_errors():
     tx = reset_params_at(every(1), lambda key: {"params": PARAMS}, key=tiny.KEY)
     with pytest.raises(ValueError, match=r"params/head/bias.*differ.*like the params"):
         tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+
+
+def test_adam_rel_is_adam_with_a_count_since_the_last_event():
+    rate, b1, b2, eps = 0.1, 0.9, 0.99, 1e-8
+    kernels = np.asarray(GRADS["head"]["kernel"], np.float64)
+    param, mu, nu, count = np.asarray(PARAMS["head"]["kernel"], np.float64), 0, 0, 0
+    wanted = []
+    for step, grad in enumerate(kernels, start=1):
+        count += 1
+        mu, nu = b1 * mu + (1 - b1) * grad, b2 * nu + (1 - b2) * grad**2
+        first, second = mu / (1 - b1**count), nu / (1 - b2**count)
+        param = param - rate * first / (np.sqrt(second) + eps)
+        wanted.append(param)
+        count = 0 if step in (2, 3) else count
+    units = tiny.UNITS
+    for base in (
+        optax.adam(rate, b1, b2, eps),
+        optax.chain(optax.identity(), adam_with_unit_counts(rate, units, b1, b2, eps)),
+    ):
+        tx = reset_adam_count_at(base, at(2, 3))
+        history = tiny.loop(tx, PARAMS, GRADS, FEATURES)
+        for (params, _), kernel in zip(history, wanted, strict=True):
+            np.testing.assert_allclose(params["head"]["kernel"], kernel, rtol=2e-5)
+
+
+def test_adam_rel_refuses_a_base_without_adam():
+    with pytest.raises(ValueError, match="no fields count, mu and nu. Pass one with A"):
+        reset_adam_count_at(optax.sgd(0.1), every(2)).init(PARAMS)

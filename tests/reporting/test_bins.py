@@ -129,3 +129,17 @@ def test_what_is_measured_by_epoch_has_a_dimension_of_its_own():
     lines = run_results.tidy_csv(dataset).splitlines()
     assert lines[0] == "case,seed,task,epoch,layer,variable,value"
     assert "backprop,6,1,0,,accuracy_by_epoch,0.75" in lines
+
+
+def test_the_last_phase_is_drawn_without_its_first_tenth(drawn, tmp_path):
+    """Of 25 tasks, the last phase has 20; its first two are left out."""
+    dataset = run_results.join_cases([make_case(num_tasks=25)], {})
+    assert len(plots.draw_run(dataset, tmp_path)) == 1
+    config = {"phase_tasks": [2, 3], "cases": {}}
+    dataset = dataset.assign_attrs(config=json.dumps(config))
+    assert len(plots.draw_run(dataset, tmp_path)) == 2
+    for line in drawn["last_phase.png"].axes[0].lines:
+        np.testing.assert_array_equal(line.get_xdata(), np.arange(7, 25))
+    config["phase_tasks"] = [25]
+    unfinished = dataset.assign_attrs(config=json.dumps(config))
+    assert len(plots.draw_run(unfinished, tmp_path)) == 1

@@ -1,4 +1,5 @@
 import fcntl
+import json
 import pathlib
 
 import numpy as np
@@ -146,6 +147,35 @@ def test_table_has_a_line_for_each_setting_with_first_best_and_last():
     assert row["weight magnitude"] == "1.2500"
     other = [cell.strip() for cell in lines[5].strip("|").split("|")]
     assert other[header.index("last accuracy %")].startswith("26.00")
+
+
+def test_table_pairs_each_warm_start_with_its_cold_one():
+    """Of the same case or, for lack of it, of backprop; at the same step size."""
+    scales = {"backprop": 1.0, "backprop_cold": 1.5, "fire": 0.5, "l2": 2.0}
+    cases = {
+        "backprop": {"method": "backprop"},
+        "backprop_cold": {"method": "backprop", "start": "cold"},
+        "fire": {"method": "fire"},
+        "l2": {"method": "backprop", "weight_decay": 0.1},
+    }
+    config = {"start": "warm", "weight_decay": 0.0, "cases": cases}
+    dataset = run_results.join_cases(
+        [make_case(name, scale=scale) for name, scale in scales.items()],
+        {"config": json.dumps(config)},
+    )
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in tables.summary_table(dataset).splitlines()
+    ]
+    assert rows[0][-1] == "last accuracy %, warm - cold"
+    gaps = {(row[0], row[1]): row[-1] for row in rows}
+    # The last accuracies of the seeds are 2 and 12 % at one step size, 22 and 32 %.
+    assert gaps["backprop", "0.1"] == f"-3.50 ± {12.706 * 2.5:.2f}"
+    assert gaps["backprop", "0.2"].startswith("-13.50 ± ")
+    assert gaps["fire", "0.2"].startswith("-27.00 ± ")
+    assert gaps["l2", "0.1"] == gaps["backprop_cold", "0.1"] == ""
+    without = dataset.assign_attrs(config=json.dumps(config | {"cases": {}}))
+    assert "cold" not in tables.summary_table(without).splitlines()[0]
 
 
 def test_table_leaves_out_what_a_linear_model_does_not_have():

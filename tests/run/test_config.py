@@ -199,6 +199,7 @@ def test_a_sweep_of_the_config_is_of_the_cases_that_take_it():
     [
         ("redo_threshold", r"sweep\.redo_threshold has no effect.*go.*method redo"),
         ("b1", r"sweep\.b1 has no effect, because the cases do not take it"),
+        ("rms_decay", r"rms_decay has no effect.* goes with config.optimizer rmsprop"),
         ("upgd_decay_rate", "did you mean 'decay_rate'"),
     ],
 )

@@ -5,14 +5,14 @@ import re
 from programs import run_program
 import pytest
 
-from configs import imagenet, pmnist, scr
-from experiments.learning.methods import HYPERPARAMETERS
+from configs import imagenet, labels, pmnist, scr, warm_start
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 from experiments.run.config import complete
 from experiments.run.help import FIELDS, help_text, meaning
 
 CONFIGS = [
     complete(module.get_config(preset))
-    for module in (imagenet, pmnist, scr)
+    for module in (imagenet, labels, pmnist, scr, warm_start)
     for preset in ("default", "methods")
 ]
 

@@ -10,12 +10,12 @@ import xarray as xr
 from configs import methods as method_configs
 from experiments import permuted_mnist
 from experiments.learning.checks import ConfigError
-from experiments.learning.methods import (
+from experiments.learning.hyperparameters import (
     FINITE,
     HYPERPARAMETERS,
-    METHODS,
     Hyperparameter,
 )
+from experiments.learning.methods import METHODS
 from experiments.reporting import run_results, scales
 from experiments.run import folder, provenance, runner
 from experiments.run.config import (
@@ -247,11 +247,11 @@ def test_each_method_searches_its_step_size_and_what_it_declares():
         given, step_sizes=(1e-3, 0.1), adam_step_sizes=(1e-5, 1e-2)
     )
     for name, case in cases.items():
-        is_adam = case.get("optimizer") == "adam"
-        ends = (1e-5, 1e-2) if is_adam else (1e-3, 0.1)
+        own = METHODS[case["method"]]
+        is_sgd = case.get("optimizer", "sgd") == "sgd" and not own.steps_like_adam
+        ends = (1e-3, 0.1) if is_sgd else (1e-5, 1e-2)
         assert case["search"]["step_size"] == ends, name
-        own = METHODS[case["method"]].hyperparameters
-        tried = {field for field, one in own.items() if one.values}
+        tried = {f for f, one in own.hyperparameters.items() if one.values}
         assert tried <= case["search"].keys(), name
         # The published setting is inside of what is searched.
         for field, ends in case["search"].items():

@@ -50,6 +50,12 @@ def test_cifar100_without_network_names_the_way_out(tmp_path, monkeypatch, caplo
     assert not caplog.records
 
 
+def test_the_way_out_names_the_configuration_of_a_set(tmp_path, monkeypatch):
+    monkeypatch.setattr(requests, "head", no_network)
+    message = load_error("emnist/balanced", tmp_path)
+    assert_names(message, 'tfds.builder("emnist/balanced"', "download_and_prepare")
+
+
 def test_the_verbosity_of_the_log_is_restored(tmp_path, monkeypatch):
     monkeypatch.setattr(requests, "head", no_network)
     before = absl.logging.get_verbosity()

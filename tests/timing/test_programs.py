@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_pairs
+from tiny_runs import one_lane, tiny_bits, tiny_digits, tiny_labels, tiny_pairs
 
 from experiments import (
+    changing_labels,
     continual_imagenet,
     permuted_mnist,
     slowly_changing_regression,
@@ -21,6 +22,7 @@ PROBLEMS = {
     "digits": (tiny_digits, permuted_mnist),
     "bits": (tiny_bits, slowly_changing_regression),
     "pairs": (tiny_pairs, continual_imagenet),
+    "labels": (tiny_labels, changing_labels),
 }
 
 
@@ -32,7 +34,13 @@ def backprop_case(name, **overrides):
     return case
 
 
-@pytest.mark.parametrize("name", PROBLEMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name == "labels" else ())
+        for name in PROBLEMS
+    ],
+)
 def test_the_floor_makes_the_updates_of_backprop(name):
     """Two updates, so that momentum counts where there is any."""
     case = backprop_case(name)
