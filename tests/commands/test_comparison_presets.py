@@ -45,13 +45,13 @@ def test_every_method_has_the_same_search_budget(name):
     presets, preset, *_ = PROBLEMS[name]
     config = presets.get_config("search")
     assert set(config.cases) == set(presets.get_config(preset).cases)
-    step_sizes = set()
+    step_sizes = {}
     for case in make_cases(config).values():
         grid = make_grid(case)
         assert grid.shape == (16, 3)
-        if case.optimizer == "sgd":
-            step_sizes.add(tuple(grid.trials["step_size"]))
-    assert len(step_sizes) == 1
+        by_range = step_sizes.setdefault(tuple(case.search.step_size), set())
+        by_range.add(tuple(grid.trials["step_size"]))
+    assert [len(one) for one in step_sizes.values()] == [1, 1]
 
 
 @pytest.mark.slow
