@@ -23,7 +23,7 @@ _LEARNER = {
     "batch_size": 1,  # Examples per update.
 }
 
-# Lanes: seeds x sweep, for each case.
+# Lanes: seeds x sweep x trials of the search, for each case.
 _LANES = {
     "num_seeds": 30,
     "first_seed": 0,
@@ -32,6 +32,8 @@ _LANES = {
         "continual_backprop": {"method": "continual_backprop"},
     },
     "sweep": {},  # Values of hyperparameters, for all cases that take them.
+    "search": {},  # Ranges of hyperparameters, (low, high), likewise.
+    "num_trials": 16,  # Points of a search.
     "lanes_per_block": 0,  # Lanes vmapped together on a device; 0 for automatic.
     "timed_task": {  # Overrides for the short task that is timed to choose it.
         "examples_per_task": 300,
@@ -70,8 +72,9 @@ def make_config(
       problem: fields of the problem, and overrides of the shared fields.
 
     Returns:
-      The config, with all hyperparameters that its cases take. It accepts new cases and
-      sweeps, but no other new fields, so that a misspelled field is an error.
+      The config, with all hyperparameters that its cases take. It accepts new cases,
+      sweeps and searches, but no other new fields, so that a misspelled field is an
+      error.
 
     Raises:
       ValueError: unknown preset.
@@ -82,4 +85,5 @@ def make_config(
     config = complete(ConfigDict(fields | {"preset": preset})).lock()
     config.cases.unlock()
     config.sweep.unlock()
+    config.search.unlock()
     return config

@@ -9,6 +9,7 @@
 | upgd_permuted  | permuted | EMNIST, 47      | 300 + 150 | 400 x 2,500      | 20    |
 | methods        | random   | 400 digits      | 2 x 50    | 30 x 20,000      | 10    |
 | comparison     | random   | 400 digits      | 2 x 50    | 30 x 20,000      | 13    |
+| search         | random   | 400 digits      | 2 x 50    | 30 x 20,000      | 3     |
 | smoke          | permuted | 20 digits       | 1 x 5     | 2 x 40           | 2     |
 
 Random labels can only be memorized. `accuracy`, which is online, therefore begins each
@@ -39,6 +40,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
+    with_search,
     with_values_to_try,
 )
 
@@ -128,6 +130,17 @@ _PRESETS = {
             _ALL,
             step_sizes=(0.03, 0.01, 0.003),
             adam_step_sizes=(3e-3, 1e-3, 3e-4),
+        ),
+    },
+    "search": _DIGITS
+    | {
+        "num_seeds": 3,  # To choose; `experiments.compare --evaluate` runs others.
+        "num_trials": 16,
+        "noise": "signs",
+        "cases": with_search(
+            paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001),
+            step_sizes=(1e-3, 0.1),
+            adam_step_sizes=(1e-5, 1e-2),
         ),
     },
     "smoke": {

@@ -1,6 +1,6 @@
-"""Every method as a case, with its published settings or with values to try.
+"""Every method as a case, with published settings, values to try, or a search.
 
-The cases and their values are declared with the methods, in
+The cases, their values and their ranges are declared with the methods, in
 experiments/learning/methods.py and experiments/learning/variants.py. Step sizes depend
 on the problem; those of mini-batches and of Adam, which also suit the other optimizers,
 differ from that of SGD on single examples and are arguments.
@@ -8,6 +8,7 @@ differ from that of SGD on single examples and are arguments.
 
 from typing import Any
 
+from experiments.learning.hyperparameters import HYPERPARAMETERS
 from experiments.learning.methods import METHODS
 from experiments.learning.variants import Variant, variants
 from experiments.reporting.styles import PAPER, REFERENCES
@@ -60,6 +61,38 @@ def with_values_to_try(
         return {"step_size": adam_step_sizes if like_adam else step_sizes}
 
     return {name: case | {"sweep": sweep(name, case)} for name, case in cases.items()}
+
+
+def with_search(
+    cases: Cases,
+    *,
+    step_sizes: tuple[float, float],
+    adam_step_sizes: tuple[float, float],
+) -> Cases:
+    """Gives each case a search of its step size and of what else is usually tuned.
+
+    That is every hyperparameter with a usual range that its method declares, that the
+    case itself sets, or that comparisons try values of.
+
+    Args:
+      cases: the cases.
+      step_sizes: lowest and highest step size of SGD on this problem.
+      adam_step_sizes: those of Adam, which also suit the other optimizers.
+    """
+    known = variants()
+
+    def search(name: str, case: dict[str, Any]) -> dict[str, tuple[float, ...]]:
+        own = METHODS[case["method"]].hyperparameters
+        tried = known[name].sweep if name in known else ()
+        usual = {
+            field: HYPERPARAMETERS[field].usual_search
+            for field in (*own, *case, *tried)
+            if field in HYPERPARAMETERS and HYPERPARAMETERS[field].usual_search
+        }
+        ends = adam_step_sizes if _steps_like_adam(case) else step_sizes
+        return usual | {"step_size": ends}
+
+    return {name: case | {"search": search(name, case)} for name, case in cases.items()}
 
 
 def _case(variant: Variant, adam_step_size: float) -> dict[str, Any]:

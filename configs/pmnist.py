@@ -16,6 +16,7 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint, arXiv:2306.1381
 | l2_init    | MNIST  | 2 x 100            | 500 x 10,000 | 10    | L2 init's        |
 | methods    | digits | 3 x 50             | 60 x 5,000   | 10    | every method     |
 | comparison | digits | 3 x 50             | 60 x 5,000   | 13    | all, 3 strengths |
+| search     | digits | 3 x 50             | 60 x 5,000   | 3     | all, 16 trials   |
 | smoke      | digits | 3 x 10             | 2 x 200      | 2     | that it runs     |
 
 `upgd` and `l2_init`, with batches of 16, have the tasks of Elsayed and Mahmood,
@@ -42,6 +43,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
+    with_search,
     with_values_to_try,
 )
 
@@ -173,6 +175,17 @@ _PRESETS = {
             paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001),
             step_sizes=(0.1, 0.03, 0.01),
             adam_step_sizes=(3e-3, 1e-3, 3e-4),
+        ),
+    },
+    "search": _DIGITS
+    | {
+        "num_seeds": 3,  # To choose; `experiments.compare --evaluate` runs others.
+        "num_trials": 16,
+        "noise": "signs",
+        "cases": with_search(
+            paper_methods(adam_step_size=0.001) | newer_methods(adam_step_size=0.001),
+            step_sizes=(1e-3, 0.3),
+            adam_step_sizes=(1e-5, 1e-2),
         ),
     },
     "comparison_mnist": _MNIST_COMPARISON

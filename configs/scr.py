@@ -14,6 +14,7 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 | all_bits   | ReLU, tanh, 3 steps, linear    | 1 M      | 100   | 2 min     |
 | methods    | ReLU, every method             | 1 M      | 30    | 20 min    |
 | comparison | ReLU, all methods, 3 values    | 1 M      | 35    | 12 min    |
+| search     | ReLU, every method, 16 trials  | 1 M      | 3     | not timed |
 | smoke      | as the default                 | 400      | 2     | seconds   |
 
 Expected squared error from the first to the last bin, at step size 0.01 and with the
@@ -29,6 +30,7 @@ from configs.methods import (
     batch_methods,
     newer_methods,
     paper_methods,
+    with_search,
     with_values_to_try,
 )
 
@@ -120,6 +122,19 @@ _PRESETS = {
             | newer_methods(adam_step_size=0.01),
             step_sizes=_STEP_SIZES["step_size"],
             adam_step_sizes=_STEP_SIZES["step_size"],
+        ),
+    },
+    "search": {
+        "num_tasks": 25,
+        "num_seeds": 3,  # To choose; `experiments.compare --evaluate` runs others.
+        "num_trials": 16,
+        "noise": "signs",
+        "cases": with_search(
+            _LINEAR
+            | paper_methods(adam_step_size=0.01)
+            | newer_methods(adam_step_size=0.01),
+            step_sizes=(1e-3, 0.1),
+            adam_step_sizes=(1e-4, 0.1),
         ),
     },
     "smoke": _DEFAULT

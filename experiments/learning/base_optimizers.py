@@ -65,16 +65,19 @@ def optimizer(name: str, **hyperparameters: Hyperparameter) -> Callable[[Build],
 
 
 _FOR_ALL = {
-    "step_size": Hyperparameter(0.01, FINITE, None, "step size"),
+    "step_size": Hyperparameter(0.01, FINITE, None, "step size", search=(1e-4, 0.1)),
     "weight_decay": Hyperparameter(
-        0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"
+        *(0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"),
+        search=(1e-6, 1e-2),
     ),
     "noise_scale": Hyperparameter(
         *(0.0, FINITE, 0.0),
         "standard deviation of noise on all parameters per update",
+        search=(1e-7, 1e-3),
     ),
     "dropout_rate": Hyperparameter(
-        0.0, DECAY, 0.0, "fraction of hidden activations dropped"
+        *(0.0, DECAY, 0.0, "fraction of hidden activations dropped"),
+        search=(1e-3, 0.3),
     ),
 }
 _OF_ANY_UPDATE = ("step_size", "dropout_rate")
@@ -112,6 +115,7 @@ def _adam(numbers: Any, units: Sequence[UnitGroup]) -> optax.GradientTransformat
     decoupled_decay=Hyperparameter(
         default_of(optax.adamw, "weight_decay"),
         *(FINITE, None, "AdamW's decay of all parameters, times the step size"),
+        search=(1e-4, 1.0),
     ),
 )
 def _adamw(numbers: Any, units: Sequence[UnitGroup]) -> optax.GradientTransformation:

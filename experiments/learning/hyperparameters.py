@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.learning.checks import ConfigError
+from experiments.reporting import scales
 
 
 class Range(NamedTuple):
@@ -62,6 +63,10 @@ class Hyperparameter(NamedTuple):
         no code is compiled for it.
       meaning: its description, with its unit.
       values: the values that comparisons try; empty for only the default.
+      scale: the scale on which searches spread their trials, one of
+        `experiments.reporting.scales.SCALES`.
+      search: the lowest and the highest value of the usual search, or the values to
+        choose from; empty for those of `values`.
     """
 
     default: float
@@ -69,12 +74,64 @@ class Hyperparameter(NamedTuple):
     off: float | None
     meaning: str
     values: tuple[float, ...] = ()
+    scale: str = scales.LOG
+    search: tuple[float, ...] = ()
+
+    @property
+    def usual_search(self) -> tuple[float, ...]:
+        """The range of the usual search, or the values to choose from; or empty."""
+        if self.search or not self.values or self.scale == scales.CHOICE:
+            return self.search or self.values
+        ends = min(self.values), max(self.values)
+        can_search = ends[0] < ends[1] and scales.is_on(self.scale, ends)
+        return ends if can_search else ()
 
     def check(self, name: str) -> None:
         """Raises ConfigError if any of its values is out of range."""
         for value in (self.default, self.off, *self.values):
             if value is not None:
                 self.range.check(name, value)
+        if self.scale not in scales.SCALES:
+            raise ConfigError(
+                f"The scale of {name!r} is {self.scale!r}: choose one of "
+                f"{list(scales.SCALES)}."
+            )
+        if self.usual_search:
+            self.check_search(f"search.{name}", self.usual_search)
+
+    def check_search(self, path: str, ends: Any) -> None:
+        """Raises ConfigError unless it can be searched in a range.
+
+        Args:
+          path: the field of the config that holds the range.
+          ends: the lowest and the highest value; for a choice, the values.
+        """
+        is_choice = self.scale == scales.CHOICE
+        if not isinstance(ends, list | tuple) or (not is_choice and len(ends) != 2):
+            form = "(VALUE, VALUE, ...)" if is_choice else "(LOW, HIGH)"
+            raise ConfigError(
+                f"config.{path} is {ends!r}, which is no "
+                f"{'choice of values' if is_choice else 'range'}: write {form}."
+            )
+        for value in ends:
+            self.range.check(path, value)
+        if is_choice:
+            if len(set(ends)) < len(ends):
+                raise ConfigError(
+                    f"config.{path} contains a value twice: {ends}. Remove the "
+                    "duplicate."
+                )
+            return
+        if not ends[0] < ends[1]:
+            raise ConfigError(
+                f"config.{path} is {ends}, but its first value must be lower than its "
+                "second: write (LOW, HIGH)."
+            )
+        if not scales.is_on(self.scale, ends):
+            raise ConfigError(
+                f"config.{path} is {ends}, which does not fit on the scale "
+                f"{self.scale!r}: write a range of finite values above 0."
+            )
 
 
 Hyperparameters = Mapping[str, Hyperparameter]

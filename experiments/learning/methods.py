@@ -36,7 +36,7 @@ from experiments.learning.hyperparameters import (
 )
 from experiments.learning.hyperparameters import default_of as _default
 from experiments.learning.networks import feature_matrices, with_hyperparameters
-from experiments.reporting import styles
+from experiments.reporting import scales, styles
 
 
 class Ingredients(NamedTuple):
@@ -190,12 +190,15 @@ _ACTIVATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         "aid_p": Hyperparameter(
             _default(layers.aid, "p"),
             *(FRACTION, None, "probability that AID passes a positive input"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.7, 0.999),
         ),
     },
     "smooth_leaky": {
         "smooth_leaky_slope": Hyperparameter(
             _default(layers.smooth_leaky, "slope"),
             *(FINITE, None, "slope far below 0"),
+            search=(0.01, 0.7),
         ),
         "smooth_leaky_sharpness": _SHARPNESS,
     },
@@ -305,6 +308,8 @@ _UPGD = {
         "upgd_decay_rate": Hyperparameter(
             _default(optimizers.upgd, "decay_rate"),
             *(DECAY, None, "decay of the utilities' average"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.9999),
         ),
         "upgd_noise_scale": Hyperparameter(
             1e-3,
@@ -316,6 +321,7 @@ _UPGD = {
         "upgd_weight_decay": Hyperparameter(
             _default(optimizers.upgd, "weight_decay"),
             *(FINITE, None, "shrinkage of the params, times the step size"),
+            search=(1e-4, 1e-1),
         ),
     },
 }
@@ -350,6 +356,8 @@ method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False)
         "ada_upgd_decay_rate": Hyperparameter(
             _default(optimizers.ada_upgd, "decay_rate"),
             *(DECAY, None, "decay of the utilities' average"),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.9999),
         ),
         "ada_upgd_noise_scale": Hyperparameter(
             _default(optimizers.ada_upgd, "noise_scale"),
@@ -359,6 +367,7 @@ method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False)
         "ada_upgd_weight_decay": Hyperparameter(
             _default(optimizers.ada_upgd, "weight_decay"),
             *(FINITE, None, "shrinkage of the params, times the step size"),
+            search=(1e-4, 1e-1),
         ),
     },
 )
@@ -403,6 +412,7 @@ _REPLACEMENT = {
             _default(cbp_jax.continual_backprop, "replacement_rate"),
             *(FRACTION, 0.0, "fraction of eligible units replaced per update"),
             values=(1e-3, 1e-4, 1e-5),
+            search=(1e-6, 1e-2),
         ),
         "decay_rate": Hyperparameter(
             _default(cbp_jax.continual_backprop, "decay_rate"),
@@ -462,6 +472,8 @@ for _name, _utility_fn in (
         "redo_every": Hyperparameter(
             _default(cbp_jax.redo, "reset_every"),
             *(AT_LEAST_ONE, None, "updates between two resets"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="redo_every",
@@ -525,10 +537,13 @@ def _self_normalized_resets(given: Ingredients) -> optax.GradientTransformation:
             _default(optimizers.shrink_and_perturb_at_events, "shrink"),
             *(FRACTION, 1.0, "factor on all parameters when a task ends"),
             values=(0.9, 0.6, 0.4),
+            scale=scales.LINEAR,
+            search=(0.1, 1.0),
         ),
         "perturb": Hyperparameter(
             _default(optimizers.shrink_and_perturb_at_events, "perturb"),
             *(FRACTION, 0.0, "factor on a new network added when a task ends"),
+            search=(1e-3, 0.5),
         ),
     },
     sees_tasks=True,
@@ -558,7 +573,9 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             (0.4, 0.2, 0.05),
         ),
         "swr_every": Hyperparameter(
-            2000, AT_LEAST_ONE, None, "updates between two reinitializations"
+            *(2000, AT_LEAST_ONE, None, "updates between two reinitializations"),
+            scale=scales.CHOICE,
+            search=(200, 500, 1000, 2000),
         ),
     },
     period="swr_every",
@@ -590,9 +607,13 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
             _default(optimizers.hare_and_tortoise, "decay"),
             *(FRACTION, 0.0, "decay of the slow average of the parameters"),
             values=(0.9999, 0.999, 0.99),
+            scale=scales.LOG_COMPLEMENT,
+            search=(0.9, 0.99999),
         ),
         "hare_every": Hyperparameter(
-            1000, AT_LEAST_ONE, None, "updates between two returns to the average"
+            *(1000, AT_LEAST_ONE, None, "updates between two returns to the average"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="hare_every",
@@ -675,6 +696,8 @@ method(
         "regrama_every": Hyperparameter(
             _default(cbp_jax.regrama, "reset_every"),
             *(AT_LEAST_ONE, None, "updates between two resets"),
+            scale=scales.CHOICE,
+            search=(100, 300, 1000, 3000),
         ),
     },
     period="regrama_every",
@@ -702,6 +725,7 @@ def _regrama(given: Ingredients) -> optax.GradientTransformation:
             _default(cbp_jax.cpr, "replacement_rate"),
             *(DECAY, 0.0, "largest fraction of a unit reset at once"),
             values=(0.05, 0.015, 0.005),
+            search=(1e-3, 0.3),
         ),
         "cpr_sharpness": Hyperparameter(
             _default(cbp_jax.cpr, "sharpness"),

@@ -8,12 +8,21 @@ it has the worst possible score, accuracy 0 or an infinite error.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
-from experiments.reporting.trials import Run, Trial, check_same_problem, read_trials
+from experiments.reporting import ranking, scales
+from experiments.reporting.trials import (
+    Ranges,
+    Run,
+    Trial,
+    check_same_problem,
+    read_trials,
+    search_ranges,
+)
 
 LOST = (
     "From the task in which it diverged, a seed has the worst possible score: accuracy "
@@ -27,6 +36,7 @@ FEWEST_TO_RESAMPLE = 8
 """Smallest number of seeds for a bootstrap interval; below, it is Student's t."""
 
 _LEVEL = 0.95
+_OUTER = 0.1  # Fraction of a range, at each end.
 _NUM_RESAMPLES = 9999
 
 
@@ -84,6 +94,7 @@ class Choice(NamedTuple):
     scores: list[float]  # Mean of each trial over tasks and tuning seeds.
     num_lost: list[int]  # Tuning seeds of each trial that diverged.
     best: int  # Index of the trial with the best score.
+    ranges: Ranges = MappingProxyType({})  # Of the search, if there was one.
 
     @property
     def trial(self) -> Trial:
@@ -92,13 +103,24 @@ class Choice(NamedTuple):
 
     @property
     def at_edge(self) -> list[str]:
-        """The hyperparameters whose lowest or highest value was best."""
-        edges = []
-        for name, value in self.trial.setting.items():
-            tried = {trial.setting.get(name, value) for trial in self.trials}
-            if len(tried) > 1 and value in (min(tried), max(tried)):
-                edges.append(name)
-        return edges
+        """The hyperparameters whose best value is at the edge of what was tried.
+
+        That is the lowest or the highest value or, in the range of a search, its outer
+        tenth at either end.
+        """
+        return [
+            name
+            for name, value in self.trial.setting.items()
+            if self._is_at_edge(name, value)
+        ]
+
+    def _is_at_edge(self, name: str, value: float) -> bool:
+        scale, ends = self.ranges.get(name, (scales.CHOICE, ()))
+        if scale != scales.CHOICE:
+            place = scales.place_in(scale, ends, value)
+            return not _OUTER <= place <= 1 - _OUTER
+        tried = {trial.setting.get(name, value) for trial in self.trials} | {*ends}
+        return len(tried) > 1 and value in (min(tried), max(tried))
 
 
 class Paired(NamedTuple):
@@ -120,6 +142,10 @@ class Verdict(NamedTuple):
     mean: float
     interquartile_mean: float
     paired: Paired  # Comparison with the reference.
+    # Of a search, whose verdicts are corrected for the number of methods: the corrected
+    # p-value, and the probability that a run is better than one of the reference.
+    p_value: float | None = None
+    improvement: float | None = None
 
 
 class Comparison(NamedTuple):
@@ -131,6 +157,8 @@ class Comparison(NamedTuple):
     evaluated: dict[str, Trial]  # With the chosen settings, on evaluation seeds only.
     verdicts: dict[str, list[Verdict]]  # By the name of the score, best first.
     warnings: list[str]
+    # Of a search: methods that cannot be told apart by the first score, best first.
+    groups: list[list[str]] | None = None
 
 
 def choose_settings(
@@ -151,7 +179,7 @@ def choose_settings(
     check_same_problem(runs)
     trials = read_trials(runs, ())
     seeds = _first_seeds(trials, num_tuning_seeds)
-    choices = _choose(trials, seeds)
+    choices = _choose(trials, seeds, search_ranges(runs))
     return choices, _doubts_of_choices(choices, len(seeds))
 
 
@@ -182,12 +210,7 @@ def compare(
     check_same_problem([*runs, *tuning_runs])
     candidates = read_trials(runs, tuning_runs)
     methods = list(dict.fromkeys(trial.method for trial in candidates))
-    if reference not in methods:
-        raise ValueError(
-            f"--reference={reference} was not run; choose from {', '.join(methods)}."
-        )
-    if len(methods) == 1:
-        raise ValueError(f"Only {reference} was run; there is nothing to compare.")
+    check_reference(reference, methods)
     if tuning_runs:
         tried = read_trials(tuning_runs, runs)
         seeds = _first_seeds(tried, num_tuning_seeds)
@@ -200,20 +223,33 @@ def compare(
         for method in methods
         for trial in _of_method(method, tried) or _of_method(method, candidates)
     ]
-    choices = _choose(tried, seeds)
+    choices = _choose(tried, seeds, search_ranges(tuning_runs or runs))
+    is_search = any(choice.ranges for choice in choices)
     chosen = {one.method: _find(one.trial, candidates) for one in choices}
     evaluated = _with_evaluation_seeds(chosen, reference, seeds)
+    verdicts = {
+        score.name: _evaluate(score, evaluated, reference, rng_seed, is_search)
+        for score in SCORES
+    }
     return Comparison(
         reference,
         seeds,
         choices,
         evaluated,
-        {
-            score.name: _evaluate(score, evaluated, reference, rng_seed)
-            for score in SCORES
-        },
+        verdicts,
         _doubts_of_choices(choices, len(seeds)) + _warnings(evaluated, reference),
+        _groups(evaluated, verdicts[SCORES[0].name]) if is_search else None,
     )
+
+
+def check_reference(reference: str, methods: Sequence[str]) -> None:
+    """Raises ValueError unless a reference and another method were run."""
+    if reference not in methods:
+        raise ValueError(
+            f"--reference={reference} was not run; choose from {', '.join(methods)}."
+        )
+    if len(methods) == 1:
+        raise ValueError(f"Only {reference} was run; there is nothing to compare.")
 
 
 def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
@@ -231,7 +267,9 @@ def _first_seeds(trials: Sequence[Trial], number: int | None) -> list[int]:
     return seeds[:number]
 
 
-def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
+def _choose(
+    trials: Sequence[Trial], seeds: Sequence[int], ranges: Mapping[str, Ranges]
+) -> list[Choice]:
     """Chooses the best setting of each method: the best mean over tasks and seeds.
 
     If the score is an error, a setting with fewer diverged seeds is better, whatever
@@ -241,6 +279,7 @@ def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
     Args:
       trials: trials of all methods.
       seeds: the tuning seeds.
+      ranges: see `search_ranges`.
 
     Returns:
       One choice for each method.
@@ -251,7 +290,10 @@ def _choose(trials: Sequence[Trial], seeds: Sequence[int]) -> list[Choice]:
     by_method: dict[str, list[Trial]] = {}
     for trial in trials:
         by_method.setdefault(trial.method, []).append(trial)
-    return [_choose_one(method, tried, seeds) for method, tried in by_method.items()]
+    return [
+        _choose_one(method, tried, seeds)._replace(ranges=ranges.get(method, {}))
+        for method, tried in by_method.items()
+    ]
 
 
 def usual_trials(choices: Sequence[Choice]) -> int:
@@ -278,16 +320,20 @@ def _doubts_of_choices(choices: Sequence[Choice], num_seeds: int) -> list[str]:
             f"Unequal tuning: most methods tried {usual} settings, but "
             f"{', '.join(unequal)}. More trials give a method an advantage."
         )
-    edges = [
-        f"{choice.method} ({', '.join(choice.at_edge)})"
-        for choice in choices
-        if choice.at_edge
-    ]
-    if edges:
-        found.append(
-            f"Best value at the edge of the grid: {', '.join(edges)}. A better value "
-            "may be outside."
-        )
+    for where, is_search in (
+        ("at the edge of the grid", False),
+        ("in the outer tenth of its range", True),
+    ):
+        edges = [
+            f"{choice.method} ({', '.join(choice.at_edge)})"
+            for choice in choices
+            if choice.at_edge and bool(choice.ranges) == is_search
+        ]
+        if edges:
+            found.append(
+                f"Best value {where}: {', '.join(edges)}. A better value may be "
+                "outside."
+            )
     return found
 
 
@@ -299,7 +345,9 @@ def _choose_one(method: str, tried: list[Trial], seeds: Sequence[int]) -> Choice
     if not seeds:
         raise ValueError(
             f"{method} has {len(tried)} settings but no seeds to choose one: pass "
-            "--tuning_seeds=N to choose on the first N seeds, or --tuning_run=RUN."
+            "--tuning_seeds=N to choose on the first N seeds, --tuning_run=RUN to "
+            "choose on those of another run, or --evaluate --num_seeds=N to train the "
+            "best setting on N further seeds."
         )
     for trial in tried:
         missing = sorted(set(seeds) - set(trial.seeds))
@@ -310,14 +358,7 @@ def _choose_one(method: str, tried: list[Trial], seeds: Sequence[int]) -> Choice
                 "run it with them."
             )
     scored = [_tuning_score(trial, seeds) for trial in tried]
-    ranks = []
-    for trial, (score, num_lost) in zip(tried, scored, strict=True):
-        if trial.more_is_better:
-            ranks.append((0, -score))
-        else:
-            means = trial.scores(seeds).mean(axis=1)
-            finite = means[np.isfinite(means)]
-            ranks.append((num_lost, finite.mean() if finite.size else np.inf))
+    ranks = [trial.rank(seeds) for trial in tried]
     scores, losses = map(list, zip(*scored, strict=True))
     return Choice(method, tried, scores, losses, ranks.index(min(ranks)))
 
@@ -372,9 +413,16 @@ def _with_evaluation_seeds(
 
 
 def _evaluate(
-    score: Score, evaluated: dict[str, Trial], reference: str, rng_seed: int
+    score: Score,
+    evaluated: dict[str, Trial],
+    reference: str,
+    rng_seed: int,
+    is_search: bool,
 ) -> list[Verdict]:
-    """Compares all methods with the reference; the best difference is first."""
+    """Compares all methods with the reference; the best difference is first.
+
+    The verdicts of a search are corrected for the number of methods.
+    """
     more_is_better = score.more_is_better(evaluated[reference])
     verdicts = []
     for method, trial in evaluated.items():
@@ -395,6 +443,8 @@ def _evaluate(
                 paired,
             )
         )
+    if is_search:
+        verdicts = _corrected(verdicts, score, evaluated, reference)
     sign = -1 if more_is_better else 1
 
     def rank(verdict: Verdict) -> tuple[float, float, str]:
@@ -404,6 +454,60 @@ def _evaluate(
         return sign * difference, sign * verdict.interquartile_mean, verdict.method
 
     return sorted(verdicts, key=rank)
+
+
+def _corrected(
+    verdicts: Sequence[Verdict],
+    score: Score,
+    evaluated: dict[str, Trial],
+    reference: str,
+) -> list[Verdict]:
+    """Replaces verdicts by those of paired tests, corrected by Holm's method."""
+    more_is_better = score.more_is_better(evaluated[reference])
+    others = [verdict for verdict in verdicts if verdict.method != reference]
+    pairs = []
+    for verdict in others:
+        trial = evaluated[verdict.method]
+        pairs.append(
+            (
+                score.of(trial, trial.seeds),
+                score.of(evaluated[reference], trial.seeds),
+            )
+        )
+    adjusted = ranking.holm([ranking.p_value(*pair) for pair in pairs])
+    found = [verdict for verdict in verdicts if verdict.method == reference]
+    for verdict, pair, p_value in zip(others, pairs, adjusted, strict=True):
+        improvement = ranking.probability_of_improvement(*pair)
+        if not more_is_better:
+            improvement = 1 - improvement
+        paired = verdict.paired
+        if p_value < 1 - _LEVEL:
+            is_better = (
+                (paired.won > 0.5)
+                if np.isnan(paired.difference)
+                else ((paired.difference > 0) == more_is_better)
+            )
+            paired = paired._replace(verdict="better" if is_better else "worse")
+        elif paired.verdict != "diverged":
+            paired = paired._replace(verdict="undecided")
+        found.append(
+            verdict._replace(
+                paired=paired, p_value=float(p_value), improvement=improvement
+            )
+        )
+    return found
+
+
+def _groups(
+    evaluated: Mapping[str, Trial], verdicts: Sequence[Verdict]
+) -> list[list[str]]:
+    """Returns the groups of methods that the first score cannot tell apart."""
+    scores = {}
+    for verdict in verdicts:
+        trial = evaluated[verdict.method]
+        values = SCORES[0].of(trial, trial.seeds)
+        scores[verdict.method] = dict(zip(trial.seeds, values, strict=True))
+    return ranking.groups(scores, 1 - _LEVEL)
 
 
 def _warnings(evaluated: dict[str, Trial], reference: str) -> list[str]:
@@ -451,11 +555,7 @@ def pair(
       more_is_better: whether a higher score is better.
       rng_seed: seed of the resampling.
     """
-    # Two lost seeds are a tie.
-    both_lost = np.isinf(values) & (values == reference)
-    difference = np.subtract(
-        values, reference, where=~both_lost, out=np.zeros(values.shape)
-    )
+    difference = ranking.difference_of(values, reference)
     better = difference > 0 if more_is_better else difference < 0
     won = np.mean(better + 0.5 * (difference == 0))
     with np.errstate(invalid="ignore"):  # If the methods lose different seeds.

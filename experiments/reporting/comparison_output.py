@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.reporting import files, plots, statistics
+from experiments.reporting import files, plots, scales, statistics, tuning
 from experiments.reporting.comparison import (
     FEWEST_TO_RESAMPLE,
     SCORES,
@@ -26,6 +26,21 @@ if TYPE_CHECKING:
 
 EDGE = "†"
 """Marks a setting at the edge of the values tried."""
+_NOT_CORRECTED = (
+    "They are not corrected for the number of methods: of 20 methods that equal the "
+    "reference, about one will appear better or worse by chance."
+)
+_CORRECTED = (
+    "Verdicts are paired t-tests, or sign tests if an error is infinite, corrected for "
+    "the number of methods by Holm's method: if all methods equal the reference, the "
+    "chance that any of them appears better or worse is 5 %. The column p has the "
+    "corrected p-values; intervals are not corrected. P(improvement) is the "
+    "probability that a run of the method is better than a run of the reference."
+)
+_COST_SEEDS = (
+    "Each tuning seed scores the trials that the other tuning seeds choose. With one "
+    "tuning seed, the scores are too good."
+)
 UNEQUAL = "*"
 """Marks a number of trials that differs from that of most methods."""
 
@@ -48,12 +63,23 @@ def write(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
     trials.write_text(trials_csv(comparison.choices))
     draw_differences(comparison, differences)
     draw_curves(comparison, curves)
-    return paths
+    choices, seeds = _searched(comparison), comparison.tuning_seeds
+    if comparison.groups is None or not choices:
+        return paths
+    costs, cost, sensitivity = (folder / name for name in files.SEARCH_FILES)
+    costs.write_text(costs_csv(comparison))
+    tuning.draw_cost(choices, seeds, cost)
+    tuning.draw_sensitivity(choices, sensitivity)
+    return [*paths, costs, cost, sensitivity]
 
 
 def markdown(comparison: Comparison) -> str:
-    """Writes a comparison: a summary, a table for each score, and the choices."""
+    """Writes a comparison: a summary, a table for each score, and the choices.
+
+    That of a search begins with the ranking and ends with the cost of tuning.
+    """
     reference = comparison.evaluated[comparison.reference]
+    is_search = comparison.groups is not None
     tried = max(comparison.choices, key=lambda choice: len(choice.trials)).trial
     parts = [
         f"# Comparison with {comparison.reference}",
@@ -61,21 +87,23 @@ def markdown(comparison: Comparison) -> str:
         f"{_basis('Methods are evaluated', reference, reference.seeds)} "
         "Differences are means over paired seeds, method minus reference, with "
         "95 % intervals: bootstrap, or Student's t for fewer than "
-        f"{FEWEST_TO_RESAMPLE} seeds. They are not corrected for the number of "
-        "methods: of 20 methods that equal the reference, about one will appear better "
-        "or worse by chance.",
+        f"{FEWEST_TO_RESAMPLE} seeds. {_CORRECTED if is_search else _NOT_CORRECTED}",
     ]
     if comparison.warnings:
         parts.append("\n".join(f"* {warning}" for warning in comparison.warnings))
+    unit = "accuracy %" if reference.more_is_better else "squared error"
+    if is_search:
+        parts += [f"## Ranking, {unit}", ranking_table(comparison)]
     for score in SCORES:
         direction = "more" if score.more_is_better(reference) else "less"
-        unit = "accuracy %" if reference.more_is_better else "squared error"
         title = score.title[0].upper() + score.title[1:]
         parts += [
             f"## {title}, {unit}: {direction} is better",
             verdict_table(comparison, score),
         ]
     parts += ["## Hyperparameters", choice_table(comparison.choices)]
+    if is_search and _searched(comparison):
+        parts += [f"## Cost of tuning, {unit}", cost_table(comparison)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -97,8 +125,11 @@ def verdict_table(comparison: Comparison, score: Score) -> str:
             if np.isnan(pair.low)
             else f"{_number(pair.low, trial, '+')} to {_number(pair.high, trial, '+')}",
             "seeds won": f"{100 * pair.won:.0f} %",
-            "verdict": pair.verdict,
         }
+        if comparison.groups is not None:
+            row["P(improvement)"] = _fraction(verdict.improvement)
+            row["p"] = _p_value(verdict.p_value)
+        row["verdict"] = pair.verdict
         if verdict.method == comparison.reference:
             row |= dict.fromkeys(("difference", "95 % interval", "seeds won"), "")
             row["verdict"] = "reference"
@@ -123,9 +154,59 @@ def choice_table(choices: Sequence[Choice]) -> str:
                 "lanes diverged": str(sum(choice.num_lost)),
             }
         )
+    edge = "at the edge of the values tried"
+    if any(choice.ranges for choice in choices):
+        edge = "in the outer tenth of its range"
     return (
-        f"{format_table(rows)}\n\n{EDGE} at the edge of the values tried; {UNEQUAL} "
-        "number of trials differs from most methods."
+        f"{format_table(rows)}\n\n{EDGE} {edge}; {UNEQUAL} number of trials differs "
+        "from most methods."
+    )
+
+
+def ranking_table(comparison: Comparison) -> str:
+    """Returns a table of all methods by the first score, with groups of equals."""
+    letters: dict[str, str] = {}
+    for number, group in enumerate(comparison.groups or ()):
+        for method in group:
+            letters[method] = f"{letters.get(method, '')}{_letter(number)}"
+    rows = []
+    for place, verdict in enumerate(comparison.verdicts[SCORES[0].name], start=1):
+        trial = comparison.evaluated[verdict.method]
+        rows.append(
+            {
+                "rank": str(place),
+                "method": verdict.method,
+                "group": letters[verdict.method],
+                "mean": _number(verdict.mean, trial),
+                "interquartile mean": _number(verdict.interquartile_mean, trial),
+                "verdict": verdict.paired.verdict,
+            }
+        )
+        if verdict.method == comparison.reference:
+            rows[-1]["verdict"] = "reference"
+    return (
+        f"{format_table(rows)}\n\nMethods with a letter in common cannot be told apart "
+        f"by the {SCORES[0].title}: in paired tests of all methods, corrected for the "
+        "number of pairs by Holm's method, no two of them differ at a level of 5 %."
+    )
+
+
+def cost_table(comparison: Comparison) -> str:
+    """Returns a table of the score that is expected of so many trials."""
+    choices, rows = _searched(comparison), []
+    numbers = tuning.numbers_of_trials(choices)
+    for choice in choices:
+        curve = tuning.cost_curves(choice, comparison.tuning_seeds).mean(axis=0)
+        cells = {
+            f"best of {number}": _number(curve[number - 1], choice.trial)
+            if number <= len(curve)
+            else ""
+            for number in numbers
+        }
+        rows.append({"method": choice.method} | cells)
+    return (
+        f"{format_table(rows)}\n\nExpected score of the best of so many random trials, "
+        f"by the {SCORES[0].title}. {_COST_SEEDS}"
     )
 
 
@@ -144,6 +225,11 @@ def verdicts_csv(comparison: Comparison) -> str:
             "mean": verdict.mean,
             "interquartile_mean": verdict.interquartile_mean,
             **verdict.paired._asdict(),
+            **(
+                {}
+                if comparison.groups is None
+                else {"p_value": verdict.p_value, "improvement": verdict.improvement}
+            ),
             "reference": comparison.reference,
         }
         for score in SCORES
@@ -168,13 +254,59 @@ def trials_csv(choices: Sequence[Choice]) -> str:
     return _csv(rows)
 
 
+def costs_csv(comparison: Comparison) -> str:
+    """Writes one line per method, tuning seed and number of trials."""
+    rows = [
+        {
+            "method": choice.method,
+            "seed": seed,
+            "trials": number,
+            "expected_best": score,
+        }
+        for choice in _searched(comparison)
+        for seed, curve in zip(
+            comparison.tuning_seeds,
+            tuning.cost_curves(choice, comparison.tuning_seeds),
+            strict=True,
+        )
+        for number, score in enumerate(curve, start=1)
+    ]
+    return _csv(rows)
+
+
 def flags(choices: Sequence[Choice]) -> list[str]:
-    """Returns flags that restrict a run's sweeps to the chosen settings."""
+    """Returns flags that give a run the chosen settings.
+
+    They restrict a run's sweeps; those of a search are for a run without a search.
+    """
     return [
-        f"--config.cases.{choice.method}.sweep.{name}='({value!r},)'"
+        f"--config.cases.{choice.method}.{name}={value!r}"
+        if choice.ranges
+        else f"--config.cases.{choice.method}.sweep.{name}='({value!r},)'"
         for choice in choices
         for name, value in choice.trial.setting.items()
     ]
+
+
+def _searched(comparison: Comparison) -> list[Choice]:
+    """Returns the choices among several trials."""
+    return [choice for choice in comparison.choices if len(choice.trials) > 1]
+
+
+def _letter(number: int) -> str:
+    """Returns the name of a group: a to z, then a1 to z1 and so on."""
+    turn, place = divmod(number, 26)
+    return f"{chr(ord('a') + place)}{turn or ''}"
+
+
+def _fraction(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _p_value(value: float | None) -> str:
+    if value is None:
+        return ""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _csv(rows: Sequence[dict[str, object]]) -> str:
@@ -203,15 +335,20 @@ def _setting(choice: Choice) -> str:
 
 
 def _tried(choice: Choice) -> str:
-    """Writes the values tried for each hyperparameter that differs between trials."""
+    """Writes the values or ranges tried for each hyperparameter that differs."""
     values: dict[str, set[float]] = {}
     for trial in choice.trials:
         for name, value in trial.setting.items():
             values.setdefault(name, set()).add(value)
-    return "; ".join(
-        f"{name} {', '.join(f'{value:g}' for value in sorted(tried))}"
-        for name, tried in values.items()
-    )
+    texts = []
+    for name, tried in values.items():
+        scale, ends = choice.ranges.get(name, (scales.CHOICE, ()))
+        if scale == scales.CHOICE:
+            text = ", ".join(f"{value:g}" for value in sorted(tried))
+        else:
+            text = f"{ends[0]:g} to {ends[1]:g}"
+        texts.append(f"{name} {text}")
+    return "; ".join(texts)
 
 
 def _basis(what: str, trial: Trial, seeds: Sequence[int]) -> str:
@@ -281,7 +418,10 @@ def draw_differences(comparison: Comparison, path: pathlib.Path) -> pathlib.Path
         "intervals"
     )
     if at_edge:
-        title += f" ({EDGE} best value at the edge of its grid)"
+        where = "at the edge of its grid"
+        if comparison.groups is not None:
+            where = "in the outer tenth of its range"
+        title += f" ({EDGE} best value {where})"
     figure.suptitle(title, fontsize="medium")
     return plots.save(figure, path)
 

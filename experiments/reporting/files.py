@@ -17,6 +17,10 @@ COMPARISON_FILES = (
     *("differences.png", "curves.png"),
 )
 """The files that `experiments.compare` writes."""
+SEARCH_FILES = ("tuning.csv", "tuning.png", "sensitivity.png")
+"""The files that it also writes of a search."""
+EVALUATION_FOLDER = "evaluation"
+"""The run folder of the evaluation of a search, inside that of the search."""
 
 FORETELLING_FOLDER = "foretelling"
 FORETELLING_FILES = ("foretelling.md", "foretelling.csv", "foretelling.png")

@@ -114,11 +114,11 @@ def draw_settings(settings: Settings, path: pathlib.Path) -> pathlib.Path:
         for measure in MEASURES
         if any(has_values(one, measure.variable) for _, one in settings)
     ]
-    rows = _rows(sorted(settings, key=lambda one: position(one[0]["case"])))
+    rows = rows_of(sorted(settings, key=lambda one: position(one[0]["case"])))
     figure, axes = subplots(len(rows), len(measures), sharey="col")
     for row_axes, (title, row) in zip(axes, rows.items(), strict=True):
         for axis, measure in zip(row_axes, measures, strict=True):
-            for number, (label, style, setting) in enumerate(_lines(row)):
+            for number, (label, style, setting) in enumerate(lines_of(row)):
                 draw_curves(
                     axis,
                     times(setting),
@@ -207,8 +207,8 @@ def _draw_bins(dataset: xr.Dataset, folder: pathlib.Path) -> pathlib.Path:
     baselines = [one for labels, one in settings if labels["case"] in linear]
     if not networks:
         networks, baselines = settings, []
-    rows = _rows(sorted(networks, key=lambda one: position(one[0]["case"])))
-    lines = {title: _lines(row) for title, row in rows.items()}
+    rows = rows_of(sorted(networks, key=lambda one: position(one[0]["case"])))
+    lines = {title: lines_of(row) for title, row in rows.items()}
     return draw_bins(lines, baselines, folder / files.BINS_FIGURE)
 
 
@@ -247,7 +247,7 @@ def _settings(dataset: xr.Dataset) -> Settings:
     ]
 
 
-def _rows(settings: Settings) -> dict[str, Settings]:
+def rows_of(settings: Settings) -> dict[str, Settings]:
     """Splits settings into rows of panels, by title; "" means no title."""
     if len(settings) <= _MOST_LINES:
         return {"": settings}
@@ -277,7 +277,7 @@ def _rows(settings: Settings) -> dict[str, Settings]:
     }
 
 
-def _lines(row: Settings) -> list[tuple[str, MethodStyle, xr.Dataset]]:
+def lines_of(row: Settings) -> list[tuple[str, MethodStyle, xr.Dataset]]:
     """Returns the label, style and results of each line of a row.
 
     If there are too many lines, the settings of a case share label and style.

@@ -5,9 +5,10 @@ swept hyperparameter (NaN if the case does not sweep it) and seed.
 
 The data set that is written and read (`public_form`) has the dimensions case, each
 swept hyperparameter, seed, task and layer; and epoch, for measures after each epoch of
-a task. If cases sweep different hyperparameters, one dimension `point` replaces these:
-point p of a case is the p-th combination of its own values, which are coordinates
-(case, point).
+a task. If cases sweep different hyperparameters, or search several, one dimension
+`point` replaces these: point p of a case is the p-th combination of its own values, or
+its p-th trial, and the values are coordinates (case, point). The attribute `search` is
+the scale and the range of each hyperparameter that a case searches, as JSON.
 
 The results of an unfinished run are NaN for tasks that are not done, including their
 `examples`. The attributes `tasks_done` and `tasks_planned` are the progress of each
@@ -23,6 +24,7 @@ import json
 import math
 import os
 import pathlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -107,13 +109,14 @@ def case_dataset(
     steps_per_task: int,
     steps_per_second: float,
     lanes_per_block: int,
+    trials: Mapping[str, np.ndarray] = MappingProxyType({}),
 ) -> xr.Dataset:
     """Labels the metrics of one case.
 
     Args:
       name: name of the case.
-      coordinates: values of each swept hyperparameter, then the seeds; the L lanes
-        are all combinations.
+      coordinates: values of each swept hyperparameter, "trial" if there are any, then
+        the seeds; the L lanes are all combinations.
       layers: names of the learner's layers.
       metrics: arrays [L, tasks], [L, tasks, layers] or, if their names end in
         `_by_epoch`, [L, tasks, epochs]; empty if the case has not started.
@@ -122,6 +125,7 @@ def case_dataset(
       steps_per_task: updates per lane and task.
       steps_per_second: updates per second of the case.
       lanes_per_block: lanes that each device vmapped together.
+      trials: values of each searched hyperparameter, by trial.
 
     Returns:
       The lanes, with dimensions (lane, task, layer) and, if anything was measured after
@@ -130,6 +134,13 @@ def case_dataset(
     import xarray as xr
 
     grid = np.meshgrid(*coordinates.values(), indexing="ij")
+    columns = {
+        name: values.ravel() for name, values in zip(coordinates, grid, strict=True)
+    }
+    if trials:
+        trial, seed = columns.pop("trial"), columns.pop("seed")
+        columns |= {name: values[trial] for name, values in trials.items()}
+        columns["seed"] = seed
     num_lanes = grid[0].size
     num_tasks = next((values.shape[1] for values in metrics.values()), 0)
     tasks_done = np.arange(num_tasks) + 1
@@ -157,10 +168,7 @@ def case_dataset(
             for key, (dims, values) in shared.items()
         },
         coords={"case": ("lane", [name] * num_lanes)}
-        | {
-            key: ("lane", values.ravel())
-            for key, values in zip(coordinates, grid, strict=True)
-        }
+        | {key: ("lane", values) for key, values in columns.items()}
         | {"task": np.arange(num_tasks), "layer": list(layers)},
     )
     return _add_percentages(lanes)
@@ -355,6 +363,27 @@ def task_attributes(tasks: Mapping[str, tuple[int, int]]) -> dict[str, str]:
         for index in range(2)
     )
     return {"tasks_done": done, "tasks_planned": planned}
+
+
+def search_attribute(
+    ranges: Mapping[str, Mapping[str, tuple[str, Sequence[float]]]],
+) -> dict[str, str]:
+    """Returns the attribute of a search; none if no case searches.
+
+    Args:
+      ranges: for each case, the scale and the range of each searched hyperparameter.
+    """
+    searching = {case: own for case, own in ranges.items() if own}
+    return {"search": json.dumps(searching)} if searching else {}
+
+
+def ranges_of(dataset: xr.Dataset) -> dict[str, dict[str, tuple[str, list[float]]]]:
+    """Returns the scale and the range of what each case of a run searches."""
+    found = json.loads(dataset.attrs.get("search", "{}"))
+    return {
+        case: {name: (scale, ends) for name, (scale, ends) in own.items()}
+        for case, own in found.items()
+    }
 
 
 def unfinished(dataset: xr.Dataset) -> str:

@@ -1,7 +1,7 @@
 """The trials of a comparison: every method at every setting, read from runs.
 
-A method is a case. Its settings are the points of its sweep; seeds and settings of a
-method may be from several runs.
+A method is a case. Its settings are the points of its sweep or the trials of its
+search; seeds and settings of a method may be from several runs.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from experiments.reporting import run_results, statistics
+from experiments.reporting import run_results, scales, statistics
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # and seed: the extent, measures and name of a run, and how it is carried out.
 _NOT_COMPARED = {
     *("cases", "sweep", "num_seeds", "first_seed", "num_tasks", "preset", "cbp_jax"),
+    *("search", "num_trials"),
     *("measured_examples", "rank_every", "rank_method", "replacement_log"),
     *("probe_every", "probe_measures", "probe_examples", "probe_updates"),
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "probe"),
@@ -60,9 +61,14 @@ class Trial(NamedTuple):
         return sorted(map(int, self.results.seed.values))
 
     @property
+    def score_name(self) -> str:
+        """The variable that measures performance: "accuracy" or "error"."""
+        return statistics.score_name(self.results)
+
+    @property
     def more_is_better(self) -> bool:
         """Whether the score is an accuracy rather than an error."""
-        return statistics.score_name(self.results) == "accuracy"
+        return self.score_name == "accuracy"
 
     def scores(self, seeds: Sequence[int]) -> np.ndarray:
         """Returns the score of seeds in all tasks, float64 [seeds, tasks].
@@ -75,13 +81,50 @@ class Trial(NamedTuple):
         diverged = np.logical_or.accumulate(np.isnan(curves), axis=1)
         return np.where(diverged, worst, curves)
 
+    def rank(self, seeds: Sequence[int]) -> tuple[int, float]:
+        """Returns what sorts trials by their scores on some seeds, the best first.
+
+        Accuracies are sorted by their mean. Of errors, the fewest diverged seeds are
+        best, whatever the mean over the other seeds.
+        """
+        means = self.scores(seeds).mean(axis=1)
+        if self.more_is_better:
+            return 0, -float(means.mean())
+        finite = means[np.isfinite(means)]
+        num_lost = int(self.is_lost(seeds).sum())
+        return num_lost, float(finite.mean()) if finite.size else np.inf
+
     def is_lost(self, seeds: Sequence[int]) -> np.ndarray:
         """Returns which seeds diverged, bool [seeds]."""
         return np.isnan(self._curves(seeds)).any(axis=1)
 
     def _curves(self, seeds: Sequence[int]) -> np.ndarray:
-        curves = self.results[statistics.score_name(self.results)]
+        curves = self.results[self.score_name]
         return curves.sel(seed=list(seeds)).transpose("seed", "task").values
+
+
+Ranges = Mapping[str, tuple[str, tuple[float, ...]]]
+"""The scale and the range of each hyperparameter that a method searches."""
+
+
+def search_ranges(runs: Sequence[Run]) -> dict[str, Ranges]:
+    """Returns in which ranges the methods of some runs were searched.
+
+    Returns:
+      The ranges by method, from the lowest to the highest value in any run. A method
+      that was not searched has none.
+    """
+    found: dict[str, dict[str, tuple[str, tuple[float, ...]]]] = {}
+    for run in runs:
+        for case, ranges in run_results.ranges_of(run.dataset).items():
+            own = found.setdefault(case, {})
+            for name, (scale, ends) in ranges.items():
+                _, before = own.get(name, (scale, ()))
+                values = sorted({*before, *ends})
+                if scale != scales.CHOICE:
+                    values = [values[0], values[-1]]
+                own[name] = scale, tuple(values)
+    return dict(found)
 
 
 def read_trials(runs: Sequence[Run], beside: Sequence[Run]) -> list[Trial]:

@@ -92,7 +92,7 @@ def run(name: str, make_problem: Callable[[Any], Problem]) -> None:
                 )
             )
         except KeyboardInterrupt:
-            _end_at_once()
+            end_at_once()
 
     def parse(arguments: list[str]) -> list[str]:
         if any(argument in HELP_FLAGS for argument in arguments):
@@ -241,7 +241,7 @@ def _failed(error: Exception, folder: pathlib.Path) -> int:
     return 1
 
 
-def _end_at_once() -> None:
+def end_at_once() -> None:
     """Ends the process as an unhandled Ctrl-C does.
 
     Python would wait for the running task, because XLA cannot stop it.

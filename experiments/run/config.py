@@ -7,17 +7,18 @@ A lane takes the value of a field from the last of these that sets it:
 3. `--config.FIELD=VALUE`;
 4. its case: `config.cases.NAME` in the file, and `--config.cases.NAME.FIELD=VALUE`;
 5. its point of the sweep: `config.cases.NAME.sweep` or, for hyperparameters that are
-   not in it but that the case takes, `config.sweep`.
+   not in it but that the case takes, `config.sweep`;
+6. its trial of the search, whose ranges are `config.cases.NAME.search` or, likewise,
+   `config.search`. There are `config.num_trials` of them.
 
 Setting a value that is overridden in every case is an error.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
-import itertools
 import math
 import re
 import sys
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from absl import flags
@@ -35,6 +36,7 @@ from experiments.learning.checks import ConfigError, did_you_mean
 from experiments.learning.hyperparameters import HYPERPARAMETERS
 from experiments.learning.keys import make_key
 from experiments.learning.methods import METHODS, hyperparameters_of
+from experiments.run.search import draw_trials
 
 NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 """Fields of a config that a case cannot override."""
@@ -43,6 +45,7 @@ NOT_OF_A_CASE = ("cases", "num_seeds", "first_seed")
 # Smallest and largest values of the integer fields, if a problem has them.
 _COUNTS = {
     "num_tasks": (1, 2**31 - 1),
+    "num_trials": (1, 10_000_000),
     "examples_per_task": (1, 2**31 - 1),
     "checkpoint_every": (1, 2**31 - 1),
     "checkpoint_seconds": (0, 2**31 - 1),
@@ -66,7 +69,9 @@ def define_config_flag(
 
     `--config.FIELD=VALUE` sets a field for all cases, `--config.cases.NAME.FIELD=VALUE`
     for one. `--config.sweep.FIELD='(VALUE, ...)'` and
-    `--config.cases.NAME.sweep.FIELD='(VALUE, ...)'` make lanes.
+    `--config.cases.NAME.sweep.FIELD='(VALUE, ...)'` make lanes, and so do
+    `--config.search.FIELD='(LOW, HIGH)'` and
+    `--config.cases.NAME.search.FIELD='(LOW, HIGH)'`.
 
     Args:
       arguments: the command line; None for that of the process.
@@ -128,19 +133,19 @@ def _add_missing(config: ConfigDict, path: Path) -> None:
       flags.Error: there is no such field, or it cannot be set there.
     """
     match path:
-        case ("sweep", name):
-            _add_swept(config, config.sweep, "config.sweep", name)
+        case ("sweep" | "search" as kind, name):
+            _add_swept(config, config[kind], f"config.{kind}", name)
         case ("cases", name, *_) if name not in config.cases:
             raise flags.Error(
                 f"config.cases has no case {name!r}: "
                 f"{did_you_mean(str(name), list(config.cases))}"
             )
-        case ("cases", name, "sweep", *swept):
+        case ("cases", name, "sweep" | "search" as kind, *swept):
             own = config.cases[name]
-            if "sweep" not in own:
-                own.sweep = ConfigDict()
+            if kind not in own:
+                own[kind] = ConfigDict()
             for field in swept:
-                _add_swept(config, own.sweep, f"config.cases.{name}.sweep", field)
+                _add_swept(config, own[kind], f"config.cases.{name}.{kind}", field)
         case ("cases", name, field, *_):
             _add_to_case(config, str(name), str(field))
         case (field,) if field not in config and field in HYPERPARAMETERS:
@@ -211,7 +216,10 @@ def _add_hyperparameters(config: ConfigDict) -> None:
 
 
 def _merged(config: ConfigDict) -> dict[str, dict[str, Any]]:
-    """Returns the fields of each case, unchecked and with only its own sweep."""
+    """Returns the fields of each case, unchecked.
+
+    A case with a sweep or a search of its own has only that one.
+    """
     return {
         name: config.to_dict() | case.to_dict() for name, case in config.cases.items()
     }
@@ -224,11 +232,13 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
       config: the whole config; `cases` maps names to overrides of other fields.
 
     Returns:
-      The config of each case, in alphabetical order, as in a ConfigDict.
+      The config of each case, in alphabetical order, as in a ConfigDict. Its `sweep`
+      also holds the values of the trials for each field in its `search`.
 
     Raises:
       ConfigError: there are no cases, an override has an unknown field or the wrong
-        type, a swept hyperparameter is taken by no case, or an integer is out of range.
+        type, a swept or searched hyperparameter is taken by no case, an integer is out
+        of range, or a search is impossible.
     """
     if not config.cases:
         raise ConfigError("config.cases is empty; name at least one case.")
@@ -240,11 +250,13 @@ def make_cases(config: ConfigDict) -> dict[str, ConfigDict]:
             )
     config = complete(config)
     cases = {name: _make_case(config, name) for name in config.cases}
-    for field, values in config.sweep.items():
-        if values and field in HYPERPARAMETERS:
-            _check_is_taken(f"sweep.{field}", cases)
+    for kind in ("sweep", "search"):
+        for field, values in config[kind].items():
+            if values and field in HYPERPARAMETERS:
+                _check_is_taken(f"{kind}.{field}", cases)
     for name, case in cases.items():
         _check_counts(name, config.cases[name], case)
+        _add_trials(case, name, config.cases[name])
     return cases
 
 
@@ -268,8 +280,8 @@ def keep_cases(config: ConfigDict, names: Sequence[str]) -> None:
 def check_has_effect(config: ConfigDict, field: str, case: str | None = None) -> None:
     """Raises ConfigError if setting a field has no effect.
 
-    That is so if no case takes it, or if the sweep or every case that takes it
-    overrides it.
+    That is so if no case takes it, or if the sweep, the search or every case that takes
+    it overrides it.
 
     Args:
       config: the whole config.
@@ -284,6 +296,24 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
         cases = {
             name: one for name, one in cases.items() if field in hyperparameters_of(one)
         }
+    searching = [name for name, one in cases.items() if _searched(config, name, field)]
+    if cases and len(searching) == len(cases):
+        is_shared = bool(config.search.get(field)) and case is None
+        where = ["search"] if is_shared else [f"cases.{n}.search" for n in searching]
+        flags = [f"--config.{one}.{field}='(LOW, HIGH)'" for one in where]
+        path = field if case is None else f"cases.{case}.{field}"
+        raise ConfigError(
+            f"config.{path} has no effect, because it is searched: set "
+            f"{', '.join(flags)}."
+        )
+    if field == "num_trials" and not any(
+        any(one.values())
+        for one in (config.search, *(case["search"] for case in cases.values()))
+    ):
+        raise ConfigError(
+            "config.num_trials has no effect, because nothing is searched: set "
+            "--config.search.FIELD='(LOW, HIGH)'."
+        )
     if case is not None:
         return
     if config.sweep.get(field):
@@ -299,10 +329,19 @@ def check_has_effect(config: ConfigDict, field: str, case: str | None = None) ->
         )
 
 
+def _searched(config: ConfigDict, name: str, field: str) -> Any:
+    """Returns the range in which a case searches a field; empty or None if it does not.
+
+    A case without an own range may still not take the field.
+    """
+    own = config.cases[name].get("search", ConfigDict())
+    return own[field] if field in own else config.search.get(field)
+
+
 def _make_case(config: ConfigDict, name: str) -> ConfigDict:
     case = ConfigDict(config.to_dict())
     for field, value in config.cases[name].items():
-        if field == "sweep":
+        if field in ("sweep", "search"):
             continue
         if field in NOT_OF_A_CASE or field not in config:
             hint = did_you_mean(field, sorted({*config} - {*NOT_OF_A_CASE}))
@@ -313,40 +352,77 @@ def _make_case(config: ConfigDict, name: str) -> ConfigDict:
             case[field] = value
         except TypeError as error:
             raise ConfigError(f"config.cases.{name}.{field}: {error}") from error
-    own_sweep = config.cases[name].get("sweep", ConfigDict()).to_dict()
-    _add_sweep(case, name, own_sweep)
-    for field in config.cases[name]:
-        if field not in own_sweep and case.sweep.get(field):
-            raise ConfigError(
-                f"config.cases.{name}.{field} has no effect, because config.sweep."
-                f"{field} applies to all cases: set config.cases.{name}.sweep.{field} "
-                "to () to exclude the case, or to other values."
-            )
+    for kind in ("sweep", "search"):
+        own = config.cases[name].get(kind, ConfigDict()).to_dict()
+        _merge(case, name, kind, own)
+        for field in config.cases[name]:
+            if field not in own and case[kind].get(field):
+                raise ConfigError(
+                    f"config.cases.{name}.{field} has no effect, because config.{kind}."
+                    f"{field} applies to all cases: set config.cases.{name}.{kind}."
+                    f"{field} to () to exclude the case, or to other values."
+                )
     return case
 
 
-def _add_sweep(case: ConfigDict, name: str, sweep: Mapping[str, Any]) -> None:
-    """Merges a case's own sweep into that of the config, which it overrides.
+def _merge(case: ConfigDict, name: str, kind: str, own: Mapping[str, Any]) -> None:
+    """Merges a case's own sweep or search into that of the config, which it overrides.
 
-    Hyperparameters that the case does not take are dropped from the config's sweep;
+    Hyperparameters that the case does not take are dropped from that of the config;
     otherwise identical lanes would be trained. Names that are no hyperparameters are
-    kept for `make_grid` to report.
+    kept for `make_grid` and `_add_trials` to report.
     """
     parameters = hyperparameters_of(case.to_dict())
     # A method that is itself an optimizer reports why it takes none of the other's.
     known = parameters | optimizer_hyperparameters(case.optimizer, case)
-    for field, values in sweep.items():
+    for field, values in own.items():
         if values and field not in known:
             raise ConfigError(
-                f"config.cases.{name}.sweep contains {field!r}, which the case does "
+                f"config.cases.{name}.{kind} contains {field!r}, which the case does "
                 f"not take: {did_you_mean(field, list(parameters), list_all=True)}"
             )
     shared = {
         field: values
-        for field, values in case.sweep.items()
+        for field, values in case[kind].items()
         if field in parameters or field not in HYPERPARAMETERS
     }
-    case.sweep = shared | dict(sweep)
+    case[kind] = shared | dict(own)
+
+
+def _add_trials(case: ConfigDict, name: str, overrides: ConfigDict) -> None:
+    """Adds the values of the trials to a case's sweep, if it searches any field.
+
+    The field itself becomes that of the first trial, so that code that depends on the
+    largest value of a sweep and on the field is that of a run without a search.
+    """
+    _check_names("search", case)
+    own = overrides.get("search", ConfigDict())
+    for field, ends in case.search.items():
+        if ends in ((), []):
+            continue
+        path = f"cases.{name}.search.{field}" if field in own else f"search.{field}"
+        HYPERPARAMETERS[field].check_search(path, ends)
+        if case.sweep.get(field):
+            raise ConfigError(
+                f"config.{path} has a range, but case {name!r} also sweeps {field}: "
+                f"set config.{path} or the sweep to ()."
+            )
+    ranges = searched_ranges(case)
+    if not ranges:
+        return
+    trials = draw_trials(ranges, case.num_trials)
+    points = np.stack(list(trials.values()), axis=1).astype(np.float32)
+    num_points = len(np.unique(points, axis=0))
+    if num_points < case.num_trials:
+        raise ConfigError(
+            f"config.num_trials is {case.num_trials}, but the search of case {name!r} "
+            f"({', '.join(ranges)}) has only {num_points} different points: lower "
+            "config.num_trials, widen the ranges, or search more fields."
+        )
+    for field, values in trials.items():
+        case.sweep[field] = tuple(values.tolist())
+        with case.ignore_type():
+            case[field] = float(values[0])
 
 
 def _check_is_taken(path: str, cases: Mapping[str, Mapping[str, Any]]) -> None:
@@ -388,10 +464,18 @@ class Lane(NamedTuple):
 
 
 class LaneGrid(NamedTuple):
-    """The lanes of a case in the order (swept values ..., seed)."""
+    """The lanes of a case in the order (swept values ..., trial, seed)."""
 
     lanes: Lane  # NumPy arrays [L]
-    coordinates: dict[str, np.ndarray]  # Swept names, then "seed".
+    coordinates: dict[str, np.ndarray]  # Swept names, "trial" of a search, "seed".
+    # The values of searched hyperparameters, float64 [trials].
+    trials: Mapping[str, np.ndarray] = MappingProxyType({})
+
+    @property
+    def swept_names(self) -> list[str]:
+        """The hyperparameters that are swept or searched."""
+        names = (*self.coordinates, *self.trials)
+        return [name for name in names if name not in ("trial", "seed")]
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -403,11 +487,12 @@ def make_grid(config: Any) -> LaneGrid:
     """Lays out the lanes of a case.
 
     Args:
-      config: the case's config, with `num_seeds`, `first_seed` and `sweep`.
+      config: the case's config, with `num_seeds`, `first_seed`, `sweep` and `search`;
+        the values of the fields in `search` are in `sweep`, as `make_cases` puts them.
 
     Returns:
-      The grid of all combinations. Hyperparameters that are off in every lane are left
-      out, so that no code is compiled for them.
+      The grid of all combinations of swept values, trials and seeds. Hyperparameters
+      that are off in every lane are left out, so that no code is compiled for them.
 
     Raises:
       ConfigError: there are no seeds, or one is above 2**32 - 1; or the sweep contains
@@ -420,18 +505,7 @@ def make_grid(config: Any) -> LaneGrid:
             f"no seed above {_LAST_SEED}; got {config.num_seeds} seeds from "
             f"{config.first_seed} to {last_seed}."
         )
-    for name in config.sweep:
-        if name not in HYPERPARAMETERS:
-            if name not in config:
-                raise ConfigError(
-                    f"config.sweep contains {name!r}, which is not a field: "
-                    f"{did_you_mean(name, list(HYPERPARAMETERS))}"
-                )
-            raise ConfigError(
-                f"config.sweep cannot contain {name!r}, which changes the compiled "
-                "program: make each value a case in config.cases. The sweep can "
-                f"contain {list(HYPERPARAMETERS)}."
-            )
+    _check_names("sweep", config)
     swept = {}
     for name in HYPERPARAMETERS:
         values = config.sweep.get(name, ())
@@ -443,27 +517,75 @@ def make_grid(config: Any) -> LaneGrid:
         if values:
             swept[name] = tuple(values)
     names = [name for name in HYPERPARAMETERS if name in config]
+    searched = [name for name in swept if config.search.get(name)]
     for name in names:
         HYPERPARAMETERS[name].range.check(name, config[name])
-        _check_swept(name, swept.get(name, ()))
-    num_lanes = config.num_seeds * math.prod(map(len, swept.values()))
+        if name not in searched:
+            _check_swept(name, swept.get(name, ()))
+    coordinates = {name: np.asarray(values, float) for name, values in swept.items()}
+    trials = {name: coordinates.pop(name) for name in searched}
+    if trials:
+        coordinates["trial"] = np.arange(len(next(iter(trials.values()))))
+    num_lanes = config.num_seeds * math.prod(map(len, coordinates.values()))
     if num_lanes > _MOST_LANES:
+        search = f", config.num_trials ({config.num_trials})" if trials else ""
         raise ConfigError(
-            f"config.num_seeds ({config.num_seeds}) and config.sweep make {num_lanes} "
-            f"lanes; a case can have at most {_MOST_LANES}."
+            f"config.num_seeds ({config.num_seeds}){search} and config.sweep make "
+            f"{num_lanes} lanes; a case can have at most {_MOST_LANES}."
         )
     seeds = range(config.first_seed, last_seed + 1)
-    coordinates = {name: np.asarray(values, float) for name, values in swept.items()}
     coordinates["seed"] = np.asarray(seeds, np.uint32)
-    points = list(itertools.product(*coordinates.values()))
-    columns = dict(zip(coordinates, zip(*points, strict=True), strict=True))
+    points = [one.ravel() for one in np.meshgrid(*coordinates.values(), indexing="ij")]
+    columns = setting_at(dict(zip(coordinates, points, strict=True)), trials)
     hyperparameters = {
-        name: np.asarray(columns.get(name, [config[name]] * len(points)), np.float32)
+        name: np.asarray(columns.get(name, [config[name]] * num_lanes), np.float32)
         for name in names
         if name in swept or config[name] != HYPERPARAMETERS[name].off
     }
     lanes = Lane(np.asarray(columns["seed"], np.uint32), hyperparameters)
-    return LaneGrid(lanes, coordinates)
+    return LaneGrid(lanes, coordinates, trials)
+
+
+def setting_at(
+    point: Mapping[str, Any], trials: Mapping[str, np.ndarray]
+) -> dict[str, Any]:
+    """Replaces the number of a trial by its values.
+
+    Args:
+      point: numbers or arrays by name, with "trial" if there are any.
+      trials: see `LaneGrid`.
+    """
+    setting = dict(point)
+    if "trial" in setting:
+        trial = setting.pop("trial")
+        setting |= {name: values[trial] for name, values in trials.items()}
+    return setting
+
+
+def searched_ranges(config: Any) -> dict[str, tuple[str, tuple[float, ...]]]:
+    """Returns the scale and the range of each field that a case searches."""
+    return {
+        name: (HYPERPARAMETERS[name].scale, tuple(config.search[name]))
+        for name in HYPERPARAMETERS
+        if config.search.get(name)
+    }
+
+
+def _check_names(kind: str, config: Any) -> None:
+    """Raises ConfigError if a sweep or search contains what is no hyperparameter."""
+    for name in config[kind]:
+        if name in HYPERPARAMETERS:
+            continue
+        if name not in config:
+            raise ConfigError(
+                f"config.{kind} contains {name!r}, which is not a field: "
+                f"{did_you_mean(name, list(HYPERPARAMETERS))}"
+            )
+        raise ConfigError(
+            f"config.{kind} cannot contain {name!r}, which changes the compiled "
+            f"program: make each value a case in config.cases. The {kind} can "
+            f"contain {list(HYPERPARAMETERS)}."
+        )
 
 
 def _check_swept(name: str, values: Sequence[float]) -> None:

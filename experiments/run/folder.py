@@ -190,18 +190,20 @@ def written_by_runs() -> re.Pattern[str]:
         return f"({'|'.join(map(re.escape, names))})"
 
     top = one_of(CONFIG_FILE, CODE_FILE, files.RESULTS_FILE, files.REPLACEMENTS_FILE)
+    compared = (*files.COMPARISON_FILES, *files.SEARCH_FILES)
     patterns = (
         rf"\.?{top}",
-        re.escape(LOCK_FILE),
         rf"{files.FIGURES_FOLDER}/{one_of(*files.FIGURE_FILES)}",
-        rf"{files.COMPARISON_FOLDER}/{one_of(*files.COMPARISON_FILES)}",
+        rf"{files.COMPARISON_FOLDER}/{one_of(*compared)}",
         rf"{files.FORETELLING_FOLDER}/{one_of(*files.FORETELLING_FILES)}",
         rf"{CHECKPOINTS_FOLDER}/([^/]+/)?\d+(\.orbax-checkpoint-tmp[^/]*)?/.+",
         rf"{CHECKPOINTS_FOLDER}/[^/]+/\.?{RECORDS_FILE}(\.copy)?",
         rf"{TENSORBOARD_FOLDER}/[^/]+/events\.out\.tfevents\.[^/]+",
         rf"{PROFILE_FOLDER}/[^/]+/plugins/profile/.+",
     )
-    return re.compile("|".join(patterns))
+    # An evaluation that is still running has a lock, which no pattern fits.
+    anywhere = rf"({files.EVALUATION_FOLDER}/)?({'|'.join(patterns)})"
+    return re.compile(rf"{anywhere}|{re.escape(LOCK_FILE)}")
 
 
 class LockedError(OSError):

@@ -19,6 +19,8 @@ FIELDS: Mapping[str, str] = MappingProxyType(
         # Lanes.
         "cases": "what is compared: overrides of other fields, by name of the case",
         "sweep": "values of hyperparameters to train in parallel, in all cases",
+        "search": "ranges of hyperparameters to search, in all cases",
+        "num_trials": "points of a search; all are trained in parallel",
         "num_seeds": "seeds of each case and setting",
         "first_seed": "the smallest seed",
         "lanes_per_block": "lanes vmapped together on a device; 0 for automatic",
@@ -126,7 +128,10 @@ def meaning(field: str) -> str:
 def _fields(config: ConfigDict) -> list[tuple[str, str, str]]:
     values = config.to_dict() | {
         "cases": ", ".join(config.cases),
-        "sweep": {name: one for name, one in config.sweep.items() if one},
+        **{
+            kind: {name: one for name, one in config[kind].items() if one}
+            for kind in ("sweep", "search")
+        },
     }
     return [(name, str(value), meaning(name)) for name, value in values.items()]
 

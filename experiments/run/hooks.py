@@ -10,6 +10,7 @@ import itertools
 import math
 import os
 import pathlib
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +18,7 @@ import numpy as np
 from experiments.learning.checks import ConfigError
 from experiments.run import distributed
 from experiments.run.cases import Case
+from experiments.run.config import setting_at
 from experiments.run.messages import say
 
 
@@ -27,11 +29,13 @@ class TaskResult(NamedTuple):
       case: name of the case.
       task: the index of the task, from 0.
       coordinates: the values of each swept hyperparameter, float64, by name, then
-        "seed", uint32: the leading axes of all metrics.
+        "seed", uint32: the leading axes of all metrics. For a search, "trial" comes
+        before "seed".
       layers: names of the layers in forward order, the head last.
       metrics: arrays by name, `[swept ..., seed]`, with a last axis if there is one
         number for each of `layers` or, for names that end in `_by_epoch`, for each
         epoch. NaN where a lane has diverged or nothing was measured.
+      trials: the values of each searched hyperparameter, float64 [trials], by name.
     """
 
     case: str
@@ -39,6 +43,7 @@ class TaskResult(NamedTuple):
     coordinates: dict[str, np.ndarray]
     layers: tuple[str, ...]
     metrics: dict[str, np.ndarray]
+    trials: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 Hook = Callable[[TaskResult], Any]
@@ -244,17 +249,18 @@ def scalars(result: TaskResult) -> Iterator[tuple[str, dict[str, float]]]:
     points = itertools.product(*(result.coordinates[name] for name in swept))
     shape = tuple(map(len, result.coordinates.values()))
     for index, point in enumerate(points):
-        values = (f"{name} {one:g}" for name, one in zip(swept, point, strict=True))
+        setting = setting_at(dict(zip(swept, point, strict=True)), result.trials)
+        values = [f"{name} {one:g}" for name, one in setting.items()]
         numbers = {}
         for name, metric in result.metrics.items():
-            setting = metric.reshape(-1, shape[-1], *metric.shape[len(shape) :])[index]
-            columns = setting.reshape(shape[-1], -1).T
-            for place, seeds in enumerate(columns):
+            seeds = metric.reshape(-1, shape[-1], *metric.shape[len(shape) :])[index]
+            columns = seeds.reshape(shape[-1], -1).T
+            for place, column in enumerate(columns):
                 tag = name
                 if len(columns) > 1:
                     by_epoch = name.endswith(BY_EPOCH)
                     tag += f"/{place if by_epoch else result.layers[place]}"
-                finite = seeds[np.isfinite(seeds)]
+                finite = column[np.isfinite(column)]
                 if finite.size:
                     numbers[tag] = math.fsum(finite) / finite.size
         yield ", ".join((result.case, *values)), numbers
@@ -274,6 +280,7 @@ def _result(case: Case, task: int, metrics: Mapping[str, np.ndarray]) -> TaskRes
             name: values.reshape(*shape, *values.shape[1:]).copy()
             for name, values in metrics.items()
         },
+        trials={name: values.copy() for name, values in case.grid.trials.items()},
     )
 
 

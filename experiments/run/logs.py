@@ -5,11 +5,13 @@ import csv
 import itertools
 import os
 import pathlib
+from types import MappingProxyType
 
 import numpy as np
 
 from experiments.learning.replacement_log import ENTRY_FIELDS, ReplacementLog
 from experiments.reporting.files import REPLACEMENTS_FILE
+from experiments.run.config import setting_at
 
 
 class LogFile:
@@ -37,15 +39,17 @@ class LogFile:
         coordinates: Mapping[str, np.ndarray],
         layers: Sequence[str],
         log: ReplacementLog,
+        trials: Mapping[str, np.ndarray] = MappingProxyType({}),
     ) -> int:
         """Writes the entries of a task.
 
         Args:
           case: name of the case.
           task: its number.
-          coordinates: values of each swept hyperparameter, then the seeds.
+          coordinates: see `LaneGrid`.
           layers: names of the hidden layers.
           log: arrays with a leading axis of L lanes.
+          trials: see `LaneGrid`.
 
         Returns:
           The number of entries that did not fit into the log.
@@ -55,14 +59,14 @@ class LogFile:
         entries = log
         if log.utility is None:
             entries = log._replace(utility=np.full(log.step.shape, np.nan))
-        names = [name for name in (*self._swept, *coordinates) if name != "seed"]
-        names = [*dict.fromkeys(names), "seed"]
+        swept = [name for name in coordinates if name not in ("trial", "seed")]
+        names = [*dict.fromkeys((*self._swept, *swept, *trials)), "seed"]
         with self._path.open("a", newline="") as file:
             writer = csv.writer(file)
             if is_new:
                 writer.writerow(("case", "task", *names, *ENTRY_FIELDS))
             for lane, point in enumerate(itertools.product(*coordinates.values())):
-                values = dict(zip(coordinates, point, strict=True))
+                values = setting_at(dict(zip(coordinates, point, strict=True)), trials)
                 place = [values.get(name, "") for name in names]
                 columns = [
                     getattr(entries, field)[lane, : log.count[lane]].tolist()

@@ -30,6 +30,9 @@ VERSION_FIELD = "cbp_jax"
 
 _NUMERICS_FIELD = "numerics"  # Field of a written config; see `environment`.
 
+NOT_OF_A_CONFIG = (VERSION_FIELD, _NUMERICS_FIELD)
+"""Fields of a written config that are no fields of the config."""
+
 # Fields that change how a run is carried out, but not its results.
 _NOT_RESULTS = (
     *("checkpoint_every", "checkpoint_seconds", "lanes_per_block", "timed_task"),
@@ -53,7 +56,8 @@ UNKNOWN = "unknown"
 _EXPERIMENTS = pathlib.Path(__file__).parents[1]
 _COMPUTING = (
     *("learning", "streams"),
-    *("run/config.py", "run/cases.py", "run/lanes.py"),
+    *("run/config.py", "run/search.py", "run/cases.py", "run/lanes.py"),
+    "reporting/scales.py",  # The values of a search.
 )
 
 # Settings of JAX, and their defaults.
@@ -93,6 +97,9 @@ def config_differences(old: str, new: str) -> list[str]:
         old_config.pop(_NUMERICS_FIELD, None), new_config.pop(_NUMERICS_FIELD, {})
     )
     old_fields, new_fields = map(dict, map(_flatten, (old_config, new_config)))
+    for fields in (old_fields, new_fields):
+        if not any("search" in name.split(".") for name in fields):
+            fields.pop("num_trials", None)  # It has no effect.
     missing = "(not there)"
     for name in (*old_fields, *(new_fields.keys() - old_fields.keys())):
         before, after = old_fields.get(name, missing), new_fields.get(name, missing)
@@ -219,7 +226,7 @@ def _flatten(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
     for name, value in fields.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{name}.")
-        elif prefix == "sweep." and not value:
+        elif prefix in ("sweep.", "search.") and not value:
             continue  # An empty entry means the same as a missing one.
         else:
             yield f"{prefix}{name}", value

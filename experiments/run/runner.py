@@ -22,7 +22,7 @@ from experiments.learning.replacement_log import ReplacementLog
 from experiments.run import distributed, provenance, storage
 from experiments.run.blocks import choose_block
 from experiments.run.cases import Case, CompiledCase, prepare_cases
-from experiments.run.config import complete
+from experiments.run.config import complete, searched_ranges
 from experiments.run.folder import RunFolderError, open_folder
 from experiments.run.hooks import Hook, Hooks, check_hooks, hooks_of
 from experiments.run.logs import LogFile
@@ -141,7 +141,7 @@ class _Run:
         self._profile = profile
         self._log_file = None
         if any(case.config.replacement_log for case in cases):
-            swept = (name for case in cases for name in case.grid.coordinates)
+            swept = (name for case in cases for name in case.grid.swept_names)
             self._log_file = LogFile(folder, list(dict.fromkeys(swept)))
         self._progress = {case.name: CaseProgress() for case in cases}
         self._checkpointers = {
@@ -235,8 +235,9 @@ class _Run:
         """Writes the replacements of a task."""
         if log is not None and distributed.is_first():
             hidden = case.problem.learner.layers[:-1]
+            grid = case.grid
             lost = self._log_file.append(
-                case.name, task, case.grid.coordinates, hidden, log
+                case.name, task, grid.coordinates, hidden, log, grid.trials
             )
             if lost:
                 say(
@@ -313,6 +314,7 @@ class _Run:
                 case.problem.updates_per_task,
                 self._progress[case.name].steps_per_second,
                 self._progress[case.name].block,
+                case.grid.trials,
             )
             for case in self._cases
         ]
@@ -330,7 +332,10 @@ class _Run:
                 "versions": json.dumps({"cbp_jax": cbp_jax.__version__} | versions),
                 "numerics": json.dumps(provenance.environment()),
                 "device": f"{len(jax.devices())} x {jax.devices()[0].device_kind}",
-            },
+            }
+            | run_results.search_attribute(
+                {case.name: searched_ranges(case.config) for case in self._cases}
+            ),
         )
         if distributed.is_first():
             run_results.save(dataset, self._folder)

@@ -40,6 +40,20 @@ def test_every_method_has_three_trials_of_its_own(name):
     make_problem(made["fire"])  # Raises if its fields do not go together.
 
 
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_method_has_the_same_search_budget(name):
+    presets, preset, *_ = PROBLEMS[name]
+    config = presets.get_config("search")
+    assert set(config.cases) == set(presets.get_config(preset).cases)
+    step_sizes = {}
+    for case in make_cases(config).values():
+        grid = make_grid(case)
+        assert grid.shape == (16, 3)
+        by_range = step_sizes.setdefault(tuple(case.search.step_size), set())
+        by_range.add(tuple(grid.trials["step_size"]))
+    assert [len(one) for one in step_sizes.values()] == [1, 1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_every_method_of_the_preset_can_be_run(name):
