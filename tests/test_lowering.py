@@ -99,7 +99,7 @@ def test_lanes_draw_orthogonal_kernels_by_the_library_of_their_platform():
 @pytest.mark.parametrize(
     ("options", "where"),
     [
-        ({}, {"cpu"}),  # Draws by "auto".
+        ({}, {"cpu", "tpu"}),  # Draws by "auto".
         ({"draw": "when_due"}, {"cpu", "cuda", "tpu"}),
         ({"draw": "always"}, set()),
         # A whole kernel is too much to draw every time.
