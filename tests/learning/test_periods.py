@@ -24,6 +24,8 @@ PERIODIC = [
     name for name, method in METHODS.items() if method.period or method.sees_tasks
 ]
 STRONG = {"redo_threshold": 0.9, "hare_decay": 0.5}
+# Without any active unit there is no rank to raise.
+MILD = {"l2_er": {"step_size": 0.01, "er_step_size": 0.1}}
 STRONG |= {"regrama_threshold": 0.9, "cpr_rate": 0.5}
 QUICK = ("fire", "redo")
 # By a truth value; the choice of a platform is by a constant.
@@ -33,7 +35,7 @@ CONDITIONAL = re.compile(
 
 
 def make_learner(method, period=PERIOD, **fields):
-    case = {"method": method, **METHODS[method].fields} | fields
+    case = {"method": method, **METHODS[method].fields} | MILD.get(method, {}) | fields
     if METHODS[method].period:
         case |= {METHODS[method].period: period}
     config = complete(tiny_digits(cases={"one": case}, step_size=0.1))
