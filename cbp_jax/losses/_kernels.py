@@ -49,5 +49,5 @@ def distance_from_identity(rows: jax.Array, scale: float | jax.Array) -> jax.Arr
     """Returns `||R R' - scale I||^2`, squared Frobenius, of rows `[..., rows, M]`."""
     # By default, accelerators round the factors of a float32 product to fewer bits.
     gram = jnp.einsum("...im,...jm->...ij", rows, rows, precision=lax.Precision.HIGHEST)
-    identity = jnp.eye(rows.shape[-2], dtype=rows.dtype)
+    identity = jnp.broadcast_to(jnp.eye(rows.shape[-2], dtype=rows.dtype), gram.shape)
     return jnp.sum(jnp.square(gram - jnp.asarray(scale, rows.dtype) * identity))

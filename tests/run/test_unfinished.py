@@ -144,6 +144,13 @@ def test_an_unfinished_run_is_not_compared(dead, monkeypatch, capsys, is_tuning_
             *([] if is_tuning_run else [folder]),
             _TUNING_RUN=[str(folder)] if is_tuning_run else [],
             _TUNING_SEEDS=1,
+            _EVALUATE=False,
+            **dict.fromkeys(
+                (
+                    *("_NUM_SEEDS", "_NUM_TASKS", "_WORKDIR", "_OVERWRITE"),
+                    "_ALLOW_CHANGED_CODE",
+                )
+            ),
             _REFERENCE="backprop",
             _BOOTSTRAP_SEED=0,
             _OUTPUT=None,
