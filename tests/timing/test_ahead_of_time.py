@@ -105,7 +105,8 @@ def test_every_method_compiles_for_a_gpu(name):
     fields = {"rank_every": 0, "measured_examples": 2}
     (case,) = tiny_cases("permuted_mnist", cases={name: config.cases[name]}, **fields)
     counts = summarize(compiled_for("h100", case).work)
-    assert 5 < counts.kernels < 60
+    # Muon iterates five times on each matrix.
+    assert 5 < counts.kernels < (200 if name == "muon" else 60)
     assert counts.unknown_loops == 0
 
 
