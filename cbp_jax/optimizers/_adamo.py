@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
 import jax
 import optax
 
 from cbp_jax import losses
-from cbp_jax._numbers import check_params
 from cbp_jax._types import PyTree, Rate
-from cbp_jax.optimizers._penalties import add_gradient
+from cbp_jax.optimizers._penalties import penalty
 
 
 def adamo(
@@ -99,14 +97,4 @@ def isometry(
         jax.eval_shape(loss, params)  # Raises the errors of wrong arguments.
         return optax.EmptyState()
 
-    def update(
-        updates: PyTree,
-        state: optax.EmptyState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
-        del extra_args
-        check_params("isometry", params)
-        return add_gradient(loss, strength, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return penalty("isometry", strength, init, lambda params, _: loss(params))

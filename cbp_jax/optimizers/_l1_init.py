@@ -1,15 +1,14 @@
 """L1 init: L1 toward the initial params."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from cbp_jax import losses
-from cbp_jax._numbers import check_params
 from cbp_jax._types import PyTree
-from cbp_jax.optimizers._penalties import add_gradient
+from cbp_jax.optimizers._penalties import penalty
 
 
 class L1InitState(NamedTuple):
@@ -50,18 +49,7 @@ def l1_init(
         # Copy, because the params themselves may be donated to the next update.
         return L1InitState(jax.tree.map(jnp.copy, params))
 
-    def update(
-        updates: PyTree,
-        state: L1InitState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, L1InitState]:
-        del extra_args
-        check_params("l1_init", params)
+    def loss(params: PyTree, state: L1InitState) -> jax.Array:
+        return losses.l1_to_init(params, state.initial_params)
 
-        def loss(params: PyTree) -> jax.Array:
-            return losses.l1_to_init(params, state.initial_params)
-
-        return add_gradient(loss, strength, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return penalty("l1_init", strength, init, loss)

@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 import functools
-from typing import Any
 
 import jax
 import optax
 
 from cbp_jax import losses
-from cbp_jax._numbers import check_params
 from cbp_jax._types import PyTree
-from cbp_jax.optimizers._penalties import add_gradient
+from cbp_jax.optimizers._penalties import penalty
 
 
 def parseval(
@@ -69,14 +67,4 @@ def parseval(
         jax.eval_shape(loss, params)  # Raises the errors of wrong arguments.
         return optax.EmptyState()
 
-    def update(
-        updates: PyTree,
-        state: optax.EmptyState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, optax.EmptyState]:
-        del extra_args
-        check_params("parseval", params)
-        return add_gradient(loss, strength, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return penalty("parseval", strength, init, lambda params, _: loss(params))

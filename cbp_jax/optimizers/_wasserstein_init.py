@@ -1,15 +1,14 @@
 """Wasserstein init: each tensor's entries keep their initial distribution."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import optax
 
-from cbp_jax._numbers import check_params
 from cbp_jax._types import PyTree
 from cbp_jax.losses._sums import add_up
 from cbp_jax.losses._wasserstein_to_init import distance_from_sorted, sorted_entries
-from cbp_jax.optimizers._penalties import add_gradient
+from cbp_jax.optimizers._penalties import penalty
 
 
 class WassersteinInitState(NamedTuple):
@@ -61,23 +60,12 @@ def wasserstein_init(
             jax.tree.map(lambda param: sorted_entries(param)[None, None], params)
         )
 
-    def update(
-        updates: PyTree,
-        state: WassersteinInitState,
-        params: PyTree | None = None,
-        **extra_args: Any,
-    ) -> tuple[PyTree, WassersteinInitState]:
-        del extra_args
-        check_params("wasserstein_init", params)
+    def loss(params: PyTree, state: WassersteinInitState) -> jax.Array:
+        distances = jax.tree.map(
+            lambda param, initial: distance_from_sorted(param, initial[0, 0]),
+            params,
+            state.sorted_entries,
+        )
+        return add_up(jax.tree.leaves(distances))
 
-        def loss(params: PyTree) -> jax.Array:
-            distances = jax.tree.map(
-                lambda param, initial: distance_from_sorted(param, initial[0, 0]),
-                params,
-                state.sorted_entries,
-            )
-            return add_up(jax.tree.leaves(distances))
-
-        return add_gradient(loss, strength, updates, params), state
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return penalty("wasserstein_init", strength, init, loss)
