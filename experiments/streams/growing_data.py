@@ -119,14 +119,17 @@ def number_in_phase(config: Any, num_images: int) -> np.ndarray:
       num_images: N.
 
     Raises:
-      ConfigError: the shares are out of range, or one of them is less than an image.
+      ConfigError: the shares are out of range or fall, or one of them is less than an
+        image.
     """
     shares = np.asarray(config.shares, float)
     numbers = np.rint(shares * num_images).astype(np.int32)
-    if not shares.size or numbers.min() < 1 or shares.max() > 1:
+    is_in_range = shares.size and numbers.min() >= 1 and shares.max() <= 1
+    if not is_in_range or (np.diff(shares) < 0).any():
         raise ConfigError(
             "config.shares must be fractions of the training images, above 0 and up to "
-            f"1, one for each phase, got {tuple(config.shares)}."
+            "1, one for each phase and none below the one before, got "
+            f"{tuple(config.shares)}."
         )
     return numbers
 

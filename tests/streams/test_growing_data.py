@@ -69,6 +69,7 @@ def test_digits_are_split_by_their_place():
         ({"shares": (0.1, 0.5, 1.1)}, "fractions of the training images"),
         ({"shares": (1e-4, 0.5, 1.0)}, "above 0"),
         ({"shares": (), "phase_tasks": ()}, r"got \(\)"),
+        ({"shares": (0.5, 0.1, 1.0)}, "none below the one before"),
         ({"dataset": "digit"}, "dataset must be one of"),
     ],
 )
