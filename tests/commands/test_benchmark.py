@@ -33,6 +33,7 @@ def group_of(network, lanes=2, parts=()):
     return group
 
 
+@pytest.mark.slow
 def test_a_config_has_a_line_for_each_case(tmp_path):
     result = run_program(
         "benchmark",

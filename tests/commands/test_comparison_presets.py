@@ -83,6 +83,7 @@ def test_mnist_is_tuned_on_other_seeds_than_it_is_judged_on():
         assert config.examples_per_task == 60_000
 
 
+@pytest.mark.slow
 def test_a_run_of_the_preset_leads_to_a_verdict(tmp_path):
     presets, preset, make_problem, tiny = PROBLEMS["digits"]
     given = presets.get_config(preset).cases

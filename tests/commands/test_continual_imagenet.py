@@ -102,6 +102,7 @@ def test_a_task_is_epochs_of_shuffled_batches_and_a_test(folder):
 LINEAR = {"conv_channels": (), "conv_sizes": (), "hidden_layers": 0}
 
 
+@pytest.mark.slow
 def test_a_full_reset_comes_after_the_test_and_leaves_nothing_behind():
     """Its first task is that of backprop; then the network is as good as new."""
     _, plain = compile_case(method="backprop", **LINEAR)
@@ -163,6 +164,7 @@ def test_a_run_writes_its_table_and_figures(finished, capsys):
     assert "seed,task,epoch,layer,variable" in run_results.tidy_csv(dataset)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     whole, config, _ = finished
     resumed, calls = run_dying_once(

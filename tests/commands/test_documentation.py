@@ -163,6 +163,7 @@ def run_notebook(**parameters):
     return names
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_with_tiny_settings():
     names = run_notebook(SEEDS=2, TASKS=2, EXAMPLES=20, WIDTH=4)
     for scores in names["results"].values():

@@ -220,6 +220,7 @@ def test_every_preset_runs_with_tiny_settings(preset, tmp_path, capsys):
     assert (folder / "figures" / "learning.png").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
     config = tiny_bits(num_tasks=3, checkpoint_every=1)
     whole = runner.run(config, tmp_path / "whole", MAKE_PROBLEM)

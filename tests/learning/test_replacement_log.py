@@ -153,6 +153,7 @@ def test_cases_that_sweep_different_numbers_share_a_log_and_are_compared(tmp_pat
     assert not next(one for one in choices if one.method == "backprop").at_edge
 
 
+@pytest.mark.slow
 def test_events_that_do_not_fit_are_reported(tmp_path, capsys):
     config = log_config(num_tasks=1, replacement_log=1)
     runner.run(config, tmp_path, permuted_mnist.make_problem)

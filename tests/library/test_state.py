@@ -151,6 +151,7 @@ def test_a_schedule_needs_a_bound():
         make(optax.constant_schedule(0.1))
 
 
+@pytest.mark.slow
 def test_rates_may_be_injected():
     def build(replacement_rate, learning_rate):
         return cbp_jax.continual_backprop(

@@ -230,6 +230,7 @@ def test_training_begins_before_what_draws_and_labels_results_is_imported(tmp_pa
     assert finished.stderr.strip().endswith("begun with []")
 
 
+@pytest.mark.slow
 @needs_mnist
 def test_real_mnist_is_learned_within_one_task(tmp_path):
     """2,000 images reach what a linear model would, far above chance."""

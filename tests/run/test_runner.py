@@ -52,6 +52,7 @@ def test_seeds_differ_and_methods_with_one_seed_start_alike(finished):
     np.testing.assert_allclose(*dataset.loss.sel(task=0).values, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_lane_does_not_depend_on_the_lanes_beside_it(finished, tmp_path):
     dataset, _ = finished
     alone = runner.run(
@@ -132,6 +133,7 @@ def test_a_folder_that_holds_no_run_is_never_deleted(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+@pytest.mark.slow
 def test_overwrite_starts_anew(finished, tmp_path):
     runner.run(tiny_digits(num_tasks=1), tmp_path, MAKE_PROBLEM)
     config = tiny_digits(num_tasks=2)

@@ -86,6 +86,7 @@ def test_lanes_per_block_only_change_the_rounding(swept, tmp_path, block):
     np.testing.assert_allclose(blocked.loss, dataset.loss, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_zeros_of_swept_rivals_are_backprop(tmp_path):
     config = tiny_digits(cases={"backprop": {"method": "backprop"}}, num_tasks=1)
     plain = runner.run(config, tmp_path / "plain", MAKE_PROBLEM)
@@ -104,6 +105,7 @@ def test_the_zeros_of_swept_rivals_are_backprop(tmp_path):
         assert (abs(on - plain.loss.values) > 1e-4).all(), name
 
 
+@pytest.mark.slow
 def test_adam_sweeps_its_betas(tmp_path):
     config = tiny_digits(
         optimizer="adam", step_size=0.01, num_tasks=2, cases=ONLY_CONTINUAL

@@ -180,6 +180,7 @@ def test_too_few_classes_or_images_of_a_set_are_said(
         load(tmp_path, **options, name=FakeImageNet.name)
 
 
+@pytest.mark.slow
 @needs_cifar100
 def test_real_cifar100_by_class():
     """Against the set read whole: its 100 test images of each class, in its order."""
