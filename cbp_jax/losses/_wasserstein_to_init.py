@@ -33,7 +33,8 @@ def wasserstein_to_init(params: PyTree, initial_params: PyTree) -> jax.Array:
     """
 
     def term(param: jax.Array, initial: jax.Array) -> jax.Array:
-        return distance_from_sorted(param, sorted_entries(initial))
+        initial = jax.lax.stop_gradient(sorted_entries(initial))
+        return jnp.mean(jnp.square(sorted_entries(param) - initial))
 
     return add_up(jax.tree.leaves(jax.tree.map(term, params, initial_params)))
 
@@ -41,9 +42,3 @@ def wasserstein_to_init(params: PyTree, initial_params: PyTree) -> jax.Array:
 def sorted_entries(tensor: jax.Array) -> jax.Array:
     """Returns the entries of a tensor in ascending order, `[size]`."""
     return jnp.sort(as_float(tensor).ravel())
-
-
-def distance_from_sorted(tensor: jax.Array, sorted_initial: jax.Array) -> jax.Array:
-    """Returns the mean squared distance of sorted entries from others, `[size]`."""
-    distance = sorted_entries(tensor) - jax.lax.stop_gradient(sorted_initial)
-    return jnp.mean(jnp.square(distance))

@@ -41,14 +41,21 @@ def penalty(
         del extra_args
         check_params(name, params)
         grads = jax.grad(loss)(jax.tree.map(as_float, params), state)
-
-        def add(update: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
-            update = widen(update, param)
-            factor = jnp.asarray(strength, grad.dtype)
-            added = (update.astype(grad.dtype) + factor * grad).astype(update.dtype)
-            # A diverged gradient times 0 would be NaN.
-            return jnp.where(factor == 0, update, added)
-
-        return jax.tree.map(add, updates, params, grads), state
+        return add_gradients(strength, updates, params, grads), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def add_gradients(
+    strength: float | jax.Array, updates: PyTree, params: PyTree, grads: PyTree
+) -> PyTree:
+    """Adds a strength times gradients, in float32 or float64, to the updates."""
+
+    def add(update: jax.Array, param: jax.Array, grad: jax.Array) -> jax.Array:
+        update = widen(update, param)
+        factor = jnp.asarray(strength, grad.dtype)
+        added = (update.astype(grad.dtype) + factor * grad).astype(update.dtype)
+        # A diverged gradient times 0 would be NaN.
+        return jnp.where(factor == 0, update, added)
+
+    return jax.tree.map(add, updates, params, grads)

@@ -51,9 +51,7 @@ class Ingredients(NamedTuple):
     widest_layer: int  # Number of units of the widest hidden layer.
     largest: Callable[[str], float]  # Largest value of a hyperparameter in any lane.
     updates_per_task: int
-    acts: (
-        bool | None
-    )  # Whether the method acts at this update, if known; see `Learner`.
+    acts: bool | None  # Whether the method acts now, if known; see `Learner`.
     key: jax.Array
 
     def at_task_ends(self) -> optimizers.Schedule:
@@ -1028,13 +1026,18 @@ def _adamo(given: Ingredients) -> optax.GradientTransformation:
             0.0,
             "penalty on the distance of each tensor's entries from the initial ones",
             (1e-2, 1e-3, 1e-4),
-        )
+        ),
+        "wasserstein_every": Hyperparameter(
+            *(100, AT_LEAST_ONE, None, "updates between two rankings of the entries")
+        ),
     },
+    period="wasserstein_every",
     source="Lewandowski et al. 2023",
 )
 def _wasserstein_init(given: Ingredients) -> optax.GradientTransformation:
     strength = given.hyperparameters.wasserstein_strength
-    return optax.chain(optimizers.wasserstein_init(strength), given.base)
+    every = given.every(given.hyperparameters.wasserstein_every)
+    return optax.chain(optimizers.wasserstein_init(strength, every), given.base)
 
 
 @method(

@@ -72,6 +72,20 @@ def test_it_is_the_equation(name):
         np.testing.assert_allclose(actual[path], param, rtol=1e-10, err_msg=path)
 
 
+def test_wasserstein_init_keeps_its_ranks_between_the_updates_of_a_schedule():
+    penalty = optimizers.wasserstein_init(3.0, optimizers.at(2))
+    actual = run(optax.chain(penalty, optax.sgd(0.1)))
+    for path, initial in tiny.by_path(PARAMS).items():
+        param = targets = initial = np.asarray(initial, np.float64)
+        grads = np.asarray(tiny.by_path(GRADS)[path], np.float64)
+        for count, grad in enumerate(grads, start=1):
+            if count == 2:
+                ranks = np.argsort(np.argsort(param.ravel()))
+                targets = np.sort(initial.ravel())[ranks].reshape(param.shape)
+            param = param - 0.1 * (grad + 3.0 * 2 / param.size * (param - targets))
+        np.testing.assert_allclose(actual[path], param, rtol=1e-10, err_msg=path)
+
+
 def test_adamo_is_the_equation():
     """The moments see the gradient of the task only; the step size scales both."""
     actual = run(optimizers.adamo(0.01, 0.8, 0.9, 1e-3, strength=0.05))
