@@ -38,6 +38,7 @@ from cbp_jax._units import (
     ResolvedGroup,
     UnitAxes,
     UnitGroup,
+    UnitMask,
     as_groups,
     resolve_units,
 )
@@ -367,25 +368,41 @@ def reset_by_rule(
         # Left out altogether, a frozen group is the base optimizer's to the last bit:
         # even a select that takes every update changes how XLA rounds `p + update`.
         live = [group for group in groups if not group.group.frozen]
+        newborns = {group.name: newborn(group, leaves) for group in live}
+        # Rules for several units keep more of each, and a GPU would copy all of it to
+        # hand it to a conditional.
+        lone = {
+            group.name: newborns.pop(group.name)
+            for group in live
+            if _most(rules[group.name], group) == 1
+        }
         with jax.named_scope("draw"):
-            drawn, rng_key, num_replaced = _draw_if_due(
-                *(groups, rules, initializer, choices, rng_key, state.num_replaced),
-                *(leaves, draw),
+            drawn, reborn, rng_key, num_replaced = _draw_if_due(
+                *(groups, rules, initializer, choices, unit_states, lone, rng_key),
+                *(state.num_replaced, leaves, draw),
             )
+            unit_states |= reborn
 
         # Write them into the updates.
         update_leaves = treedef.flatten_up_to(updates)
         extents = {
-            group.name: _Extent.of(drawn[group.name].mask, choices[group.name].fraction)
+            group.name: _Extent.of(
+                _reset_units(group, rules[group.name], drawn[group.name]),
+                choices[group.name].fraction,
+            )
             for group in live
         }
         entries = []  # To reset: axes, extent, value.
         with jax.named_scope("write"):
+            for name, fresh_state in newborns.items():
+                unit_states[name] = _reborn(
+                    unit_states[name], fresh_state, extents[name].whole
+                )
             for group in live:
                 extent = extents[group.name]
                 if transfer_mean:
                     lost = jnp.where(
-                        extent.mask, choices[group.name].mean_activation, 0
+                        extent.units.mask, choices[group.name].mean_activation, 0
                     )
                     if extent.fraction is not None:
                         lost *= extent.fraction
@@ -396,9 +413,6 @@ def reset_by_rule(
                 values = group.values(fresh)
                 for axes, value in zip(group.all_axes, values, strict=True):
                     entries.append((axes, extent, value))
-                unit_states[group.name] = _reborn(
-                    unit_states[group.name], newborn(group, leaves), extent.whole
-                )
             if between_reset == "zero":
                 # Outgoing weights last, whatever their group.
                 entries.sort(key=lambda entry: bool(entry[0].outputs))
@@ -410,13 +424,12 @@ def reset_by_rule(
                     value = part_way(stepped, value, axes.spread(extent.fraction))
                 # A select is fused into the update and costs no pass over memory; a
                 # scatter would have to write the updates out first.
-                update_leaves[axes.leaf] = lead_to(
-                    value, axes.spread(extent.mask), update, old
-                )
+                where = axes.spread_mask(extent.units, old.shape)
+                update_leaves[axes.leaf] = lead_to(value, where, update, old)
             updates = treedef.unflatten(update_leaves)
 
         # Reset the moments.
-        masks = [(group, extents[group.name].mask) for group in live]
+        masks = [(group, extents[group.name].units) for group in live]
         with jax.named_scope("moments"):
             base_state = _trees.forget_loss(state.base_state, masks)
             if moments == "reset":
@@ -426,11 +439,6 @@ def reset_by_rule(
                     optax.apply_updates(params, updates),
                     masks,
                     keep_state,
-                    alone={
-                        group.name: drawn[group.name].units[0]
-                        for group in live
-                        if not group.stack and _most(rules[group.name], group) == 1
-                    },
                     fractions={
                         name: extent.fraction
                         for name, extent in extents.items()
@@ -577,24 +585,30 @@ class _Drawn(NamedTuple):
 class _Extent(NamedTuple):
     """Which units of one group are reset in an update, and how far."""
 
-    mask: jax.Array  # bool [*S, N], units that change.
+    units: UnitMask  # Units that change.
     whole: jax.Array  # bool [*S, N], units that are reset completely.
     fraction: jax.Array | None  # [*S, N], how far; 0 for others. None if all wholly.
 
     @classmethod
-    def of(cls, chosen: jax.Array, fraction: jax.Array | None) -> Self:
-        """Describes the reset of chosen units, bool [*S, N], by a fraction [*S, N]."""
+    def of(cls, chosen: UnitMask, fraction: jax.Array | None) -> Self:
+        """Describes the reset of chosen units by a fraction [*S, N]."""
         if fraction is None:
-            return cls(chosen, chosen, None)
-        is_reset = chosen & (fraction > 0)
+            return cls(chosen, chosen.mask, None)
+        is_reset = chosen.mask & (fraction > 0)
         fraction = jnp.where(is_reset, jnp.minimum(fraction, 1), 0)
-        return cls(is_reset, fraction == 1, fraction)
+        return cls(UnitMask(is_reset), fraction == 1, fraction)
 
 
 def _reset_wholly(units: jax.Array, fraction: jax.Array) -> jax.Array:
     """Returns the indices of units [*S, K] whose fraction, of [*S, N], is 1."""
     own = jnp.take_along_axis(fraction, units, axis=-1, mode="clip")
     return jnp.where(own >= 1, units, fraction.shape[-1])
+
+
+def _reset_units(group: ResolvedGroup, rule: Rule, drawn: _Drawn) -> UnitMask:
+    """Returns the units that are reset, in part or wholly."""
+    is_alone = not group.stack and _most(rule, group) == 1
+    return UnitMask(drawn.mask, drawn.units[0] if is_alone else None)
 
 
 def _no_units(group: ResolvedGroup) -> jax.Array:
@@ -618,11 +632,13 @@ def _draw_if_due(
     rules: Mapping[str, Rule],
     initializer: Initializer,
     choices: Mapping[str, Choice],
+    unit_states: Mapping[str, PyTree],
+    newborns: Mapping[str, PyTree],
     rng_key: jax.Array,
     num_replaced: Mapping[str, jax.Array],
     leaves: Sequence[jax.Array],
     draw: str,
-) -> tuple[dict[str, _Drawn], jax.Array, dict[str, jax.Array]]:
+) -> tuple[dict[str, _Drawn], dict[str, PyTree], jax.Array, dict[str, jax.Array]]:
     """Turns choices into units and fresh weights, if any unit is due or in any case.
 
     Args:
@@ -630,19 +646,21 @@ def _draw_if_due(
       rules: rule of each group, by name.
       initializer: initializer of groups without their own.
       choices: choices by group name; score [*S, N] and number [*S].
+      unit_states: state of the units by group name.
+      newborns: that of new units, by name of the groups whose state is to be reset.
       rng_key: the state's key.
       num_replaced: number of units reset before, by group name.
       leaves: the params, flattened; only shapes and dtypes matter.
       draw: see `continual_backprop`.
 
     Returns:
-      What is drawn for each group that is not frozen; the next key, which is the old
-      one if no unit is due, so that a lane does not depend on its neighbors; and the
-      number of units reset so far.
+      What is drawn for each group that is not frozen; the state of the units with the
+      reset ones newborn; the next key, which is the old one if no unit is due, so that
+      a lane does not depend on its neighbors; and the number of units reset so far.
     """
     live = {n: group for n, group in enumerate(groups) if not group.group.frozen}
     if not live:
-        return {}, rng_key, dict(num_replaced)
+        return {}, {}, rng_key, dict(num_replaced)
     shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
     bounds = {group.name: _most(rules[group.name], group) for group in live.values()}
     # `work` outlives the trace, so it must not keep a reference to a traced rate.
@@ -652,10 +670,13 @@ def _draw_if_due(
     }
 
     def work(operand: PyTree) -> PyTree:
-        scores, due, fractions, rng_key, num_replaced = operand
-        units = _find_units(scores, due, bounds)
+        scores, due, fractions, unit_states, newborns, rng_key, num_replaced = operand
+        found = _find_units(scores, due, bounds)
+        # Without the barrier a GPU finds the units again in each kernel that writes
+        # weights, and copies what it needs for that before it is overwritten.
+        units = lax.optimization_barrier(found)
         fresh_key = jax.random.fold_in(rng_key, _FRESH_WEIGHTS)
-        drawn, num_replaced = {}, dict(num_replaced)
+        drawn, reborn, num_replaced = {}, {}, dict(num_replaced)
         for index, group in live.items():
             name = group.name
             draw_slice = functools.partial(
@@ -665,30 +686,38 @@ def _draw_if_due(
                 units[name],
                 _slice_keys(jax.random.fold_in(fresh_key, index), group.stack),
             )
-            is_used = units[name] < group.num_units
+            is_used = found[name] < group.num_units
             if fractions[name] is not None:
                 whole = _reset_wholly(drawn[name].units, fractions[name])
                 drawn[name] = drawn[name]._replace(whole_units=whole)
                 is_used = whole < group.num_units
             num_replaced[name] += jnp.sum(is_used, axis=-1, dtype=jnp.int32)
+            if name in newborns:
+                extent = _Extent.of(UnitMask(drawn[name].mask), fractions[name])
+                reborn[name] = _reborn(unit_states[name], newborns[name], extent.whole)
         next_key = jax.random.fold_in(rng_key, _NEXT_KEY)
-        return drawn, next_key_if(_any_due(due), next_key, rng_key), num_replaced
+        next_key = next_key_if(_any_due(due), next_key, rng_key)
+        return drawn, reborn, next_key, num_replaced
 
     def skip(operand: PyTree) -> PyTree:
-        _, _, fractions, rng_key, num_replaced = operand
-        drawn, _, _ = jax.eval_shape(work, operand)
+        _, _, fractions, unit_states, _, rng_key, num_replaced = operand
+        drawn, *_ = jax.eval_shape(work, operand)
         drawn = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), drawn)
         for group in live.values():
             none = _no_units(group)
             drawn[group.name] = drawn[group.name]._replace(units=none)
             if fractions[group.name] is not None:
                 drawn[group.name] = drawn[group.name]._replace(whole_units=none)
-        return drawn, rng_key, dict(num_replaced)
+        return drawn, unit_states, rng_key, dict(num_replaced)
 
     scores = {group.name: choices[group.name].score for group in live.values()}
     due = {group.name: choices[group.name].number for group in live.values()}
     fractions = {group.name: choices[group.name].fraction for group in live.values()}
-    operand = scores, due, fractions, rng_key, dict(num_replaced)
+    own_states = {name: unit_states[name] for name in newborns}
+    operand = (
+        *(scores, due, fractions, own_states, dict(newborns), rng_key),
+        dict(num_replaced),
+    )
     is_little = sum(leaf.size for leaf in leaves) <= _SMALL and all(
         bounds[group.name] <= _FEW
         and draws_unit_by_unit(group.group.initializer or initializer)
@@ -874,7 +903,7 @@ def _reborn(unit_state: PyTree, newborn: PyTree, mask: jax.Array) -> PyTree:
         if leaf.ndim < mask.ndim:
             return leaf
         shape = (*mask.shape, *(1,) * (leaf.ndim - mask.ndim))
-        return jnp.where(mask.reshape(shape), fresh, leaf)
+        return jnp.where(mask.reshape(shape), fresh, leaf).astype(leaf.dtype)
 
     return jax.tree.map(reset, unit_state, newborn)
 

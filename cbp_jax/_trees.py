@@ -18,6 +18,7 @@ from cbp_jax._units import (
     LeafPath,
     ResolvedGroup,
     UnitGroup,
+    UnitMask,
     key_string,
     leaf_paths,
     path_string,
@@ -40,8 +41,8 @@ _AVERAGE_NAMES = ("average", "hidden")
 # in Haiku is [1, N].
 _VECTOR_NAMES = ("b", "bias", "offset", "scale")
 
-Masks = Sequence[tuple[ResolvedGroup, jax.Array]]
-"""Resolved groups, each with a mask of the units to reset, bool [*S, N]."""
+Masks = Sequence[tuple[ResolvedGroup, UnitMask]]
+"""Resolved groups, each with the units to reset."""
 
 
 def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
@@ -51,12 +52,14 @@ def replaced_mask(replaced: jax.Array, num_units: int) -> jax.Array:
     return jnp.any(indices[*stack, :, None] == replaced[..., None, :], axis=-1)
 
 
-def spread_masks(masks: Masks, num_leaves: int) -> list[jax.Array | None]:
+def spread_masks(
+    masks: Masks, shapes: Sequence[tuple[int, ...]]
+) -> list[jax.Array | None]:
     """Turns masks of units into masks that broadcast to the leaves of a tree.
 
     Args:
-      masks: masks of the groups whose units are reset.
-      num_leaves: number of leaves of the params.
+      masks: the units that are reset.
+      shapes: shapes of the leaves of the params.
 
     Returns:
       For each leaf of the flattened params, a mask of the entries to reset: the units'
@@ -64,10 +67,11 @@ def spread_masks(masks: Masks, num_leaves: int) -> list[jax.Array | None]:
       learned slopes.
       None for a leaf without units.
     """
-    spread: list[jax.Array | None] = [None] * num_leaves
-    for group, mask in masks:
+    spread: list[jax.Array | None] = [None] * len(shapes)
+    for group, units in masks:
         for axes in group.all_axes:
-            own, others = axes.spread(mask), spread[axes.leaf]
+            own = axes.spread_mask(units, shapes[axes.leaf])
+            others = spread[axes.leaf]
             spread[axes.leaf] = own if others is None else own | others
     return spread
 
@@ -101,7 +105,7 @@ def reset_units(
     leaves, treedef = jax.tree.flatten(tree)
     values = [0] * len(leaves) if fresh is None else treedef.flatten_up_to(fresh)
     masks = [
-        (group, replaced_mask(replaced[group.name], group.num_units))
+        (group, UnitMask(replaced_mask(replaced[group.name], group.num_units)))
         for group in resolve_units(units, tree)
         if group.name in replaced
     ]
@@ -111,7 +115,10 @@ def reset_units(
             if mask is None
             else jnp.where(mask, jnp.asarray(value, leaf.dtype), leaf)
             for mask, value, leaf in zip(
-                spread_masks(masks, len(leaves)), values, leaves, strict=True
+                spread_masks(masks, [jnp.shape(leaf) for leaf in leaves]),
+                values,
+                leaves,
+                strict=True,
             )
         ]
     )
@@ -220,7 +227,6 @@ def reset_moments(
     new_params: PyTree,
     masks: Masks,
     keep: Sequence[str] = (),
-    alone: Mapping[str, jax.Array] = MappingProxyType({}),
     fractions: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> PyTree:
     """Sets the optimizer state of reset units to its initial values.
@@ -241,8 +247,6 @@ def reset_moments(
       new_params: the params after the reset.
       masks: which units of which groups are reset.
       keep: names of fields of the state that are left as they are.
-      alone: of groups without stack axes of which at most one unit is reset, its index,
-        int32 scalar, N for none.
       fractions: of groups whose units are reset in part, how far each unit goes toward
         its initial values, floating [*S, N] in [0, 1], 0 outside the mask. The entry of
         two units keeps what the one and then the other leaves of it.
@@ -262,7 +266,7 @@ def reset_moments(
         )
     owners = owners_of(base_optimizer, base_state, new_params, keep)
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(new_params)]
-    spread = spread_masks(masks, len(shapes))
+    spread = spread_masks(masks, shapes)
     parts = _spread_fractions(masks, fractions)
 
     def reset(owner: int, leaf: jax.Array, fresh: jax.Array) -> jax.Array:
@@ -273,7 +277,7 @@ def reset_moments(
         fresh = fresh.astype(leaf.dtype)
         if owner in parts:
             return part_way(leaf, fresh, parts[owner]).astype(leaf.dtype)
-        rows = _rows(masks, owner, alone)
+        rows = _rows(masks, owner)
         if rows is None or leaf.ndim < 2:
             return jnp.where(mask, fresh, leaf)
         return replace_rows(leaf, fresh, mask, rows)
@@ -296,8 +300,8 @@ def _spread_fractions(
         if group.name in fractions
         for axes in group.all_axes
     }
-    for group, mask in masks:
-        fraction = fractions.get(group.name, mask.astype(jnp.float32))
+    for group, units in masks:
+        fraction = fractions.get(group.name, units.mask.astype(jnp.float32))
         for axes in group.all_axes:
             if axes.leaf in kept:
                 left = 1 - axes.spread(fraction)
@@ -305,25 +309,22 @@ def _spread_fractions(
     return {leaf: 1 - share for leaf, share in kept.items()}
 
 
-def _rows(
-    masks: Masks, leaf: int, alone: Mapping[str, jax.Array]
-) -> dict[int, jax.Array] | None:
+def _rows(masks: Masks, leaf: int) -> dict[int, jax.Array] | None:
     """Returns by axis of a leaf the one entry to reset along it, None for other resets.
 
     Args:
       masks: which units of which groups are reset.
       leaf: its index among the leaves of the params.
-      alone: see `reset_moments`.
     """
     rows = {}
-    for group, _ in masks:
+    for group, units in masks:
         for axes in group.all_axes:
             if axes.leaf != leaf:
                 continue
-            (axis, *others) = axes.units
-            if group.name not in alone or axes.positions > 1 or others or axis in rows:
+            axis = axes.row_axis
+            if units.alone is None or axis is None or axis in rows:
                 return None
-            rows[axis] = alone[group.name]
+            rows[axis] = units.alone
     return rows
 
 
@@ -454,7 +455,9 @@ def _has(kinds: type | tuple[type, ...], state: PyTree) -> bool:
 
 def _any(masks: Masks) -> jax.Array:
     return functools.reduce(
-        jnp.logical_or, [jnp.any(mask) for _, mask in masks], jnp.zeros((), bool)
+        jnp.logical_or,
+        [jnp.any(units.mask) for _, units in masks],
+        jnp.zeros((), bool),
     )
 
 

@@ -180,9 +180,21 @@ def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
     )
 
 
+# Of more units, a mask costs a GPU less traffic than comparing indices: XLA fuses the
+# comparison with more of the update, whose operands are then read more often.
+_WIDE = 512
+
 LAYOUTS = ("io", "oi")
 _VECTORS = ("bias", "norm_scale", "norm_bias", "slope")
 _FIELDS = ("incoming", "outgoing", "outgoing_bias", *_VECTORS)
+
+
+class UnitMask(NamedTuple):
+    """Some units of a group."""
+
+    mask: jax.Array  # bool [*S, N].
+    # int32 scalar, the one unit in the mask, N for none; None if there may be several.
+    alone: jax.Array | None = None
 
 
 class UnitAxes(NamedTuple):
@@ -213,6 +225,21 @@ class UnitAxes(NamedTuple):
         return per_unit.reshape(
             *per_unit.shape[: self.stack], *(1,) * before, *self.sizes, *(1,) * after
         )
+
+    @property
+    def row_axis(self) -> int | None:
+        """The axis along which a unit is one row, or None if its entries are more."""
+        is_row = len(self.units) == 1 and self.positions == 1
+        return self.units[0] if is_row else None
+
+    def spread_mask(self, units: UnitMask, shape: Sequence[int]) -> jax.Array:
+        """Marks the entries of units, bool; it broadcasts to the leaf, of `shape`."""
+        is_wide = units.mask.size > _WIDE
+        if units.alone is None or self.row_axis is None or is_wide:
+            return self.spread(units.mask)
+        # This is computed wherever it is needed, and no mask is kept in memory.
+        rows = lax.broadcasted_iota(jnp.int32, shape, self.row_axis)
+        return rows == units.alone
 
     def sum_magnitude(self, leaf: jax.Array, dtype: DTypeLike) -> jax.Array:
         """Sums |leaf| over all axes but the stack and unit axes: [*S, P, N].

@@ -109,7 +109,7 @@ def _match(operand: PyTree) -> PyTree:
 
     def match(param: jax.Array, initial: jax.Array, target: jax.Array) -> jax.Array:
         order = jnp.argsort(as_float(param).ravel())
-        matched = jnp.zeros_like(target).at[..., order].set(initial, unique_indices=True)
+        matched = jnp.zeros_like(target).at[..., order].set(initial)
         return jnp.where(is_due, matched, target)
 
     return jax.tree.map(match, params, sorted_initial, targets)

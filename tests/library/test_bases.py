@@ -10,7 +10,7 @@ import tiny
 
 import cbp_jax
 from cbp_jax._trees import reset_moments
-from cbp_jax._units import resolve_units
+from cbp_jax._units import UnitMask, resolve_units
 
 UNITS = cbp_jax.sequential_units(("dense_0", "head"), bias=None)
 SHAPES = {"dense_0": (3, 4), "head": (4, 2)}
@@ -182,7 +182,7 @@ def lengths_of_steps(base, keep):
     for index in range(NUM_UPDATES + NUM_AFTER):
         if index == NUM_UPDATES:
             (group,) = resolve_units(UNITS, params)
-            masks = [(group, jnp.arange(4) == 1)]
+            masks = [(group, UnitMask(jnp.arange(4) == 1))]
             state = reset_moments(base, state, params, masks, keep)
         grads = jax.tree.map(
             lambda leaf: rng.normal(size=leaf.shape).astype("float32"), params

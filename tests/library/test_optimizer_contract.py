@@ -22,7 +22,7 @@ import tiny
 
 import cbp_jax
 from cbp_jax._trees import reset_moments
-from cbp_jax._units import resolve_units
+from cbp_jax._units import UnitMask, resolve_units
 
 NAMES = pytest.mark.parametrize("name", CASES)
 
@@ -215,7 +215,7 @@ def test_state_of_reborn_units_is_newborn(name):
     params, _, state = plain_run(name)[-1]
     tx, (group,) = make(name), resolve_units(UNITS, PARAMS)
     reborn = np.array([True, False, False, True, False, False])
-    masks = [(group, jnp.asarray(reborn))]
+    masks = [(group, UnitMask(jnp.asarray(reborn)))]
     actual = tiny.by_path(reset_moments(tx, state, params, masks))
     old, fresh = (tiny.by_path(tree) for tree in (state, tx.init(params)))
     entries = {
