@@ -60,7 +60,9 @@ _WRITTEN = {
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
     **{"adamo": "AdamO", "c": "C", "chain": "CHAIN", "dash": "DASH", "er": "ER"},
     **{"infer": "InFeR", "l1": "L1", "parseval": "Parseval"},
-    **{"wasserstein": "Wasserstein"},
+    **{"wasserstein": "Wasserstein", "ada": "Ada", "adalin": "AdaLin"},
+    **{"aid": "AID", "muon": "Muon", "pgd": "PGD", "prelu": "PReLU"},
+    **{"adamw": "AdamW", "rmsprop": "RMSProp"},
 }
 
 
