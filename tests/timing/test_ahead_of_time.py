@@ -110,6 +110,36 @@ def test_every_method_compiles_for_a_gpu(name):
     assert counts.unknown_loops == 0
 
 
+NARROW = {
+    "hidden_layers": 3,
+    "hidden_units": 100,
+    "num_seeds": 12,
+    "rank_every": 0,
+    "measured_examples": 2,
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("optimizer", "most"), [("sgd", 31), ("adam", 33)])
+def test_an_update_of_continual_backprop_takes_few_kernels(optimizer, most):
+    """One above the present number, for other versions of XLA."""
+    cases = {"continual_backprop": {"method": "continual_backprop"}}
+    (case,) = tiny_cases("permuted_mnist", cases=cases, optimizer=optimizer, **NARROW)
+    counts = summarize(compiled_for("h100", case).work)
+    assert counts.kernels <= most
+    assert counts.conditionals == 0
+
+
+@pytest.mark.slow
+def test_continual_backprop_takes_half_as_many_cycles_again_on_a_tpu():
+    cases = {name: {"method": name} for name in ("backprop", "continual_backprop")}
+    backprop, continual_backprop = (
+        summarize(compiled_for("v5e", case).work).cycles
+        for case in tiny_cases("permuted_mnist", cases=cases, **NARROW)
+    )
+    assert 1 < continual_backprop / backprop <= 1.5
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("device", "number"), [("h100", 8), ("v5e", 4)])
 def test_devices_that_share_lanes_never_wait_for_one_another(device, number):
