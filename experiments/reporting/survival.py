@@ -68,19 +68,20 @@ def _read(path: pathlib.Path, tasks_done: Mapping[str, int]) -> Iterator[dict]:
 
 
 class Replaced(NamedTuple):
-    """Which units a case replaced."""
+    """Which units a case replaced in one setting."""
 
     case: str
+    setting: Mapping[str, str]  # The swept hyperparameters that it takes, as written.
     ages: np.ndarray  # Of the units when they were replaced, integers.
-    # Ages below which a unit is a newborn: twice the maturity threshold, each; NaN if
-    # the config has none.
-    newborn_below: np.ndarray
+    # The age below which a unit is a newborn, twice the maturity threshold; NaN if the
+    # config has none.
+    newborn_below: float
     num_full: int  # Lanes and tasks whose log was full, so that the rest is unknown.
 
     @property
     def newborn_share(self) -> float:
         """The fraction of replacements that hit newborns; NaN if it is not defined."""
-        if np.isnan(self.newborn_below).any():
+        if np.isnan(self.newborn_below):
             return np.nan
         return float(np.mean(self.ages < self.newborn_below))
 
@@ -91,7 +92,7 @@ class Replaced(NamedTuple):
 
 
 def read_replaced(path: pathlib.Path, dataset: xr.Dataset) -> list[Replaced]:
-    """Reads the ages of the units that were replaced, by case.
+    """Reads the ages of the units that were replaced, by case and setting.
 
     A case without a maturity threshold of its own is measured by that of the config, if
     another case has one.
@@ -101,38 +102,40 @@ def read_replaced(path: pathlib.Path, dataset: xr.Dataset) -> list[Replaced]:
       dataset: the results of the run, with its config among the attributes.
 
     Returns:
-      The cases with a replacement, in the order of the log.
+      The cases and settings with a replacement, in the order of the log.
     """
     config = json.loads(dataset.attrs["config"])
     lanes = lanes_of(dataset)
-    names = [*swept_names(lanes), "seed"]
+    swept = swept_names(lanes)
     done = {
         case: int(own.examples[0].notnull().sum())
         for case in np.unique(lanes.case)
         for own in [lanes.isel(lane=lanes.case.values == case)]
     }
-    found: dict[str, tuple[list[int], list[float]]] = {}
+    found: dict[tuple[str, ...], list[int]] = {}
     numbers: Counter[tuple[str, ...]] = Counter()
     for row in _read(path, done):
-        fields = config | config["cases"][row["case"]]
-        maturity = row.get(_MATURITY) or fields.get(_MATURITY, np.nan)
-        ages, bounds = found.setdefault(row["case"], ([], []))
-        ages.append(int(row["age"]))
-        bounds.append(2 * float(maturity))
-        numbers[row["case"], row["task"], *(row[name] for name in names)] += 1
-    full = Counter(
-        case
-        for (case, *_), number in numbers.items()
-        if number >= (config | config["cases"][case])["replacement_log"]
-    )
-    return [
-        Replaced(case, np.array(ages), np.array(bounds), full[case])
-        for case, (ages, bounds) in found.items()
-    ]
+        lane = (row["case"], *(row[name] for name in swept))
+        found.setdefault(lane, []).append(int(row["age"]))
+        numbers[*lane, row["task"], row["seed"]] += 1
+
+    def replaced(lane: tuple[str, ...], ages: list[int]) -> Replaced:
+        case, *values = lane
+        setting = {name: x for name, x in zip(swept, values, strict=True) if x}
+        fields = config | config["cases"][case]
+        maturity = setting.get(_MATURITY) or fields.get(_MATURITY, np.nan)
+        num_full = sum(
+            number >= fields["replacement_log"]
+            for (*own, _, _), number in numbers.items()
+            if tuple(own) == lane
+        )
+        return Replaced(case, setting, np.array(ages), 2 * float(maturity), num_full)
+
+    return [replaced(lane, ages) for lane, ages in found.items()]
 
 
 def replaced_table(run: pathlib.Path, dataset: xr.Dataset) -> str:
-    """Returns a table of which units were replaced, one line per case.
+    """Returns a table of which units were replaced, one line per case and setting.
 
     Args:
       run: the run folder.
@@ -145,9 +148,11 @@ def replaced_table(run: pathlib.Path, dataset: xr.Dataset) -> str:
     replaced = read_replaced(log, dataset) if log.exists() else []
     if not replaced:
         return ""
+    swept = [name for one in replaced for name in one.setting]
     rows = [
         {
             "case": one.case,
+            **{name: one.setting.get(name, "") for name in dict.fromkeys(swept)},
             "replacements": f"{len(one.ages):,}",
             "of newborns %": "-"
             if np.isnan(one.newborn_share)
@@ -203,7 +208,7 @@ def draw_survival(
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    figure, axis = plt.subplots(figsize=(5, 3.5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")
     for (case, layer), (deaths, alive) in lives.items():
         ages, share = survival(deaths, alive)
         label = f"{case}, {layer}".replace("_", " ")
@@ -213,7 +218,7 @@ def draw_survival(
     axis.set_xlabel("age (updates)")
     axis.set_ylabel("units alive (%)")
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False)
+    figure.legend(loc="outside right upper", frameon=False)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / files.SURVIVAL_FIGURE, dpi=150)
     plt.close(figure)

@@ -230,19 +230,23 @@ def test_the_share_of_newborns_and_the_median_age_are_those_of_the_log(tmp_path)
         "cases": {"slow": {}, "other": {"method": "redo"}},
     }
     dataset = run_results.join_cases(cases, {"config": json.dumps(config)})
-    slow, other = survival.read_replaced(log, dataset)
-    # Newborns are below 20, 20, 20, 40 and 40; and below 60.
-    assert (slow.case, slow.newborn_share, slow.median_age) == ("slow", 3 / 5, 21)
+    early, late, other = survival.read_replaced(log, dataset)
+    # Newborns are below 20, below 40, and below 60.
+    assert (early.case, early.newborn_share, early.median_age) == ("slow", 2 / 3, 19)
+    assert (late.case, late.newborn_share, late.median_age) == ("slow", 1 / 2, 69.5)
     assert (other.case, other.newborn_share, other.median_age) == ("other", 2 / 4, 59.5)
-    assert (slow.num_full, other.num_full) == (1, 1)
+    assert late.setting == {"maturity_threshold": "20"}
+    assert (early.num_full, late.num_full, other.num_full) == (1, 0, 1)
     table = survival.replaced_table(tmp_path, dataset)
-    assert [cell.strip() for cell in table.splitlines()[2].split("|")[1:-1]] == [
-        *("slow", "5", "60.0", "21")
+    lines = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()
     ]
+    assert lines[2] == ["slow", "10", "3", "66.7", "19"]
+    assert lines[4] == ["other", "", "4", "50.0", "60"]
     assert "full in 2 tasks" in table
     del config["maturity_threshold"]
     dataset.attrs["config"] = json.dumps(config)
-    assert np.isnan(survival.read_replaced(log, dataset)[1].newborn_share)
+    assert np.isnan(survival.read_replaced(log, dataset)[-1].newborn_share)
     assert survival.replaced_table(tmp_path / "nowhere", dataset) == ""
 
 
