@@ -12,7 +12,7 @@ learning", arXiv:2306.13812 (Nature 632, 2024), and the variant of its released 
 | cbp        | ReLU, tanh, 6 rates            | 3 M      | 100   | 10 min    |
 | adam       | as figure_b10, with Adam       | 3 M      | 100   | 17 min    |
 | all_bits   | ReLU, tanh, 3 steps, linear    | 1 M      | 100   | 2 min     |
-| methods    | ReLU, every method             | 1 M      | 30    | 20 min    |
+| methods    | ReLU, every method             | 1 M      | 30    | 30 min    |
 | comparison | ReLU, all methods, 3 values    | 1 M      | 35    | 12 min    |
 | search     | ReLU, every method, 16 trials  | 1 M      | 3     | not timed |
 | smoke      | as the default                 | 400      | 2     | seconds   |
@@ -133,7 +133,7 @@ _PRESETS = {
             _LINEAR
             | paper_methods(adam_step_size=0.01)
             | newer_methods(adam_step_size=0.01),
-            step_sizes=(1e-3, 0.1),
+            step_sizes=(2e-4, 0.1),
             adam_step_sizes=(1e-4, 0.1),
         ),
     },
