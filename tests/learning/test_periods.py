@@ -26,7 +26,7 @@ PERIODIC = [
 STRONG = {"redo_threshold": 0.9, "hare_decay": 0.5}
 # Without any active unit there is no rank to raise.
 MILD = {"l2_er": {"step_size": 0.01, "er_step_size": 0.1}}
-STRONG |= {"regrama_threshold": 0.9, "cpr_rate": 0.5}
+STRONG |= {"regrama_threshold": 0.9, "cpr_rate": 0.5, "wasserstein_strength": 100.0}
 QUICK = ("fire", "redo")
 # By a truth value; the choice of a platform is by a constant.
 CONDITIONAL = re.compile(
