@@ -17,9 +17,8 @@ from cbp_jax.optimizers._penalties import add_gradients
 class WassersteinInitState(NamedTuple):
     """State of `wasserstein_init`.
 
-    The leaves are trees like the params, in at least float32. No param has their
-    shapes, so that resets of units, to which single entries do not belong, leave them
-    alone.
+    Both trees are like the params, in at least float32, but their leaves have other
+    shapes: single entries do not belong to a unit, so resets of units leave them alone.
     """
 
     events: EventState
@@ -72,7 +71,10 @@ def wasserstein_init(
         return WassersteinInitState(
             new_events(),
             jax.tree.map(lambda param: sorted_entries(param)[None, None], params),
-            jax.tree.map(lambda param: as_float(param).reshape(1, 1, -1), params),
+            # Copy, because the params themselves may be donated to the next update.
+            jax.tree.map(
+                lambda param: jnp.copy(as_float(param)).reshape(1, 1, -1), params
+            ),
         )
 
     def update(
