@@ -68,7 +68,7 @@ _FOR_ALL = {
     "step_size": Hyperparameter(0.01, FINITE, None, "step size", search=(1e-4, 0.1)),
     "weight_decay": Hyperparameter(
         *(0.0, FINITE, 0.0, "L2 on all parameters, added to the gradient"),
-        search=(1e-6, 1e-2),
+        search=(1e-6, 1e-1),
     ),
     "noise_scale": Hyperparameter(
         *(0.0, FINITE, 0.0),
@@ -115,7 +115,7 @@ def _adam(numbers: Any, units: Sequence[UnitGroup]) -> optax.GradientTransformat
     decoupled_decay=Hyperparameter(
         default_of(optax.adamw, "weight_decay"),
         *(FINITE, None, "AdamW's decay of all parameters, times the step size"),
-        search=(1e-4, 1.0),
+        search=(1e-5, 1.0),
     ),
 )
 def _adamw(numbers: Any, units: Sequence[UnitGroup]) -> optax.GradientTransformation:

@@ -196,7 +196,8 @@ _ACTIVATION_HYPERPARAMETERS: Mapping[str, Hyperparameters] = {
         "smooth_leaky_slope": Hyperparameter(
             _default(layers.smooth_leaky, "slope"),
             *(FINITE, None, "slope far below 0"),
-            search=(0.01, 0.7),
+            scale=scales.LINEAR,
+            search=(0.01, 0.99),
         ),
         "smooth_leaky_sharpness": _SHARPNESS,
     },
@@ -232,7 +233,12 @@ def _backprop(given: Ingredients) -> optax.GradientTransformation:
     family=styles.REGULARIZERS,
     hyperparameters={
         "l2_init_strength": Hyperparameter(
-            1e-3, FINITE, 0.0, "L2 toward the initial parameters", (1e-2, 1e-3, 1e-4)
+            1e-3,
+            FINITE,
+            0.0,
+            "L2 toward the initial parameters",
+            (1e-2, 1e-3, 1e-4),
+            search=(1e-4, 1e-1),
         )
     },
     source="Kumar et al. 2023",
@@ -252,6 +258,7 @@ def _l2_init(given: Ingredients) -> optax.GradientTransformation:
             0.0,
             "penalty on the distance of spectral norms from 1",
             (1e-2, 1e-3, 1e-4),
+            search=(1e-4, 1e-1),
         ),
         "spectral_exponent": Hyperparameter(
             _default(optimizers.spectral_regularization, "exponent"),
@@ -315,6 +322,7 @@ _UPGD = {
             None,
             "standard deviation of the noise on the gradient",
             (1e-1, 1e-2, 1e-3),
+            search=(1e-4, 1e-1),
         ),
         "upgd_weight_decay": Hyperparameter(
             _default(optimizers.upgd, "weight_decay"),
@@ -361,6 +369,7 @@ method("upgd_nonprotecting", **_UPGD)(functools.partial(_upgd, protecting=False)
             _default(optimizers.ada_upgd, "noise_scale"),
             *(FINITE, None, "standard deviation of the noise on Adam's direction"),
             values=(1e-1, 1e-2, 1e-3),
+            search=(1e-4, 1e-1),
         ),
         "ada_upgd_weight_decay": Hyperparameter(
             _default(optimizers.ada_upgd, "weight_decay"),
@@ -389,6 +398,7 @@ def _ada_upgd(given: Ingredients) -> optax.GradientTransformation:
         "pgd_noise_scale": Hyperparameter(
             *(1e-3, FINITE, 0.0, "standard deviation of the noise on the gradient"),
             values=(1e-1, 1e-2, 1e-3),
+            search=(1e-4, 1e-1),
         ),
     },
 )
@@ -569,6 +579,7 @@ def _shrink_and_perturb(given: Ingredients) -> optax.GradientTransformation:
             0.0,
             "fraction of each tensor's weights redrawn",
             (0.4, 0.2, 0.05),
+            search=(0.01, 0.5),
         ),
         "swr_every": Hyperparameter(
             *(2000, AT_LEAST_ONE, None, "updates between two reinitializations"),
@@ -606,7 +617,7 @@ def _fire(given: Ingredients) -> optax.GradientTransformation:
             *(FRACTION, 0.0, "decay of the slow average of the parameters"),
             values=(0.9999, 0.999, 0.99),
             scale=scales.LOG_COMPLEMENT,
-            search=(0.9, 0.99999),
+            search=(0.5, 0.99999),
         ),
         "hare_every": Hyperparameter(
             *(1000, AT_LEAST_ONE, None, "updates between two returns to the average"),
@@ -827,6 +838,7 @@ def _l2_er(given: Ingredients) -> AddedLoss:
             0.0,
             "penalty on the squared norm of the features",
             (1e-2, 1e-3, 1e-4),
+            search=(1e-5, 1e-1),
         )
     },
     adds_loss=True,
@@ -929,6 +941,7 @@ class InferMemory(NamedTuple):
             0.0,
             "penalty on changes of random functions of the features",
             (0.1, 0.01, 0.001),
+            search=(1e-4, 1.0),
         ),
         "infer_scale": Hyperparameter(
             _default(losses.infer, "scale"),
@@ -985,6 +998,7 @@ def _infer(given: Ingredients) -> AddedLoss:
             0.0,
             "penalty on the distance of hidden layers from orthogonal rows",
             (1e-3, 1e-4, 1e-5),
+            search=(1e-5, 1e-2),
         )
     },
     source="Chung et al. 2024",
@@ -1005,6 +1019,7 @@ def _parseval(given: Ingredients) -> optax.GradientTransformation:
             0.0,
             "pull toward isometry outside Adam's moments, times the step size",
             (1e-2, 1e-3, 1e-4),
+            search=(1e-5, 1e-1),
         )
     },
     fields={"optimizer": "adam"},
@@ -1026,6 +1041,7 @@ def _adamo(given: Ingredients) -> optax.GradientTransformation:
             0.0,
             "penalty on the distance of each tensor's entries from the initial ones",
             (1e-2, 1e-3, 1e-4),
+            search=(1e-5, 1e-1),
         ),
         "wasserstein_every": Hyperparameter(
             *(100, AT_LEAST_ONE, None, "updates between two rankings of the entries")
@@ -1045,7 +1061,12 @@ def _wasserstein_init(given: Ingredients) -> optax.GradientTransformation:
     family=styles.REGULARIZERS,
     hyperparameters={
         "l1_init_strength": Hyperparameter(
-            1e-4, FINITE, 0.0, "L1 toward the initial parameters", (1e-3, 1e-4, 1e-5)
+            1e-4,
+            FINITE,
+            0.0,
+            "L1 toward the initial parameters",
+            (1e-3, 1e-4, 1e-5),
+            search=(1e-6, 1e-2),
         )
     },
     source="Kumar et al. 2023",
@@ -1065,6 +1086,7 @@ def _l1_init(given: Ingredients) -> optax.GradientTransformation:
             1.0,
             "lowest factor on a unit's weights when a task ends",
             (0.3, 0.1, 0.05),
+            search=(0.05, 0.9),
         ),
         "dash_smoothing": Hyperparameter(
             _default(optimizers.dash, "smoothing"),
