@@ -11,16 +11,19 @@ Nature 632, 2024, with the settings of its released code.
 | paper    | ImageNet, 32x32 | paper's | 5,000 x 250    | 30    | the main result  |
 | cifar100 | CIFAR-100       | paper's | 300 x 10       | 3     | real images      |
 | methods  | textures, 16x16 | small   | 150 x 10       | 5     | every method     |
+| search   | textures, 16x16 | small   | 100 x 10       | 3     | all, 16 trials   |
 | smoke    | textures, 12x12 | tiny    | 2 x 1          | 2     | that it runs     |
 
 Textures are drawn from the seed, so the default downloads nothing.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from cbp_jax.networks import PAIRED
 from configs import common
-from configs.methods import newer_methods, paper_methods
+from configs.methods import newer_methods, paper_methods, with_search
 from experiments.learning.methods import METHODS
 
 
@@ -104,6 +107,23 @@ _NEWER_METHODS = {
     for name, case in newer_methods(adam_step_size=0.003).items()
     if case.get("activation") not in PAIRED
 }
+_METHODS = (
+    paper_methods(adam_step_size=0.003)
+    | {"batch_norm": {"method": "backprop", "normalization": "batch"}}
+    | _NEWER_METHODS
+)
+
+
+def _searches() -> dict[str, dict[str, Any]]:
+    cases = with_search(_METHODS, step_sizes=(0.003, 0.3), adam_step_sizes=(1e-4, 0.03))
+    for case in cases.values():
+        method = METHODS[case["method"]]
+        if method.replaces_optimizer and not method.steps_like_adam:
+            case["search"]["step_size"] = (0.03, 3.0)  # Without momentum, as above.
+        if "replacement_rate" in case["search"]:  # Batches see few updates per task.
+            case["search"]["replacement_rate"] = (1e-5, 0.1)
+    return cases
+
 
 _PRESETS = {
     "default": _TEXTURES,
@@ -133,12 +153,14 @@ _PRESETS = {
         "num_seeds": 3,
         "tasks_per_bin": 10,
     },
-    "methods": _TEXTURES
+    "methods": _TEXTURES | {"cases": _METHODS | _LINEAR},
+    "search": _TEXTURES
     | {
-        "cases": paper_methods(adam_step_size=0.003)
-        | {"batch_norm": {"method": "backprop", "normalization": "batch"}}
-        | _NEWER_METHODS
-        | _LINEAR
+        "num_tasks": 100,
+        "num_seeds": 3,  # To choose; `experiments.compare --evaluate` runs others.
+        "num_trials": 16,
+        "noise": "signs",
+        "cases": _searches(),
     },
     "smoke": _TEXTURES
     | {

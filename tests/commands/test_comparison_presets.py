@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_runs import tiny_bits, tiny_digits, tiny_labels
 
-from configs import labels, methods, pmnist, scr
+from configs import imagenet, labels, methods, pmnist, scr
 from experiments import changing_labels, permuted_mnist, slowly_changing_regression
 from experiments.reporting import comparison
 from experiments.reporting.trials import Run
@@ -52,6 +52,22 @@ def test_every_method_has_the_same_search_budget(name):
         by_range = step_sizes.setdefault(tuple(case.search.step_size), set())
         by_range.add(tuple(grid.trials["step_size"]))
     assert [len(one) for one in step_sizes.values()] == [1, 1]
+
+
+def test_textures_search_every_method_in_ranges_of_their_own():
+    config = imagenet.get_config("search")
+    published = imagenet.get_config("methods").cases
+    assert {"linear"} | set(config.cases) == set(published)
+    for name, case in make_cases(config).items():
+        grid = make_grid(case)
+        assert grid.shape == (16, 3)
+        low, high = case.search.step_size
+        assert low < case.step_size < high
+        if name == "upgd":  # Without momentum, so ten times as large.
+            assert (low, high) == (0.03, 3.0)
+        if "replacement_rate" in case.search:
+            low, high = case.search.replacement_rate
+            assert low < 0.01 < high
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from experiments.run.config import complete, make_cases
 from experiments.streams import class_pairs
 
 MAKE_PROBLEM = continual_imagenet.make_problem
-PRESETS = ("default", "paper", "cifar100", "methods", "smoke")
+PRESETS = ("default", "paper", "cifar100", "methods", "search", "smoke")
 TIMES = ["steps_per_second"]
 
 
