@@ -12,11 +12,12 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 import optax
 
-from cbp_jax._gradient_scores import magnitudes, relative_to_layer
+from cbp_jax._dormancy import is_due, relative_to_layer
+from cbp_jax._gradient_scores import EPSILON, magnitudes
 from cbp_jax._numbers import check_range, is_known_zero, running_average
 from cbp_jax._resets import Choice, Measurements, Rule, reset_by_rule
 from cbp_jax._types import AxisName
-from cbp_jax._units import UnitGroup, as_groups
+from cbp_jax._units import UnitGroup, freeze
 
 
 class CPRState(NamedTuple):
@@ -121,26 +122,20 @@ def cpr(
 
     def update(state: CPRState, measurements: Measurements) -> tuple[CPRState, Choice]:
         dtype = state.score.dtype
-        score = relative_to_layer(magnitude_of(measurements))
+        score = relative_to_layer(magnitude_of(measurements), EPSILON)
         average = running_average(state.score, score, decay_rate)
         steepness = jnp.asarray(sharpness, dtype)
         calibrated = jnp.minimum(1, 2 * jax.nn.sigmoid(-steepness * (average - 1)))
-        interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = is_check
-        if is_due is None:
-            is_due = (measurements.count + 1) % interval == 0
+        due = is_due(measurements, reset_every, is_check)
         fraction = jnp.asarray(replacement_rate, dtype) * calibrated
-        fraction = jnp.where(is_due, fraction, 0)
-        state = state._replace(score=jnp.where(is_due, 1, average), fraction=fraction)
-        number = jnp.where(is_due, average.size, 0).astype(jnp.int32)
+        fraction = jnp.where(due, fraction, 0)
+        state = state._replace(score=jnp.where(due, 1, average), fraction=fraction)
+        number = jnp.where(due, average.size, 0).astype(jnp.int32)
         return state, Choice(jnp.zeros_like(average), number, fraction=fraction)
 
     return reset_by_rule(
         base_optimizer,
-        [
-            group._replace(frozen=group.frozen or is_off or is_check is False)
-            for group in as_groups(units)
-        ],
+        freeze(units, is_off or is_check is False),
         Rule(init, update, needs=needs),
         key=key,
         moments=moments,

@@ -1,4 +1,4 @@
-"""How much of a layer's gradient a unit gets: the score of ReGraMa and CPR.
+"""How large the gradient of a unit is: what ReGraMa and CPR compare.
 
 Shapes: N units.
 """
@@ -6,14 +6,13 @@ Shapes: N units.
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 
 from cbp_jax import utility
 from cbp_jax._numbers import check_choice, over_replicas
 from cbp_jax._resets import Measurements
 from cbp_jax._types import AxisName
 
-_EPSILON = 1e-8
+EPSILON = 1e-8
 _NEEDS = {"weights": "incoming_gradient", "activations": "activation_gradient"}
 
 
@@ -39,8 +38,3 @@ def magnitudes(
         return over_replicas(utility.activation_gradient(measurements), axis_name)
 
     return of_activations, (_NEEDS[gradient],)
-
-
-def relative_to_layer(magnitude: jax.Array) -> jax.Array:
-    """Returns magnitudes [N] in multiples of their mean; 0 if all are 0."""
-    return magnitude / (jnp.mean(magnitude) + _EPSILON)

@@ -9,13 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 import optax
 
+from cbp_jax._dormancy import dormancy_rule
 from cbp_jax._numbers import check_range, is_known, over_replicas
-from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._resets import Measurements, reset_by_rule
 from cbp_jax._types import AxisName
-from cbp_jax._units import UnitGroup, as_groups
+from cbp_jax._units import UnitGroup, freeze
 
 _EPSILON = 1e-9
 
@@ -92,38 +92,23 @@ def redo(
     check_range("reset_every", reset_every, 1, math.inf)
     is_off = is_known(threshold, lambda threshold: threshold < 0)
 
-    def init(num_units: int, dtype: DTypeLike) -> ReDoState:
-        return ReDoState(
-            age=jnp.zeros(num_units, jnp.int32),
-            total=jnp.zeros(num_units, dtype),
-        )
+    def magnitude(measurements: Measurements) -> jax.Array:
+        batch = jnp.mean(jnp.abs(measurements.activation), axis=(0, 1))
+        return over_replicas(batch, axis_name)
 
-    def update(
-        state: ReDoState, measurements: Measurements
-    ) -> tuple[ReDoState, Choice]:
-        magnitude = over_replicas(
-            jnp.mean(jnp.abs(measurements.activation), axis=(0, 1)), axis_name
-        )
-        interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = is_check
-        if is_due is None:
-            is_due = (measurements.count + 1) % interval == 0
-        # With a single batch, there is no sum to keep.
-        total = state.total + magnitude if over_interval else magnitude
-        # The number of updates in the sum cancels, except in the epsilon.
-        mean = total / interval.astype(total.dtype) if over_interval else total
-        score = mean / (jnp.mean(mean) + _EPSILON)
-        starts_over = is_due | (not over_interval)
-        state = state._replace(total=jnp.where(starts_over, 0, total))
-        return state, choose_where(is_due & (score <= threshold))
-
+    rule = dormancy_rule(
+        ReDoState,
+        magnitude,
+        threshold=threshold,
+        epsilon=_EPSILON,
+        reset_every=reset_every,
+        is_check=is_check,
+        over_interval=over_interval,
+    )
     return reset_by_rule(
         base_optimizer,
-        [
-            group._replace(frozen=group.frozen or is_off or is_check is False)
-            for group in as_groups(units)
-        ],
-        Rule(init, update),
+        freeze(units, is_off or is_check is False),
+        rule,
         key=key,
         between_reset=between_reset,
         **options,

@@ -8,15 +8,14 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.typing import DTypeLike
 import optax
 
-from cbp_jax._gradient_scores import magnitudes, relative_to_layer
+from cbp_jax._dormancy import dormancy_rule
+from cbp_jax._gradient_scores import EPSILON, magnitudes
 from cbp_jax._numbers import check_range, is_known
-from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
+from cbp_jax._resets import reset_by_rule
 from cbp_jax._types import AxisName
-from cbp_jax._units import UnitGroup, as_groups
+from cbp_jax._units import UnitGroup, freeze
 
 
 class ReGraMaState(NamedTuple):
@@ -98,36 +97,20 @@ def regrama(
     magnitude_of, needs = magnitudes(gradient, axis_name)
     is_off = is_known(threshold, lambda threshold: threshold < 0)
 
-    def init(num_units: int, dtype: DTypeLike) -> ReGraMaState:
-        return ReGraMaState(
-            age=jnp.zeros(num_units, jnp.int32),
-            total=jnp.zeros(num_units, dtype),
-        )
-
-    def update(
-        state: ReGraMaState, measurements: Measurements
-    ) -> tuple[ReGraMaState, Choice]:
-        magnitude = magnitude_of(measurements)
-        interval = jnp.asarray(reset_every).astype(jnp.int32)
-        is_due = is_check
-        if is_due is None:
-            is_due = (measurements.count + 1) % interval == 0
-        # With a single gradient, there is no sum to keep.
-        total = state.total + magnitude if over_interval else magnitude
-        # The number of updates in the sum cancels, except in the epsilon.
-        mean = total / interval.astype(total.dtype) if over_interval else total
-        starts_over = is_due | (not over_interval)
-        state = state._replace(total=jnp.where(starts_over, 0, total))
-        is_dormant = relative_to_layer(mean) <= threshold
-        return state, choose_where(is_due & is_dormant)
-
+    rule = dormancy_rule(
+        ReGraMaState,
+        magnitude_of,
+        threshold=threshold,
+        epsilon=EPSILON,
+        reset_every=reset_every,
+        is_check=is_check,
+        over_interval=over_interval,
+        needs=needs,
+    )
     return reset_by_rule(
         base_optimizer,
-        [
-            group._replace(frozen=group.frozen or is_off or is_check is False)
-            for group in as_groups(units)
-        ],
-        Rule(init, update, needs=needs),
+        freeze(units, is_off or is_check is False),
+        rule,
         key=key,
         **options,
     )

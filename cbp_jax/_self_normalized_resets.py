@@ -16,7 +16,7 @@ import optax
 from cbp_jax._numbers import check_range, is_known, over_replicas
 from cbp_jax._resets import Choice, Measurements, Rule, choose_where, reset_by_rule
 from cbp_jax._types import AxisName
-from cbp_jax._units import UnitGroup, as_groups
+from cbp_jax._units import UnitGroup, freeze
 from cbp_jax._xla import cond_any_lane
 
 # Each bin of silences is a quarter of an octave wide: 1 to 7 updates have their own
@@ -132,7 +132,7 @@ def self_normalized_resets(
 
     return reset_by_rule(
         base_optimizer,
-        [group._replace(frozen=group.frozen or is_off) for group in as_groups(units)],
+        freeze(units, is_off),
         Rule(init, update),
         key=key,
         **options,

@@ -180,6 +180,11 @@ def as_groups(units: Sequence[UnitGroup | str]) -> tuple[UnitGroup, ...]:
     )
 
 
+def freeze(units: Sequence[UnitGroup | str], never: bool) -> list[UnitGroup]:
+    """Returns the groups, all frozen if their units are never reset."""
+    return [group._replace(frozen=group.frozen or never) for group in as_groups(units)]
+
+
 # Of more units, a mask costs a GPU less traffic than comparing indices: XLA fuses the
 # comparison with more of the update, whose operands are then read more often.
 _WIDE = 512
