@@ -174,6 +174,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(finished, tmp_path, monkeypatch):
     xr.testing.assert_equal(resumed.drop_vars(TIMES), whole.drop_vars(TIMES))
 
 
+@pytest.mark.slow
 def test_one_device_gives_what_four_do(finished, tmp_path, monkeypatch):
     whole, config, _ = finished
     one_device = jax.devices()[:1]

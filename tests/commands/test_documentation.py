@@ -92,6 +92,7 @@ def test_python_blocks_run():
 OWN_RULES = blocks_of("docs/guide.md", "python")[-3:]
 
 
+@pytest.mark.slow
 def test_the_rule_resets_one_mature_unit_of_the_smallest_outgoing_weights():
     names, in_part, by_slopes = run("docs/guide.md", OWN_RULES)
     params = tiny.make_params()

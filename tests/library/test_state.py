@@ -190,6 +190,7 @@ def test_multi_steps_belong_around_and_not_inside():
         assert int(state.inner_opt_state.num_replaced["dense_0"]) == wanted
 
 
+@pytest.mark.slow
 def test_units_are_found_with_and_without_the_collection_of_params():
     tx = make(1.0)
     variables, grads = {"params": PARAMS}, {"params": tiny.at(GRADS, 0)}
