@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 import pathlib
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,8 @@ _COST_SEEDS = (
     "Each tuning seed scores the trials that the other tuning seeds choose. With one "
     "tuning seed, the scores are too good."
 )
+FEW_TRIALS = 4
+"""A small budget of tuning, whose expected score the ranking shows."""
 UNEQUAL = "*"
 """Marks a number of trials that differs from that of most methods."""
 
@@ -164,31 +166,57 @@ def choice_table(choices: Sequence[Choice]) -> str:
 
 
 def ranking_table(comparison: Comparison) -> str:
-    """Returns a table of all methods by the first score, with groups of equals."""
+    """Returns a table of all methods, the best first, with groups of equals.
+
+    It has everything that a reader needs at first: the setting, the mean over all
+    tasks, the difference to the reference by each score, and what few trials would
+    give.
+    """
     letters: dict[str, str] = {}
     for number, group in enumerate(comparison.groups or ()):
         for method in group:
             letters[method] = f"{letters.get(method, '')}{_letter(number)}"
+    choices = {choice.method: choice for choice in comparison.choices}
+    pairs = {
+        score.name: {one.method: one.paired for one in comparison.verdicts[score.name]}
+        for score in SCORES
+    }
+    few = FEW_TRIALS if _searched(comparison) else 0
     rows = []
-    for place, verdict in enumerate(comparison.verdicts[SCORES[0].name], start=1):
-        trial = comparison.evaluated[verdict.method]
-        rows.append(
-            {
-                "rank": str(place),
-                "method": verdict.method,
-                "group": letters[verdict.method],
-                "mean": _number(verdict.mean, trial),
-                "interquartile mean": _number(verdict.interquartile_mean, trial),
-                "verdict": verdict.paired.verdict,
-            }
-        )
-        if verdict.method == comparison.reference:
-            rows[-1]["verdict"] = "reference"
-    return (
-        f"{format_table(rows)}\n\nMethods with a letter in common cannot be told apart "
-        f"by the {SCORES[0].title}: in paired tests of all methods, corrected for the "
-        "number of pairs by Holm's method, no two of them differ at a level of 5 %."
-    )
+    for verdict in comparison.verdicts[SCORES[0].name]:
+        method, choice = verdict.method, choices[verdict.method]
+        trial = comparison.evaluated[method]
+        is_reference = method == comparison.reference
+        row = {
+            "method": method,
+            "group": letters[method],
+            "setting": _setting(choice, two_digits),
+            "mean": _number(verdict.mean, trial),
+        }
+        for score in SCORES:
+            pair = pairs[score.name][method]
+            ends = ", ".join(_number(end, trial, "+") for end in (pair.low, pair.high))
+            row[score.name.replace("_", " ")] = (
+                ""
+                if is_reference
+                else f"{_number(pair.difference, trial, '+')} [{ends}]"
+            )
+        row["verdict"] = "reference" if is_reference else verdict.paired.verdict
+        if few:
+            curve = tuning.cost_curves(choice, comparison.tuning_seeds).mean(axis=0)
+            at_few = few <= len(curve)
+            row[f"best of {few}"] = _number(curve[few - 1], trial) if at_few else ""
+        rows.append(row)
+    notes = [
+        "Methods with a letter in common cannot be told apart by the "
+        f"{SCORES[0].title}: in paired tests of all methods, corrected for the number "
+        "of pairs by Holm's method, no two of them differ at a level of 5 %.",
+        "The columns with brackets are differences to "
+        f"{comparison.reference} with 95 % intervals.",
+    ]
+    if few:
+        notes.append(f"Best of {few}: the mean expected after so many trials.")
+    return f"{format_table(rows)}\n\n{' '.join(notes)}"
 
 
 def cost_table(comparison: Comparison) -> str:
@@ -326,10 +354,17 @@ def _parameters(trial: Trial) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in trial.setting.items())
 
 
-def _setting(choice: Choice) -> str:
+def two_digits(value: float) -> str:
+    """Writes two significant digits, of the distance from 1 for decay rates near it."""
+    if 0.9 < value < 1:
+        return f"{1 - float(f'{1 - value:.2g}'):g}"
+    return f"{float(f'{value:.2g}'):g}"
+
+
+def _setting(choice: Choice, write: Callable[[float], str] = "{:g}".format) -> str:
     """Writes the chosen setting, with a mark at values on the edge."""
     return ", ".join(
-        f"{name} {value:g}{f' {EDGE}' if name in choice.at_edge else ''}"
+        f"{name} {write(value)}{f' {EDGE}' if name in choice.at_edge else ''}"
         for name, value in choice.trial.setting.items()
     )
 

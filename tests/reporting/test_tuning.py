@@ -228,6 +228,7 @@ def test_tables_of_a_search_say_the_same_as_its_csv(compared):
     assert list(ranks["method"]) == ["continual_backprop", "backprop"]
     assert list(ranks["group"]) == ["a", "b"]
     assert list(ranks["verdict"]) == ["better", "reference"]
+    assert ranks["setting"][0] == "step_size 0.1 †, replacement_rate 0.0001"
     rows = pd.read_csv(io.StringIO(comparison_output.verdicts_csv(compared)))
     row = rows[(rows.score == "all_tasks") & (rows.method != "backprop")].iloc[0]
     assert row.p_value == pytest.approx(compared.verdicts["all_tasks"][0].p_value)
@@ -242,11 +243,31 @@ def test_tables_of_a_search_say_the_same_as_its_csv(compared):
     costs = pd.read_csv(io.StringIO(comparison_output.costs_csv(compared)))
     means = costs.groupby(["method", "trials"]).expected_best.mean()
     cells = tables["Cost of tuning, accuracy %"].set_index("method")
+    by_method = ranks.set_index("method")
+    np.testing.assert_array_equal(by_method["best of 4"], cells["best of 4"][::-1])
+    for score in ("all_tasks", "last_tenth", "lost"):
+        found = rows[(rows.score == score) & (rows.method != "backprop")].iloc[0]
+        numbers = (100 * found[end] for end in ("difference", "low", "high"))
+        wanted = "{:+.2f} [{:+.2f}, {:+.2f}]".format(*numbers)
+        shown = by_method[score.replace("_", " ")]
+        assert shown["continual_backprop"] == wanted
+        assert not shown["backprop"]
     assert list(cells) == ["best of 1", "best of 2", "best of 4", "best of 5"]
     for method in cells.index:
         for number in (1, 2, 4, 5):
             shown = float(cells.loc[method, f"best of {number}"])
             assert shown == pytest.approx(100 * means[method, number], abs=0.006)
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        *((0.0006123, "0.00061"), (1e-6, "1e-06"), (1000, "1000"), (0.9, "0.9")),
+        *((0.99924, "0.99924"), (0.9876, "0.988"), (1.0, "1"), (0, "0")),
+    ],
+)
+def test_the_ranking_rounds_decay_rates_by_their_distance_from_one(value, written):
+    assert comparison_output.two_digits(value) == written
 
 
 def test_a_comparison_of_sweeps_has_no_ranking():
