@@ -22,8 +22,9 @@ learning", Nature 632, 2024, and figures 6 to 8 of its preprint, arXiv:2306.1381
 `upgd` and `l2_init`, with batches of 16, have the tasks of Elsayed and Mahmood,
 arXiv:2404.00781, and Kumar et al., arXiv:2308.11958.
 
-`comparison_mnist_tuning` (10 tasks, 2 seeds, 3 strengths) and `comparison_mnist` (100
-tasks, 3 other seeds) compare the paper's methods on MNIST with 3 x 100 units.
+`search_mnist` (10 tasks, 2 seeds, 8 trials) searches the paper's methods on MNIST with
+3 x 100 units. `comparison_mnist_tuning` (10 tasks, 2 seeds, 3 strengths) and
+`comparison_mnist` (100 tasks, 3 other seeds) compare them at fewer settings.
 
 Digits are the 1,797 images of 8x8 pixels in scikit-learn, so the default gives the same
 numbers on every machine and downloads nothing. MNIST is read from its four IDX files in
@@ -207,6 +208,15 @@ _PRESETS = {
             _MNIST_METHODS,
             step_sizes=(0.01, 0.003, 0.001),
             adam_step_sizes=(3e-4, 1e-4, 3e-5),
+        ),
+    },
+    "search_mnist": _MNIST_COMPARISON
+    | {
+        "num_tasks": 10,
+        "num_seeds": 2,
+        "num_trials": 8,
+        "cases": with_search(
+            _MNIST_METHODS, step_sizes=(3e-4, 0.03), adam_step_sizes=(1e-5, 1e-3)
         ),
     },
     "smoke": _DIGITS

@@ -99,6 +99,17 @@ def test_mnist_is_tuned_on_other_seeds_than_it_is_judged_on():
         assert config.examples_per_task == 60_000
 
 
+def test_the_papers_methods_have_eight_trials_on_mnist():
+    config = complete(pmnist.get_config("search_mnist"))
+    assert set(config.cases) == set(pmnist.get_config("comparison_mnist").cases)
+    assert (config.num_tasks, config.examples_per_task) == (10, 60_000)
+    for case in make_cases(config).values():
+        grid = make_grid(case)
+        assert grid.shape == (8, 2)
+        low, high = case.search.step_size
+        assert low < case.step_size < high
+
+
 @pytest.mark.slow
 def test_a_run_of_the_preset_leads_to_a_verdict(tmp_path):
     presets, preset, make_problem, tiny = PROBLEMS["digits"]
