@@ -14,6 +14,7 @@ yellow, which is too pale for a line; wine from Paul Tol's "muted" replaces it.
 
 from collections.abc import Iterable, Iterator, Mapping
 import itertools
+import re
 from typing import Any, NamedTuple
 import zlib
 
@@ -58,11 +59,21 @@ _WRITTEN = {
     **{"adam": "Adam", "crelu": "CReLU", "fire": "FIRE", "l2": "L2", "redo": "ReDo"},
     **{"cpr": "CPR", "regrama": "ReGraMa"},
     **{"rms": "RMS", "snr": "SNR", "swr": "SWR", "upgd": "UPGD"},
-    **{"adamo": "AdamO", "c": "C", "chain": "CHAIN", "dash": "DASH", "er": "ER"},
+    **{"adamo": "AdamO", "dash": "DASH"},
     **{"infer": "InFeR", "l1": "L1", "parseval": "Parseval"},
-    **{"wasserstein": "Wasserstein", "ada": "Ada", "adalin": "AdaLin"},
+    **{"wasserstein": "Wasserstein", "adalin": "AdaLin"},
     **{"aid": "AID", "muon": "Muon", "pgd": "PGD", "prelu": "PReLU"},
     **{"adamw": "AdamW", "rmsprop": "RMSProp"},
+}
+# Words that belong together; what is written has no underscores.
+_WRITTEN_TOGETHER = {
+    "ada_upgd": "AdaUPGD",
+    "adam_rel": "Adam-Rel",
+    "c_chain": "C-CHAIN",
+    "continual_backprop_adam": "continual backprop with Adam",
+    "l2_er": "L2-ER",
+    "self_normalized": "self-normalized",
+    "smooth_leaky": "smooth-leaky",
 }
 
 
@@ -209,6 +220,8 @@ def distinct_colors(cases: Iterable[str]) -> dict[str, str]:
 
 def in_words(name: str) -> str:
     """Writes the name of a method, case or hyperparameter for people."""
+    for together, written in _WRITTEN_TOGETHER.items():
+        name = re.sub(rf"(?<![^_]){together}(?![^_])", written, name)
     return " ".join(_WRITTEN.get(word, word) for word in name.split("_"))
 
 

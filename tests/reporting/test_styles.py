@@ -156,3 +156,20 @@ def test_points_have_distinct_colors_as_long_as_there_are_any():
     assert len(set(found.values())) == 4
     assert found["backprop"] == styles.method_style("backprop").color
     assert list(styles.distinct_colors(METHODS)) == METHODS
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("self_normalized_resets", "self-normalized resets"),
+        ("continual_backprop_adam", "continual backprop with Adam"),
+        ("continual_backprop", "continual backprop"),
+        ("smooth_leaky_slope", "smooth-leaky slope"),
+        ("randomized_smooth_leaky", "randomized smooth-leaky"),
+        ("ada_upgd", "AdaUPGD"),
+        ("adam_relative", "Adam relative"),
+        ("l2_init", "L2 init"),
+    ],
+)
+def test_names_are_written_for_people(name, written):
+    assert styles.in_words(name) == written
