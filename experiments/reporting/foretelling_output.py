@@ -15,7 +15,7 @@ from experiments.reporting.foretelling import (
     Foretold,
     Points,
 )
-from experiments.reporting.styles import distinct_colors, in_words, method_style
+from experiments.reporting.styles import distinct_points, in_words
 from experiments.reporting.tables import format_table
 
 _MOST_COLUMNS = 5
@@ -164,18 +164,17 @@ def _draw_points(axis: Any, points: Points, name: str) -> None:
     values = points.values[points.measures.index(name)]
     scores = points.scores * (100 if points.more_is_better else 1)
     methods = list(dict.fromkeys(points.methods.tolist()))
-    colors = distinct_colors(methods)
-    for method in methods:
+    for method, (color, marker) in distinct_points(methods).items():
         is_own = points.methods == method
         axis.plot(
             values[is_own].ravel(),
             scores[is_own].ravel(),
             linestyle="",
-            marker=method_style(method).marker,
+            marker=marker,
             markersize=4,
             markeredgewidth=0,
             alpha=0.5,
-            color=colors[method],
+            color=color,
             label=in_words(method),
         )
     known = values[np.isfinite(values)]

@@ -51,6 +51,7 @@ _BLUE, _VERMILION, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _PURPLE, _ORANGE, _SKY, _WINE = "#CC79A7", "#E69F00", "#56B4E9", "#882255"
 _COLORS = (_BLUE, _VERMILION, _GREEN, _PURPLE, _ORANGE, _SKY, _WINE)
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_MORE_MARKERS = ("*", "<", ">", "p", "h")
 _GRAY, _BLACK = "#707070", "#000000"
 
 
@@ -199,23 +200,28 @@ def distinct_styles(cases: Mapping[str, str]) -> dict[str, MethodStyle]:
     return styles
 
 
-def distinct_colors(cases: Iterable[str]) -> dict[str, str]:
-    """Returns the colors of points, which have no dashes to tell families apart.
+def distinct_points(cases: Iterable[str]) -> dict[str, tuple[str, Any]]:
+    """Returns colors and markers of points, which unlike lines have no dashes.
 
     Args:
       cases: names of methods or cases.
 
     Returns:
-      The colors by name. The first case of each color keeps it; the others have colors
-      that no case has, as long as there are any.
+      A color and a marker for each name. The first case of each color keeps its own.
+      The others have a color that no case has, or, if there is none, a marker that no
+      case of their color has, as long as there are any.
     """
-    own = {case: method_style(case).color for case in cases}
-    free = (color for color in _COLORS if color not in own.values())
-    colors: dict[str, str] = {}
-    for case, color in own.items():
-        is_taken = color in colors.values()
-        colors[case] = next(free, color) if is_taken else color
-    return colors
+    own = {case: method_style(case) for case in cases}
+    free = [color for color in _COLORS if color not in {s.color for s in own.values()}]
+    points: dict[str, tuple[str, Any]] = {}
+    for case, style in own.items():
+        color, marker = style.color, style.marker
+        if any(color == taken for taken, _ in points.values()):
+            color = free.pop(0) if free else color
+        markers = (marker, *_MARKERS, *_MORE_MARKERS)
+        unused = (one for one in markers if (color, one) not in points.values())
+        points[case] = color, next(unused, marker)
+    return points
 
 
 def in_words(name: str) -> str:

@@ -152,10 +152,16 @@ def test_an_unknown_family_is_named_with_the_choices():
 def test_points_have_distinct_colors_as_long_as_there_are_any():
     first = [styles.members(family)[:1] for family in styles.FAMILIES]
     alike = [*itertools.chain(*first)]
-    found = styles.distinct_colors(["backprop", *alike[-3:]])
-    assert len(set(found.values())) == 4
-    assert found["backprop"] == styles.method_style("backprop").color
-    assert list(styles.distinct_colors(METHODS)) == METHODS
+    found = styles.distinct_points(["backprop", *alike[-3:]])
+    assert len({color for color, _ in found.values()}) == 4
+    style = styles.method_style("backprop")
+    assert found["backprop"] == (style.color, style.marker)
+
+
+def test_points_of_one_color_have_distinct_markers():
+    found = styles.distinct_points(METHODS)
+    assert list(found) == METHODS
+    assert len(set(found.values())) == len(METHODS)
 
 
 @pytest.mark.parametrize(
