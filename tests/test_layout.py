@@ -33,7 +33,7 @@ LAYERS = (
         "cbp_jax._regrama",
         "cbp_jax._self_normalized_resets",
     ),
-    ("cbp_jax._gradient_scores",),
+    ("cbp_jax._dormancy", "cbp_jax._gradient_scores"),
     ("cbp_jax.utility",),
     ("cbp_jax._resets",),
     ("cbp_jax._bases",),
