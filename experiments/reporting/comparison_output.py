@@ -215,7 +215,9 @@ def ranking_table(comparison: Comparison) -> str:
         f"{comparison.reference} with 95 % intervals.",
     ]
     if few:
-        notes.append(f"Best of {few}: the mean expected after so many trials.")
+        notes.append(
+            f"Best of {few}: the mean expected after so many trials, on tuning seeds."
+        )
     return f"{format_table(rows)}\n\n{' '.join(notes)}"
 
 
